@@ -1,0 +1,48 @@
+# Everything runs from a virtual environment in .venv, made on first use from requirements.txt.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PACKAGES := $(wildcard sqs_jax experiments benchmarks)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format clean
+
+help: ## list the targets
+	@echo "usage: make TARGET [PYTHON=python3.12]"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(STAMP) ## train, compress and report a small digit classifier; a second run resumes it
+	@echo "Training and compressing a digit classifier: a few minutes on two cores."
+	@$(BIN)/python -m experiments.train --config=experiments/configs/digits.py --workdir=runs/digits
+	@echo "The report and the compressed model are in runs/digits."
+
+test: $(STAMP) ## run the tests
+	@echo "Running the tests: a few minutes on two cores."
+	@$(BIN)/python -m pytest -n 2 tests
+
+lint: $(STAMP) ## check style, formatting and types
+	@echo "Checking style, formatting and types: up to a minute, later runs a few seconds."
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy $(PACKAGES)
+
+format: $(STAMP) ## format the code and apply the safe fixes
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean: ## remove the environment, caches and build outputs; runs/ stays
+	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	@find . -type d -name __pycache__ -prune -exec rm -rf {} +
+
+# A broken environment (an interrupted install, a removed Python) is made anew, any other is updated.
+$(STAMP): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>/dev/null || echo missing)." \
+	    "Name another: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@echo "Installing the pinned packages into $(VENV): one to three minutes."
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -r requirements.txt
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@

@@ -1,0 +1,102 @@
+"""Every field of an experiment, with what it means, and the two recipes.
+
+`default` is ours: trained as deployed. The estimator evaluates the likelihood at the very weights
+that ship, scales and mixture weights are refitted at each decision of the mask, latent weights
+are trained, and the dense network teaches.
+
+`paper` follows arXiv:2510.08999: the likelihood at the posterior mean at a low temperature, latent
+weights frozen, gates trained and their logits the pruning score. Its published code is corrected
+where it was wrong: both Bernoulli terms count, the KL is divided by the number of training
+examples, and no gate scales a deployed weight.
+"""
+
+from ml_collections import ConfigDict
+
+
+def experiment() -> ConfigDict:
+    """Return an experiment with our own recipe and nothing chosen yet about data and model."""
+    config = ConfigDict()
+    config.seed = 0
+    config.batch_size = 128  # over all devices together
+    config.checkpoint_every = 200  # steps; the last step is always saved
+
+    config.data = ConfigDict()
+    config.data.name = "digits"  # "digits", or the name of a tensorflow-datasets dataset
+    config.data.directory = ""  # of prepared datasets; empty: tensorflow-datasets' own default
+    config.data.holdout = "test"  # what is evaluated at the end; "validation" while choosing
+    config.data.shift = 0  # augmentation: random shifts of up to this many pixels
+    config.data.flip = False  # augmentation: random horizontal flips
+
+    config.model = ConfigDict()
+    config.model.features = (16, 32)  # of the 3x3 convolutions, each followed by 2x2 max pooling
+    config.model.hidden = 96  # units of the hidden dense layer
+
+    # The dense network, trained from scratch: the teacher, and where the posterior starts.
+    config.dense = ConfigDict()
+    config.dense.epochs = 60
+    config.dense.learning_rate = 2e-3
+
+    config.sqs = default_recipe()
+
+    config.evaluation = ConfigDict()
+    config.evaluation.temperature = 0.05  # at which the posterior mean is evaluated
+    config.evaluation.average_samples = 8  # M networks, M streams of codes
+    config.evaluation.average_temperature = 1.0  # of the draws
+    return config
+
+
+def default_recipe() -> ConfigDict:
+    """Return our own recipe."""
+    sqs = ConfigDict()
+    sqs.recipe = "default"
+    sqs.epochs = 60
+    sqs.pattern = ".*kernel"  # the leaves that are compressed
+    sqs.components = 4  # K
+    sqs.window_kind = "single"
+    sqs.window_count = 1
+    sqs.prior_inclusion = 0.2
+    sqs.prior_scale = 0.3
+    sqs.kl_weight = 1e-5  # at the deployed weights the KL is a weak decay of the codebook
+    sqs.estimator = "mode"
+    sqs.temperature_start = 1.0  # of the responsibilities, geometric in the step
+    sqs.temperature_end = 0.05
+    sqs.relaxation = 0.5  # of the draws, estimator "sample" only
+    # Learning rates, Adam, cosine to 0; 0 freezes.
+    sqs.learning_rate = ConfigDict(
+        {"loc": 1e-3, "gate": 0.0, "means": 1e-3, "spread": 0.0, "dense": 1e-3}
+    )
+    sqs.weight_decay = 0.0
+    # Pruning: fractions of the run.
+    sqs.sparsity = 0.8
+    sqs.scope = "global"
+    sqs.saliency = "magnitude"  # or "gate", for estimators that train gates
+    sqs.prune_start = 0.0
+    sqs.prune_end = 0.4  # the cubic ramp reaches the target here
+    sqs.prune_freeze = 0.8  # the mask is decided anew until here
+    sqs.prune_every = 10  # steps
+    sqs.refit = True  # scales and mixture weights from the assignments at each decision
+    sqs.distill_weight = 0.5  # of the teacher's term; the labels get the rest
+    sqs.distill_temperature = 2.0
+    sqs.dense_dtype = "float16"  # of biases and other dense leaves in the file
+    return sqs
+
+
+def paper_recipe() -> ConfigDict:
+    """Return the published recipe (its ResNet-18 settings), as fractions of the run."""
+    sqs = default_recipe()
+    sqs.recipe = "paper"
+    sqs.prior_inclusion = 0.01
+    sqs.prior_scale = 3.0
+    sqs.kl_weight = 1.0
+    sqs.estimator = "mean"
+    sqs.temperature_start = sqs.temperature_end = 1e-3
+    sqs.learning_rate = ConfigDict(
+        {"loc": 0.0, "gate": 0.012, "means": 5e-5, "spread": 0.0, "dense": 5e-5}
+    )
+    sqs.weight_decay = 5e-7
+    sqs.saliency = "gate"
+    sqs.prune_start = 5 / 11
+    sqs.prune_end = 9 / 11
+    sqs.prune_freeze = 9 / 11
+    sqs.distill_weight = 0.0
+    return sqs

@@ -1,0 +1,53 @@
+"""Image datasets through tensorflow-datasets' random-access sources; needs no TensorFlow."""
+
+import numpy as np
+
+Arrays = tuple[np.ndarray, np.ndarray]
+
+
+def load(name: str, directory: str | None) -> tuple[Arrays, Arrays]:
+    """Return (train, test) of a prepared dataset with the features "image" and "label".
+
+    Args:
+      name: dataset name, with its config if it has one ("cifar10").
+      directory: where datasets are prepared; None for tensorflow-datasets' own default.
+
+    Raises:
+      FileNotFoundError: if the dataset is not prepared there as array_record.
+      ValueError: if it has other splits or features.
+    """
+    import tensorflow_datasets as tfds  # slow to import; only experiments that read it pay
+
+    prepare = (
+        f'python -c "import tensorflow_datasets as tfds; tfds.builder({name!r}, '
+        f"data_dir={directory!r}, file_format='array_record').download_and_prepare()\""
+    )
+    # Looking first: without a network a download would fail only after minutes of retries.
+    try:
+        builder = tfds.builder(name, data_dir=directory, file_format="array_record")
+        prepared = builder.is_prepared()
+    except (tfds.core.DatasetNotFoundError, FileNotFoundError, ValueError) as error:
+        raise FileNotFoundError(
+            f"No dataset {name!r} under {directory or 'the default directory'}: {error}. "
+            f"Prepare it: {prepare}"
+        ) from error
+    if not prepared:
+        raise FileNotFoundError(
+            f"Dataset {name!r} is not prepared as array_record in {builder.data_dir}. "
+            f"Prepare it: {prepare}"
+        )
+    missing = {"train", "test"} - set(builder.info.splits)
+    lacking = {"image", "label"} - set(builder.info.features)
+    if missing or lacking:
+        raise ValueError(
+            f"Dataset {name!r} lacks the splits {sorted(missing)} and the features "
+            f"{sorted(lacking)}; this loader needs 'train', 'test', 'image' and 'label'."
+        )
+    return _read(builder, "train"), _read(builder, "test")
+
+
+def _read(builder, split: str) -> Arrays:  # type: ignore[no-untyped-def]
+    source = builder.as_data_source(split=split)
+    examples = [source[i] for i in range(len(source))]
+    images = np.stack([example["image"] for example in examples])
+    return images, np.asarray([example["label"] for example in examples])

@@ -1,0 +1,116 @@
+"""Evaluate a finished run from its files alone, in a process of its own.
+
+    python -m experiments.evaluate --workdir=runs/digits
+
+Reads config.json and the .sqs files, writes evaluation.json.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from ml_collections import ConfigDict
+
+import sqs_jax
+from experiments import data
+from experiments.data import Dataset
+from experiments.models import ConvNet
+
+_BATCH = 500
+_CALIBRATION_BINS = 15
+
+
+def build_model(config: Any, num_classes: int) -> ConvNet:
+    """Return the network that a config describes."""
+    return ConvNet(
+        features=tuple(config.model.features), hidden=config.model.hidden, num_classes=num_classes
+    )
+
+
+def predict(model: ConvNet, variables: Any, dataset: Dataset) -> np.ndarray:
+    """Return logits [n, classes]."""
+    apply = jax.jit(lambda variables, images: model.apply(variables, images))
+    variables = jax.device_put(variables)
+    parts = [
+        apply(variables, dataset.images[i : i + _BATCH])
+        for i in range(0, len(dataset.images), _BATCH)
+    ]
+    return np.concatenate([np.asarray(part) for part in parts])
+
+
+def metrics(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Compute accuracy (fraction), NLL (nats per image) and expected calibration error.
+
+    The calibration error is the mean distance between confidence and accuracy over 15 bins of
+    equal width of the confidence, weighted by their counts (Naeini et al., 2015).
+
+    Args:
+      probabilities: [n, classes], rows summing to 1.
+      labels: [n].
+    """
+    confidence = probabilities.max(-1)
+    correct = probabilities.argmax(-1) == labels
+    bins = np.minimum((confidence * _CALIBRATION_BINS).astype(int), _CALIBRATION_BINS - 1)
+    gaps = [
+        abs(confidence[bins == b].sum() - correct[bins == b].sum()) for b in np.unique(bins)
+    ]
+    likelihood = probabilities[np.arange(len(labels)), labels]
+    return {
+        "accuracy": float(correct.mean()),
+        "correct": int(correct.sum()),
+        "count": len(labels),
+        "nll": float(-np.log(np.maximum(likelihood, 1e-30)).mean()),
+        "calibration_error": float(sum(gaps) / len(labels)),
+    }
+
+
+def fingerprint(logits: np.ndarray) -> str:
+    """Return a digest of logits, to compare two processes bit by bit."""
+    return hashlib.sha256(np.ascontiguousarray(logits).tobytes()).hexdigest()
+
+
+def evaluate(workdir: Path) -> dict[str, Any]:
+    """Evaluate dense, mean, mode and averaged networks from the files of a run."""
+    config = ConfigDict(json.loads((workdir / "config.json").read_text()))
+    splits = data.load(config.data, config.seed)
+    model = build_model(config, splits.num_classes)
+    images, labels = splits.holdout, splits.holdout.labels
+
+    def read(name: str) -> Any:
+        return sqs_jax.materialize(sqs_jax.load(workdir / name))
+
+    def scores(logits: np.ndarray, files: str, networks: int = 1) -> dict[str, Any]:
+        probabilities = np.asarray(jax.nn.softmax(jnp.asarray(logits), axis=-1))
+        return {
+            **metrics(probabilities.reshape(networks, -1, splits.num_classes).mean(0), labels),
+            "bytes": (workdir / files).stat().st_size,
+            "passes": networks,
+        }
+
+    result = {}
+    for name in ("dense", "finetune", "mean"):
+        result[name] = scores(predict(model, read(f"{name}.sqs"), images), f"{name}.sqs")
+    logits = predict(model, read("model.sqs"), images)
+    result["mode"] = scores(logits, "model.sqs") | {"logits_sha256": fingerprint(logits)}
+    average = read("average.sqs")
+    draws = average.pop("draws")
+    stacked = np.concatenate(
+        [predict(model, {"params": params, **average}, images) for params in draws]
+    )
+    result["averaged"] = scores(stacked, "average.sqs", len(draws))
+    return result
+
+
+def main(_: Any) -> None:
+    workdir = Path(flags.FLAGS.workdir)
+    (workdir / "evaluation.json").write_text(json.dumps(evaluate(workdir), indent=1))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "Folder of a finished run.", required=True)
+    app.run(main)

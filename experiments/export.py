@@ -1,0 +1,95 @@
+"""What a finished run writes: one file per way to use the posterior, each of them complete."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import sqs_jax
+from experiments.loop import TrainState, sub_distributions
+from experiments.phases import Phase
+
+_HISTOGRAM_BINS = 120
+
+
+def export(
+    workdir: Path, phase: Phase, dense: dict[str, Any], state: TrainState, config: Any
+) -> dict[str, int]:
+    """Write model.sqs (what ships), mean.sqs, average.sqs and dense.sqs.
+
+    All hold what a fresh process needs to run: params and the network's other collections.
+
+    Args:
+      workdir: where to.
+      phase: the compression that made the state.
+      dense: variables of the dense network.
+      state: its final state.
+      config: the experiment.
+
+    Returns:
+      Bytes written, by file name.
+    """
+    posterior, evaluation = state.posterior, config.evaluation
+    state_of_model = jax.device_get(state.model_state)
+    compressed = phase.transform.compress(posterior)
+    metadata = {"experiment": json.loads(config.to_json_best_effort())}
+    mean = phase.transform.mean(posterior, temperature=evaluation.temperature)
+    key = jax.random.fold_in(jax.random.key(config.seed), 1)
+    draws = [
+        phase.transform.sample(
+            posterior,
+            jax.random.fold_in(key, i),
+            temperature=evaluation.average_temperature,
+            hard=True,
+        )
+        for i in range(evaluation.average_samples)
+    ]
+    average = {"draws": [_codes_of(draw, compressed) for draw in draws], **state_of_model}
+    dtype = config.sqs.dense_dtype
+    files = {
+        "model.sqs": ({"params": compressed, **state_of_model}, {"dense_dtype": dtype}),
+        "average.sqs": (average, {"dense_dtype": dtype}),
+        "mean.sqs": ({"params": mean, **state_of_model}, {"dense_dtype": dtype}),
+        "dense.sqs": (dense, {}),
+    }
+    return {
+        name: sqs_jax.save(workdir / name, jax.device_get(tree), metadata=metadata, **options)
+        for name, (tree, options) in files.items()
+    }
+
+
+def _codes_of(draw: Any, compressed: Any) -> Any:
+    """Write a K-level draw as codes of the codebook it was drawn from."""
+
+    def encode(leaf: Any, weights: jax.Array) -> Any:
+        if not isinstance(leaf, sqs_jax.CompressedLeaf):
+            return weights
+        levels = np.concatenate([[0], np.asarray(leaf.codebook).reshape(-1)])
+        order = np.argsort(levels, kind="stable")
+        place = np.searchsorted(levels[order], np.asarray(weights))
+        return sqs_jax.CompressedLeaf(order[place].astype(leaf.codes.dtype), leaf.codebook)
+
+    return jax.tree.map(
+        encode, compressed, draw, is_leaf=lambda x: isinstance(x, sqs_jax.CompressedLeaf)
+    )
+
+
+def describe_distributions(path: Path, posterior: Any) -> None:
+    """Write, as JSON, each compressed tensor's histogram and mixture, for the report's figures."""
+    described = {}
+    for name, leaf in sub_distributions(posterior).items():
+        latent = np.asarray(leaf.loc, np.float64).ravel()
+        counts, edges = np.histogram(latent, _HISTOGRAM_BINS)
+        kept, _ = np.histogram(latent[np.asarray(leaf.kept).ravel()], edges)
+        described[name] = {
+            "edges": edges.tolist(),
+            "all": counts.tolist(),
+            "kept": kept.tolist(),
+            "means": np.asarray(leaf.means).ravel().tolist(),
+            "scales": np.exp(np.asarray(leaf.log_scales)).ravel().tolist(),
+            "shares": np.asarray(jax.nn.softmax(jnp.asarray(leaf.mixture_logits))).ravel().tolist(),
+        }
+    path.write_text(json.dumps(described))

@@ -1,0 +1,191 @@
+"""The three trainings of an experiment, as one kind of thing.
+
+    dense      the network from scratch: a posterior without compressed leaves is just its params
+    finetune   the dense network trained on with the data, steps, schedule and teacher of `sqs`:
+               what compression is fairly compared with
+    sqs        the compression
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+import sqs_jax
+
+
+class Phase(NamedTuple):
+    """What one training does.
+
+    Attributes:
+      name: of its checkpoints and its lines in the metrics.
+      transform: a sqs_jax.Transform.
+      estimator: where the likelihood is evaluated.
+      steps: length of the run.
+      kl_weight: weight of the KL term.
+      temperature: schedule of the responsibilities' temperature.
+      relaxation: of the draws of estimator "sample".
+      learning_rate: peak learning rate of each label of `sqs_jax.param_labels` that is trained.
+      weight_decay: decoupled, on everything trained.
+      distill_weight: of the teacher's term in the NLL; 0 needs no teacher.
+      distill_temperature: both networks' logits are divided by it in that term.
+      mask: when and how the mask is decided; None if nothing is pruned.
+    """
+
+    name: str
+    transform: sqs_jax.Transform
+    estimator: str
+    steps: int
+    kl_weight: float
+    temperature: optax.Schedule
+    relaxation: float
+    learning_rate: dict[str, float]
+    weight_decay: float
+    distill_weight: float
+    distill_temperature: float
+    mask: "MaskSchedule | None"
+
+    def optimizer(self) -> optax.GradientTransformation:
+        """Return AdamW with a cosine schedule, a learning rate for every label."""
+        return optax.partition(
+            {
+                label: optax.adamw(
+                    optax.cosine_decay_schedule(rate, self.steps), weight_decay=self.weight_decay
+                )
+                for label, rate in self.learning_rate.items()
+            },
+            sqs_jax.param_labels,
+        )
+
+
+class MaskSchedule(NamedTuple):
+    """When the pruning mask is decided anew, and at which sparsity (steps are counted from 0)."""
+
+    sparsity: optax.Schedule
+    start: int
+    freeze: int
+    every: int
+    scope: str
+    saliency: str
+    refit: bool
+
+    def due(self, step: int) -> bool:
+        """Return whether the mask is decided before this step."""
+        return step == self.freeze or (
+            self.start <= step < self.freeze and (step - self.start) % self.every == 0
+        )
+
+    def decide(self, posterior: Any, step: int) -> Any:
+        """Prune to this step's sparsity, and refit what is left."""
+        score = getattr(sqs_jax.saliency, self.saliency)
+        posterior = sqs_jax.prune(
+            posterior, float(self.sparsity(step)), scores=score(posterior), scope=self.scope
+        )
+        return _refit(posterior) if self.refit else posterior
+
+
+_refit = jax.jit(sqs_jax.refit)
+
+
+def phases(config: Any, num_train: int) -> list[Phase]:
+    """Return the three trainings that a config describes.
+
+    Args:
+      config: an experiment, see experiments/configs/base.py.
+      num_train: number of training examples.
+
+    Raises:
+      ValueError: for settings that contradict each other, each with the way out.
+    """
+    epoch = num_train // config.batch_size
+    sqs, steps = config.sqs, config.sqs.epochs * epoch
+    leave_dense = sqs_jax.spike_slab_gmm(
+        [sqs_jax.Rule(components=None)], prior=sqs_jax.SpikeSlabPrior(inclusion=0.5, scale=1.0)
+    )
+    dense = Phase(
+        name="dense",
+        transform=leave_dense,
+        estimator="mean",
+        steps=config.dense.epochs * epoch,
+        kl_weight=0.0,
+        temperature=optax.constant_schedule(1.0),
+        relaxation=sqs.relaxation,
+        learning_rate={"dense": config.dense.learning_rate},
+        weight_decay=0.0,
+        distill_weight=0.0,
+        distill_temperature=1.0,
+        mask=None,
+    )
+    rates = {label: rate for label, rate in sqs.learning_rate.items() if rate > 0}
+    compress = Phase(
+        name="sqs",
+        transform=transform(config),
+        estimator=sqs.estimator,
+        steps=steps,
+        kl_weight=sqs.kl_weight,
+        temperature=_geometric(sqs.temperature_start, sqs.temperature_end, steps),
+        relaxation=sqs.relaxation,
+        learning_rate=rates,
+        weight_decay=sqs.weight_decay,
+        distill_weight=sqs.distill_weight,
+        distill_temperature=sqs.distill_temperature,
+        mask=_mask_schedule(sqs, steps),
+    )
+    # Frozen latent weights are a choice of the compression, not of what it is compared with.
+    finetune = dense._replace(
+        name="finetune",
+        steps=steps,
+        learning_rate={"dense": sqs.learning_rate.loc or sqs.learning_rate.dense},
+        weight_decay=sqs.weight_decay,
+        distill_weight=sqs.distill_weight,
+        distill_temperature=sqs.distill_temperature,
+    )
+    return [dense, finetune, compress]
+
+
+def transform(config: Any) -> sqs_jax.Transform:
+    """Return the transform that a config describes."""
+    sqs = config.sqs
+    windows = sqs_jax.Windows(kind=sqs.window_kind, count=sqs.window_count)
+    return sqs_jax.spike_slab_gmm(
+        [sqs_jax.Rule(pattern=sqs.pattern, components=sqs.components, windows=windows)],
+        prior=sqs_jax.SpikeSlabPrior(inclusion=sqs.prior_inclusion, scale=sqs.prior_scale),
+    )
+
+
+def _geometric(start: float, end: float, steps: int) -> optax.Schedule:
+    return optax.exponential_decay(start, max(steps, 1), end / start)
+
+
+def _mask_schedule(sqs: Any, steps: int) -> MaskSchedule:
+    if sqs.saliency not in ("magnitude", "gate"):
+        raise ValueError(
+            f"config.sqs.saliency is {sqs.saliency!r}; training offers 'magnitude' and 'gate'."
+        )
+    if sqs.saliency == "gate" and sqs.learning_rate.gate == 0:
+        raise ValueError(
+            "config.sqs.saliency is 'gate', but config.sqs.learning_rate.gate is 0: every score "
+            "would stay at its start. Train the gates, or use 'magnitude'."
+        )
+    if sqs.saliency == "gate" and sqs.estimator == "mode":
+        raise ValueError(
+            "config.sqs.saliency is 'gate', but estimator 'mode' never trains gates: every score "
+            "would stay at its start. Use 'magnitude', or estimator 'mean'."
+        )
+    if not 0 <= sqs.prune_start <= sqs.prune_end <= sqs.prune_freeze <= 1:
+        raise ValueError(
+            "config.sqs.prune_start, prune_end and prune_freeze must ascend within [0, 1]; they "
+            f"are {sqs.prune_start}, {sqs.prune_end}, {sqs.prune_freeze}."
+        )
+    start, end = round(sqs.prune_start * steps), round(sqs.prune_end * steps)
+    freeze = min(round(sqs.prune_freeze * steps), steps - 1)
+    return MaskSchedule(
+        # the cubic ramp; the last decision is at the target even if the ramp has no length
+        sparsity=optax.polynomial_schedule(0.0, sqs.sparsity, 3, max(end - start, 1), start),
+        start=start,
+        freeze=max(freeze, start),
+        every=sqs.prune_every,
+        scope=sqs.scope,
+        saliency=sqs.saliency,
+        refit=sqs.refit,
+    )

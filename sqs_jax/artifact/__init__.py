@@ -1,0 +1,23 @@
+"""What ships: codes and codebooks, their bits, and the file.
+
+`CompressedLeaf` and `materialize` say what a compressed tensor is; `summarize` and `inspect` count
+its bits; `save` and `load` turn a tree of them into one small file and back. This package stands
+on the ground: it knows arrays and trees of them, and nothing of how they were trained.
+"""
+
+from sqs_jax.artifact.bits import LeafSize, SizeReport
+from sqs_jax.artifact.compressed import CompressedLeaf, materialize
+from sqs_jax.artifact.file import SqsFileError, inspect, load, read_metadata, save, summarize
+
+__all__ = [
+    "CompressedLeaf",
+    "LeafSize",
+    "SizeReport",
+    "SqsFileError",
+    "inspect",
+    "load",
+    "materialize",
+    "read_metadata",
+    "save",
+    "summarize",
+]

@@ -1,0 +1,243 @@
+"""Four ways to count the bits of a compressed model, side by side.
+
+| figure  | bits of a leaf of N weights               | what it is                               |
+|---------|-------------------------------------------|------------------------------------------|
+| paper   | kept * log2 K                             | the published rate: no mask, no windows, |
+|         |                                           | no codebook, nothing that stays dense    |
+| fixed   | N + kept * ceil(log2 W*K) + codebook      | bitmap, packed codes, codebook           |
+| entropy | N * H(code), code in {0 = pruned, 1..W*K} | order-0 bound of a static coder          |
+| file    | 8 * bytes on disk                         | the only one to be called compression    |
+
+A dense leaf counts its own dtype under fixed and entropy. See "Bits" in docs/math.md.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from sqs_jax.artifact import entropy
+from sqs_jax.artifact.compressed import CompressedLeaf
+
+__all__ = ["LeafSize", "SizeReport", "leaf_size"]
+
+FIGURES = ("paper", "fixed", "entropy", "file")
+
+
+class _PerWeight:
+    """Give the four totals of a leaf or a model per weight, in bits."""
+
+    @property
+    def paper_bits_per_weight(self) -> float:
+        return self._per_weight("paper")
+
+    @property
+    def fixed_bits_per_weight(self) -> float:
+        return self._per_weight("fixed")
+
+    @property
+    def entropy_bits_per_weight(self) -> float:
+        return self._per_weight("entropy")
+
+    @property
+    def file_bits_per_weight(self) -> float:
+        return self._per_weight("file")
+
+    def _per_weight(self, figure: str) -> float:
+        # By name: a field of one heir is a property of the other, which no annotation can say.
+        weights, bits = (getattr(self, name) for name in ("weights", f"{figure}_bits"))
+        return bits / weights if weights else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class LeafSize(_PerWeight):
+    """Say what one leaf weighs.
+
+    Attributes:
+        path: The leaf's keys joined by "/".
+        shape: Shape of the parameter.
+        dtype: Name of the parameter's dtype.
+        weights: N, the number of weights.
+        kept: The number of codes that are not 0; N for a dense leaf.
+        components: K; None for a dense leaf.
+        windows: W; None for a dense leaf.
+        original_bytes: The parameter as an array of its dtype.
+        paper_bits, fixed_bits, entropy_bits: The figures of this module's table, for the leaf.
+        file_bits: What the leaf occupies in the file's streams, codebook included; its share of
+            header and index is not.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    weights: int
+    kept: int
+    components: int | None
+    windows: int | None
+    original_bytes: int
+    paper_bits: float
+    fixed_bits: int
+    entropy_bits: float
+    file_bits: int
+
+    @property
+    def compressed(self) -> bool:
+        """Whether the leaf has codes and a codebook."""
+        return self.components is not None
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction of weights that are pruned."""
+        return 1 - self.kept / self.weights if self.weights else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class SizeReport(_PerWeight):
+    """Say what a whole model weighs: totals over leaves, and the bytes of the whole file.
+
+    Attributes:
+        leaves: One `LeafSize` per leaf, in tree order.
+        file_bytes: The whole file: streams, index and header.
+    """
+
+    leaves: tuple[LeafSize, ...]
+    file_bytes: int
+
+    @property
+    def weights(self) -> int:
+        """All weights of the model, dense leaves included."""
+        return sum(leaf.weights for leaf in self.leaves)
+
+    @property
+    def compressed_weights(self) -> int:
+        """The weights of compressed leaves."""
+        return sum(leaf.weights for leaf in self.leaves if leaf.compressed)
+
+    @property
+    def kept(self) -> int:
+        """The weights of compressed leaves that are not pruned."""
+        return sum(leaf.kept for leaf in self.leaves if leaf.compressed)
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction of the compressed leaves' weights that are pruned."""
+        return 1 - self.kept / self.compressed_weights if self.compressed_weights else 0.0
+
+    @property
+    def original_bytes(self) -> int:
+        """Every leaf as an array of its dtype."""
+        return sum(leaf.original_bytes for leaf in self.leaves)
+
+    @property
+    def ratio(self) -> float:
+        """`original_bytes / file_bytes`: the compression of the whole file."""
+        return self.original_bytes / self.file_bytes
+
+    @property
+    def paper_bits(self) -> float:
+        """kept * log2 K, summed over compressed leaves."""
+        return math.fsum(leaf.paper_bits for leaf in self.leaves)
+
+    @property
+    def fixed_bits(self) -> int:
+        """Bitmaps, packed codes, codebooks and dense leaves."""
+        return sum(leaf.fixed_bits for leaf in self.leaves)
+
+    @property
+    def entropy_bits(self) -> float:
+        """N * H(code) summed over compressed leaves, and the dense leaves."""
+        return math.fsum(leaf.entropy_bits for leaf in self.leaves)
+
+    @property
+    def file_bits(self) -> int:
+        """8 * `file_bytes`."""
+        return 8 * self.file_bytes
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report as plain Python values, for JSON: totals, and a list of leaves."""
+        names = ["weights", "compressed_weights", "kept", "sparsity", "original_bytes", "ratio"]
+        names += [f"{figure}_bits" for figure in FIGURES]
+        names += [f"{figure}_bits_per_weight" for figure in FIGURES]
+        leaves = [{**dataclasses.asdict(leaf), "shape": list(leaf.shape)} for leaf in self.leaves]
+        totals = {name: getattr(self, name) for name in names}
+        return {"file_bytes": self.file_bytes, **totals, "leaves": leaves}
+
+    def __str__(self) -> str:
+        head = ["path", "shape", "dtype", "W x K", "weights", "sparsity", *FIGURES, "bytes"]
+        rows = [head, *map(_row, self.leaves)]
+        rows.append(["total", "", "", "", *_numbers(self, bool(self.compressed_weights))])
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            "  ".join(
+                cell.ljust(width) if i < 4 else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in rows
+        ]
+        rule = "-" * max(map(len, lines))
+        note = (
+            f"bits per weight: {', '.join(FIGURES)}; the file is {self.ratio:.2f}x smaller than "
+            f"the {self.original_bytes:,} bytes of the original"
+        )
+        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1], note])
+
+
+def leaf_size(path: str, leaf: CompressedLeaf | np.ndarray, file_bytes: int) -> LeafSize:
+    """Count the bits of one leaf.
+
+    Args:
+        path: The leaf's keys joined by "/".
+        leaf: A valid `CompressedLeaf` of numpy arrays, or a numpy array.
+        file_bytes: What the leaf occupies in the file's streams.
+
+    Returns:
+        The leaf's four figures, in bits.
+    """
+    if not isinstance(leaf, CompressedLeaf):
+        bits = 8 * leaf.nbytes
+        return LeafSize(
+            path=path,
+            shape=leaf.shape,
+            dtype=leaf.dtype.name,
+            weights=leaf.size,
+            kept=leaf.size,
+            components=None,
+            windows=None,
+            original_bytes=leaf.nbytes,
+            paper_bits=0.0,
+            fixed_bits=bits,
+            entropy_bits=float(bits),
+            file_bits=8 * file_bytes,
+        )
+    codes, codebook = leaf.codes, leaf.codebook
+    windows, components = codebook.shape[-2:]
+    values = windows * components
+    counts = entropy.histogram(codes.ravel(), values + 1)
+    kept = int(counts[1:].sum())
+    return LeafSize(
+        path=path,
+        shape=codes.shape,
+        dtype=codebook.dtype.name,
+        weights=codes.size,
+        kept=kept,
+        components=components,
+        windows=windows,
+        original_bytes=codes.size * codebook.dtype.itemsize,
+        paper_bits=kept * math.log2(components),
+        fixed_bits=codes.size + kept * (values - 1).bit_length() + 8 * codebook.nbytes,
+        entropy_bits=entropy.entropy_bits(counts),
+        file_bits=8 * file_bytes,
+    )
+
+
+def _row(leaf: LeafSize) -> list[str]:
+    shape = "x".join(map(str, leaf.shape)) or "scalar"
+    codebook = f"{leaf.windows} x {leaf.components}" if leaf.compressed else "dense"
+    return [leaf.path or "(root)", shape, leaf.dtype, codebook, *_numbers(leaf, leaf.compressed)]
+
+
+def _numbers(size: LeafSize | SizeReport, compressed: bool) -> list[str]:
+    rates = [f"{getattr(size, f'{figure}_bits_per_weight'):.3f}" for figure in FIGURES]
+    sparsity = f"{size.sparsity:.1%}" if compressed else "-"
+    return [f"{size.weights:,}", sparsity, *rates, f"{size.file_bits // 8:,}"]

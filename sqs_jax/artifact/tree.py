@@ -1,0 +1,150 @@
+"""The structure of a tree as JSON: plain containers only, never pickle.
+
+A skeleton is what stays of a tree without its arrays:
+
+    {"key": skeleton, ...}                 dict with str keys
+    ["i", [key, ...], skeleton, ...]       dict with int keys
+    ["l", skeleton, ...]                   list
+    ["t", skeleton, ...]                   tuple
+    null                                   None
+    "c", "d"                               a compressed leaf, a dense leaf
+
+Keys are sorted, as `jax.tree` sorts them, so equal trees have equal skeletons.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from sqs_jax.artifact.compressed import CompressedLeaf
+
+__all__ = ["flatten", "kinds", "unflatten"]
+
+MAX_DEPTH = 200
+"""The deepest tree: far beyond any model, and far below Python's own recursion limit."""
+
+
+def flatten(tree: Any) -> tuple[Any, list[tuple[str, Any]]]:
+    """Return a tree's skeleton and its leaves with their paths, in the order of `jax.tree`.
+
+    Args:
+        tree: dicts (str keys or int keys), lists, tuples and None around `CompressedLeaf`s, numpy
+            arrays and scalars, and JAX arrays.
+
+    Returns:
+        The skeleton and a list of (path, leaf), a path being the keys joined by "/".
+
+    Raises:
+        TypeError: If anything else is in the tree; says where, and what to do.
+        ValueError: If the tree is deeper than 200.
+    """
+    leaves: list[tuple[str, Any]] = []
+
+    def visit(node: Any, path: tuple[str, ...]) -> Any:
+        where = "/".join(path)
+        if len(path) > MAX_DEPTH:
+            raise ValueError(f"{where[:80]!r}...: the tree is deeper than {MAX_DEPTH}")
+        if node is None:
+            return None
+        if isinstance(node, CompressedLeaf):
+            leaves.append((where, node))
+            return "c"
+        if isinstance(node, np.ndarray | np.generic | jax.Array):
+            leaves.append((where, node))
+            return "d"
+        if type(node) is list or type(node) is tuple:
+            tag = "l" if type(node) is list else "t"
+            return [tag, *(visit(child, (*path, str(i))) for i, child in enumerate(node))]
+        if type(node) is not dict:
+            raise TypeError(f"{where or '(root)'!r}: {_way_out(node)}")
+        if not all(type(key) is str for key in node) and not all(type(key) is int for key in node):
+            odd = next(key for key in node if type(key) is not str)
+            raise TypeError(
+                f"{where or '(root)'!r}: the dict key {odd!r} is of type {type(odd).__name__}; "
+                "a file keeps dicts whose keys are all str or all int, so rename the keys"
+            )
+        children = {key: visit(node[key], (*path, str(key))) for key in sorted(node)}
+        if children and type(next(iter(children))) is int:
+            return ["i", list(children), *children.values()]
+        return children
+
+    return visit(tree, ()), leaves
+
+
+def kinds(skeleton: Any) -> list[tuple[str, str]]:
+    """Check a skeleton that was read from a file, and list its leaves.
+
+    Args:
+        skeleton: What JSON gave, not to be trusted.
+
+    Returns:
+        (path, "c" or "d") for each leaf, in order.
+
+    Raises:
+        ValueError: If this is not the skeleton of a tree.
+    """
+    leaves: list[tuple[str, str]] = []
+
+    def visit(node: Any, path: tuple[str, ...]) -> None:
+        if len(path) > MAX_DEPTH:
+            raise ValueError(f"the tree in the index is deeper than {MAX_DEPTH}")
+        if node == "c" or node == "d":
+            leaves.append(("/".join(path), node))
+        elif node is not None:
+            for key, child in _children(node):
+                visit(child, (*path, str(key)))
+
+    visit(skeleton, ())
+    return leaves
+
+
+def unflatten(skeleton: Any, leaves: Iterator[Any]) -> Any:
+    """Rebuild the tree of a skeleton that `kinds` has checked.
+
+    Args:
+        skeleton: A checked skeleton.
+        leaves: As many leaves as it has, in order.
+
+    Returns:
+        The tree.
+    """
+    if skeleton is None:
+        return None
+    if isinstance(skeleton, str):
+        return next(leaves)
+    built = [(key, unflatten(child, leaves)) for key, child in _children(skeleton)]
+    if isinstance(skeleton, dict) or skeleton[0] == "i":
+        return dict(built)
+    values = [value for _, value in built]
+    return values if skeleton[0] == "l" else tuple(values)
+
+
+def _children(node: Any) -> list[tuple[Any, Any]]:
+    if isinstance(node, dict):
+        # A stranger's file may not be sorted; leaves are in the order of jax.tree all the same.
+        return sorted(node.items(), key=lambda item: item[0])
+    match node:
+        case ["i", [*keys], *values] if len(set(map(repr, keys))) == len(keys) == len(values):
+            if all(type(key) is int for key in keys) and keys == sorted(keys):
+                return list(zip(keys, values, strict=True))
+        case ["l" | "t", *values]:
+            return list(enumerate(values))
+    raise ValueError("the tree in the index is damaged")
+
+
+def _way_out(node: Any) -> str:
+    name = f"{type(node).__module__}.{type(node).__qualname__}"
+    if isinstance(node, bool | int | float | complex):
+        return f"{node!r} is a Python number; store it as an array, np.asarray({node!r})"
+    if isinstance(node, dict):
+        return f"a {name} cannot be stored; convert it to dict, e.g. dict(x)"
+    if hasattr(node, "_asdict"):
+        return f"the namedtuple {name} cannot be stored; convert it to dict, x._asdict()"
+    if hasattr(node, "unfreeze"):
+        return f"a {name} cannot be stored; convert it to dict, x.unfreeze()"
+    return (
+        f"a {name} cannot be stored; a file keeps dict, list, tuple, None, CompressedLeaf "
+        "and arrays; convert it (flax.nnx: nnx.to_pure_dict; a dataclass: a dict of its fields)"
+    )

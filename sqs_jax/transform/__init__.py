@@ -1,0 +1,25 @@
+"""A whole model: the only code that walks trees."""
+
+from sqs_jax.transform import saliency
+from sqs_jax.transform.averaging import bayesian_average
+from sqs_jax.transform.objective import ElboAux, elbo
+from sqs_jax.transform.partition import combine, param_labels, partition
+from sqs_jax.transform.pruning import prune, refit
+from sqs_jax.transform.rules import DEFAULT_RULES, Rule
+from sqs_jax.transform.transform import Transform, spike_slab_gmm
+
+__all__ = [
+    "DEFAULT_RULES",
+    "ElboAux",
+    "Rule",
+    "Transform",
+    "bayesian_average",
+    "combine",
+    "elbo",
+    "param_labels",
+    "partition",
+    "prune",
+    "refit",
+    "saliency",
+    "spike_slab_gmm",
+]

@@ -1,0 +1,158 @@
+"""The objective: expected mean NLL per unit plus the KL bound per unit."""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sqs_jax.transform.rules import is_sub_distribution
+from sqs_jax.transform.transform import Transform
+
+Estimator = Literal["mean", "sample", "mode"]
+Schedule = Callable[[Any], Any]
+
+
+class ElboAux(NamedTuple):
+    """What a loss is made of.
+
+    Attributes:
+      nll: mean negative log-likelihood per unit, nats (over the samples, if there are several).
+      kl: the KL bound, nats, summed over the model.
+      kl_weight: its weight at this step.
+      model_aux: what `nll_fn` returned beside the NLL; a leading axis if num_samples > 1.
+    """
+
+    nll: jax.Array
+    kl: jax.Array
+    kl_weight: jax.Array
+    model_aux: Any
+
+
+def elbo(
+    transform: Transform,
+    nll_fn: Callable[[Any, Any], tuple[jax.Array, Any]],
+    *,
+    num_data: float,
+    estimator: Estimator = "mean",
+    num_samples: int = 1,
+    kl_weight: float | Schedule = 1.0,
+    temperature: float | Schedule = 1.0,
+    relaxation: float | Schedule = 0.5,
+) -> Callable[..., tuple[jax.Array, ElboAux]]:
+    """Build the negative ELBO per unit, nats: mean NLL + kl_weight * KL / num_data.
+
+    With estimator "sample" this is the negative ELBO; "mean" and "mode" evaluate the likelihood at
+    one point, and are objectives, not bounds. The expectation of the gradient does not depend on
+    the batch size.
+
+    Example:
+      >>> loss_fn = sqs_jax.elbo(sqs, nll_fn, num_data=50_000, estimator="mode")
+      >>> (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True, allow_int=True)(
+      ...     posterior, batch, key, step)
+
+    Args:
+      transform: a Transform.
+      nll_fn: (params, batch) -> (mean NLL over the batch's units, model_aux). Mutable state (batch
+        statistics) and dropout keys travel in `batch`; new state returns in model_aux.
+      num_data: n, the number of units in the training set: what `nll_fn` averages over (tokens, if
+        it averages per token), > 0.
+      estimator: where the likelihood is evaluated: "mean", at E_q[w]; "sample", at relaxed draws;
+        "mode", straight-through at the deployed weights, where the KL is differentiated in the
+        means alone (use `refit` for scales and mixture weights).
+      num_samples: draws per step, for "sample" only.
+      kl_weight: weight of the KL; a number or a schedule of the step.
+      temperature: of the responsibilities; a number or a schedule of the step.
+      relaxation: of the draws of "sample"; a number or a schedule of the step.
+
+    Returns:
+      loss_fn(posterior, batch, key, step) -> (loss, ElboAux).
+
+    Raises:
+      ValueError: if an argument is out of range, or, when called, `nll_fn` returns no scalar.
+
+    References:
+      arXiv:2510.08999; the "mode" estimator is ours.
+    """
+    if not (isinstance(num_data, int | float) and math.isfinite(num_data) and num_data > 0):
+        raise ValueError(
+            f"num_data is {num_data!r}; it must be a number > 0: how many units the training set "
+            "has of what nll_fn averages over."
+        )
+    if estimator not in ("mean", "sample", "mode"):
+        raise ValueError(f"estimator is {estimator!r}; it must be 'mean', 'sample' or 'mode'.")
+    if type(num_samples) is not int or num_samples < 1:
+        raise ValueError(f"num_samples is {num_samples!r}; it must be an int >= 1.")
+    if num_samples > 1 and estimator != "sample":
+        raise ValueError(
+            f"num_samples is {num_samples}, but estimator {estimator!r} draws nothing; use 1, or "
+            "estimator='sample'."
+        )
+    if estimator == "sample" and transform.sample is None:
+        raise ValueError("This transform cannot sample; use estimator 'mean' or 'mode'.")
+
+    def nll_at(params: Any, batch: Any) -> tuple[jax.Array, Any]:
+        result = nll_fn(params, batch)
+        if not (isinstance(result, tuple) and len(result) == 2):
+            raise ValueError(
+                f"nll_fn must return (mean NLL, model_aux), not {type(result).__name__}; return "
+                "(nll, None) if there is nothing else."
+            )
+        if jnp.shape(result[0]) != ():
+            raise ValueError(
+                f"nll_fn returned an NLL of shape {jnp.shape(result[0])}; it must be a scalar, the "
+                "mean over the batch's units: take jnp.mean of it."
+            )
+        return result
+
+    def likelihood(posterior: Any, batch: Any, key: jax.Array, step: Any) -> tuple[jax.Array, Any]:
+        if estimator == "mode":
+            return nll_at(transform.mode(posterior), batch)
+        at = _at_step(temperature, step)
+        if estimator == "mean":
+            return nll_at(transform.mean(posterior, temperature=at), batch)
+        assert transform.sample is not None  # checked above
+
+        def one(draw_key: jax.Array) -> tuple[jax.Array, Any]:
+            draw = transform.sample(
+                posterior, draw_key, temperature=at, relaxation=_at_step(relaxation, step)
+            )
+            return nll_at(draw, batch)
+
+        if num_samples == 1:
+            return one(key)
+        nll, aux = jax.lax.map(one, jax.random.split(key, num_samples))
+        return jnp.mean(nll), aux
+
+    def loss_fn(
+        posterior: Any, batch: Any, key: jax.Array, step: Any
+    ) -> tuple[jax.Array, ElboAux]:
+        nll, model_aux = likelihood(posterior, batch, key, step)
+        regularised = _only_means(posterior) if estimator == "mode" else posterior
+        kl = transform.kl(regularised, temperature=_at_step(temperature, step))
+        weight = jnp.asarray(_at_step(kl_weight, step), kl.dtype)
+        loss = nll + (weight * kl / num_data).astype(jnp.result_type(nll))
+        return loss, ElboAux(nll, kl, weight, model_aux)
+
+    return loss_fn
+
+
+def _at_step(value: float | Schedule, step: Any) -> Any:
+    """Evaluate a schedule at a step; a plain number is itself."""
+    return value(step) if callable(value) else value
+
+
+def _only_means(posterior: Any) -> Any:
+    """Cut the gradient of every field but the means.
+
+    At the deployed weights nothing in the likelihood would oppose the KL's pull of scales and
+    gates toward the prior.
+    """
+
+    def cut(leaf: Any) -> Any:
+        if not is_sub_distribution(leaf):
+            return leaf
+        return jax.lax.stop_gradient(leaf).replace(means=leaf.means)
+
+    return jax.tree.map(cut, posterior, is_leaf=is_sub_distribution)

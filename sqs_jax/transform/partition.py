@@ -1,0 +1,90 @@
+"""Split a posterior in what is trained and what is not, and say which leaf is which."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sqs_jax.transform.rules import is_sub_distribution
+
+TRAINABLE = ("loc", "gate", "means", "spread", "dense")
+
+_FIELD_LABELS = {
+    "loc": "loc",
+    "gate_logits": "gate",
+    "means": "means",
+    "log_scales": "spread",
+    "mixture_logits": "spread",
+    "kept": "fixed",
+    "boundaries": "fixed",
+}
+
+
+def param_labels(posterior: Any) -> Any:
+    """Label every array of a posterior by its role, for `optax.partition`.
+
+    Args:
+      posterior: a posterior, or the trainable part of one.
+
+    Returns:
+      The same tree of "loc", "gate", "means", "spread" (scales and mixture weights), "dense"
+      (floating leaves that are not compressed) and "fixed" (the rest).
+    """
+
+    def label(leaf: Any) -> Any:
+        if is_sub_distribution(leaf):
+            roles = {
+                field: None if getattr(leaf, field) is None else role
+                for field, role in _FIELD_LABELS.items()
+            }
+            return leaf.replace(**roles)
+        return "dense" if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) else "fixed"
+
+    return jax.tree.map(label, posterior, is_leaf=is_sub_distribution)
+
+
+def partition(
+    posterior: Any, *, train: Iterable[str] = ("loc", "gate", "means", "dense")
+) -> tuple[Any, Any]:
+    """Split a posterior in (trainable, fixed), each with None where the other has the array.
+
+    `jax.grad` and optax then see floating arrays alone, and what is not trained costs no gradient
+    and no optimizer state.
+
+    Args:
+      posterior: a posterior.
+      train: labels (see `param_labels`) of what is trained, among "loc", "gate", "means",
+        "spread" and "dense".
+
+    Returns:
+      (trainable, fixed); `combine` puts them together again.
+
+    Raises:
+      ValueError: if `train` names anything else.
+    """
+    train = (train,) if isinstance(train, str) else tuple(train)
+    unknown = [label for label in train if label not in TRAINABLE]
+    if unknown:
+        raise ValueError(f"train has {unknown}; it may hold {list(TRAINABLE)}.")
+    labels = param_labels(posterior)
+    trainable = jax.tree.map(lambda x, label: x if label in train else None, posterior, labels)
+    fixed = jax.tree.map(lambda x, label: None if label in train else x, posterior, labels)
+    return trainable, fixed
+
+
+def combine(trainable: Any, fixed: Any) -> Any:
+    """Put the two parts that `partition` made together again.
+
+    Raises:
+      ValueError: if the two do not come from one posterior.
+    """
+
+    def merge(a: Any, b: Any) -> Any:
+        if (a is None) == (b is None):
+            raise ValueError(
+                "combine takes the two parts of one posterior: every array in exactly one of them."
+            )
+        return b if a is None else a
+
+    return jax.tree.map(merge, trainable, fixed, is_leaf=lambda x: x is None)

@@ -1,0 +1,152 @@
+"""Pruning to an exact sparsity, N:M patterns, and the M-step."""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sqs_jax.distribution import SubDistribution
+from sqs_jax.transform.rules import flatten, is_sub_distribution
+from sqs_jax.transform.saliency import magnitude
+
+Scope = Literal["global", "tensor"]
+
+
+def refit(posterior: Any) -> Any:
+    """Set every leaf's scales and mixture weights from the current assignments (an M-step).
+
+    Each component gets the spread of its kept weights about its mean, with a floor, and its share.
+    """
+    return jax.tree.map(
+        lambda leaf: leaf.refit() if is_sub_distribution(leaf) else leaf,
+        posterior,
+        is_leaf=is_sub_distribution,
+    )
+
+
+def prune(
+    posterior: Any, sparsity: float, *, scores: Any = None, scope: Scope = "global"
+) -> Any:
+    """Decide anew which weights are kept, so that exactly round(sparsity * count) are pruned.
+
+    The lowest scores are pruned; equal scores in order of position. The decision does not depend
+    on the one before: weights pruned earlier come back if their scores say so. Leaves with
+    structure (n, m) keep the best n of every m along axis -2 and ignore `sparsity`.
+
+    Args:
+      posterior: a posterior.
+      sparsity: fraction to prune, a number in [0, 1).
+      scores: tree with an array per compressed leaf (see `saliency`), larger is kept; by default
+        `saliency.magnitude(posterior)`. inf is never pruned before anything finite.
+      scope: "global", one threshold for all prunable leaves without structure together, or
+        "tensor", one each.
+
+    Returns:
+      The posterior with new `kept`.
+
+    Raises:
+      ValueError: if sparsity is out of range, the tree holds nothing compressed, or the scores
+        have other paths or shapes, or are NaN.
+    """
+    if isinstance(sparsity, jax.core.Tracer):
+        raise TypeError(
+            "sparsity is a traced value; the number of weights to prune must be a Python number. "
+            "Call prune outside jit, or with static_argnums."
+        )
+    sparsity = float(sparsity)
+    if not 0 <= sparsity < 1:
+        raise ValueError(f"sparsity is {sparsity}; it must lie in [0, 1).")
+    if scope not in ("global", "tensor"):
+        raise ValueError(f"scope is {scope!r}; it must be 'global' or 'tensor'.")
+
+    pairs, treedef = flatten(posterior)
+    score = _aligned(pairs, magnitude(posterior) if scores is None else scores)
+    masks: dict[str, jax.Array] = {}
+    free: dict[str, jax.Array] = {}
+    for path, leaf in pairs:
+        if is_sub_distribution(leaf) and leaf.prunable:
+            if leaf.structure is not None:
+                masks[path] = keep_n_of_m(score[path], *leaf.structure)
+            else:
+                free[path] = score[path]
+    groups = [free] if scope == "global" else [{path: s} for path, s in free.items()]
+    for group in groups:
+        number = round(sparsity * sum(s.size for s in group.values()))
+        masks |= dict(zip(group, keep_highest(tuple(group.values()), number), strict=True))
+    return treedef.unflatten(
+        [leaf.replace(kept=masks[path]) if path in masks else leaf for path, leaf in pairs]
+    )
+
+
+def _aligned(pairs: list[tuple[str, Any]], scores: Any) -> dict[str, jax.Array]:
+    """Give each compressed path its scores, or say which path, shape or value is wrong."""
+    leaves: dict[str, SubDistribution] = {p: s for p, s in pairs if is_sub_distribution(s)}
+    if not leaves:
+        raise ValueError("The posterior has no compressed leaf: there is nothing to prune.")
+    given = dict(flatten(scores)[0])
+    missing, extra = leaves.keys() - given.keys(), given.keys() - leaves.keys()
+    if missing or extra:
+        raise ValueError(
+            "scores must have an array at exactly the posterior's compressed paths; missing: "
+            f"{sorted(missing) or 'none'}, unexpected: {sorted(extra) or 'none'}."
+        )
+    for path, leaf in leaves.items():
+        score = given[path]
+        if np.shape(score) != leaf.loc.shape:
+            raise ValueError(
+                f"{path}: scores have shape {np.shape(score)}, the weights {leaf.loc.shape}."
+            )
+        if not isinstance(score, jax.core.Tracer) and bool(jnp.any(jnp.isnan(score))):
+            raise ValueError(f"{path}: scores contain NaN; pruning needs an order.")
+    return {path: jnp.asarray(given[path]) for path in leaves}
+
+
+def keep_n_of_m(score: jax.Array, n: int, m: int) -> jax.Array:
+    """Keep the n highest of every m scores along axis -2; of equal ones the first; bool mask."""
+    *lead, rows, columns = score.shape
+    groups = score.reshape(*lead, rows // m, m, columns)
+    order = jnp.argsort(-groups, axis=-2, stable=True)
+    rank = jnp.argsort(order, axis=-2)
+    return (rank < n).reshape(score.shape)
+
+
+@jax.jit
+def keep_highest(scores: tuple[jax.Array, ...], number: jax.typing.ArrayLike) -> list[jax.Array]:
+    """Drop exactly the `number` lowest of all scores together; bool masks, False = dropped.
+
+    The threshold is found bit by bit, by counting: exact, with no sort, no copy of all scores in
+    one place, and nothing that recompiles when `number` changes.
+    """
+    keys = [_ordered_bits(s) for s in scores]
+    bits = max(k.dtype.itemsize for k in keys) * 8
+    keys = [k.astype(jnp.uint64 if bits == 64 else jnp.uint32) for k in keys]
+    number = jnp.asarray(number, jnp.int32)
+    zero = jnp.zeros((), keys[0].dtype)
+
+    def settle(i: jax.Array, threshold: jax.Array) -> jax.Array:
+        trial = threshold | (jnp.ones((), threshold.dtype) << (bits - 1 - i).astype(zero.dtype))
+        below = sum(jnp.sum(k < trial, dtype=jnp.int32) for k in keys)
+        return jnp.where(below < number, trial, threshold)
+
+    # The largest key with fewer than `number` keys below it: that of the last one dropped.
+    threshold = jax.lax.fori_loop(0, bits, settle, zero)
+    below = sum(jnp.sum(k < threshold, dtype=jnp.int32) for k in keys)
+    ties = jnp.where(number > 0, number - below, 0)
+    kept = []
+    for key in keys:
+        tied = key == threshold
+        position = jnp.cumsum(tied.reshape(-1), dtype=jnp.int32).reshape(key.shape)
+        kept.append(~(((key < threshold) & (number > 0)) | (tied & (position <= ties))))
+        ties = ties - jnp.sum(tied, dtype=jnp.int32)
+    return kept
+
+
+def _ordered_bits(score: jax.Array) -> jax.Array:
+    """Map floats to unsigned integers in the same order; equal floats (0 and -0) to equal ones."""
+    dtype = jnp.promote_types(score.dtype, jnp.float32)
+    score = score.astype(dtype) + 0.0  # -0 becomes 0
+    unsigned = jnp.uint64 if dtype == jnp.float64 else jnp.uint32
+    bits = jax.lax.bitcast_convert_type(score, unsigned)
+    sign = jnp.ones((), unsigned) << (dtype.itemsize * 8 - 1)
+    return jnp.where(bits & sign != 0, ~bits, bits | sign)

@@ -1,0 +1,181 @@
+"""Rules: which leaves of a tree are compressed, and how. Paths are strings like "layers/0/kernel"."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sqs_jax.distribution import SubDistribution, Windows
+
+MAX_CODES = 65_535  # codes are uint16, and 0 stands for a pruned weight
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rule:
+    """Say how the leaves whose path matches are compressed; the first rule that matches wins.
+
+    Attributes:
+      pattern: regular expression that must match the whole path of a leaf.
+      components: K, Gaussians per window; None leaves the leaf dense.
+      windows: how the weights are split by value.
+      min_ndim: leaves of fewer dimensions (stacked axes not counted) stay dense.
+      prunable: whether `prune` may prune the leaf.
+      structure: (n, m) keeps n of every m weights along axis -2; None prunes freely.
+      stacked: number of leading axes whose slices each get their own sub-distribution.
+
+    Raises:
+      ValueError: if a field is out of range or the pattern is no regular expression.
+    """
+
+    pattern: str = ".*"
+    components: int | None = 16
+    windows: Windows = Windows()
+    min_ndim: int = 2
+    prunable: bool = True
+    structure: tuple[int, int] | None = None
+    stacked: int = 0
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.pattern)
+        except (re.error, TypeError) as error:
+            raise ValueError(
+                f"Rule.pattern is {self.pattern!r}, no regular expression: {error}."
+            ) from error
+        if not isinstance(self.windows, Windows):
+            raise ValueError(f"Rule.windows is {self.windows!r}; it must be a sqs_jax.Windows.")
+        if self.components is not None:
+            if type(self.components) is not int or not 1 <= self.components <= MAX_CODES:
+                raise ValueError(
+                    f"Rule.components is {self.components!r}; it must be an int from 1 to "
+                    f"{MAX_CODES}, or None to leave matching leaves dense."
+                )
+            if self.components * self.windows.count > MAX_CODES:
+                raise ValueError(
+                    f"Rule has {self.windows.count} windows of {self.components} components; a "
+                    f"code holds at most {MAX_CODES} values: use fewer of either."
+                )
+        for name in ("min_ndim", "stacked"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 0:
+                raise ValueError(f"Rule.{name} is {value!r}; it must be an int >= 0.")
+        if self.structure is not None:
+            n_of_m = self.structure
+            whole = isinstance(n_of_m, tuple) and len(n_of_m) == 2
+            if not (whole and all(type(x) is int for x in n_of_m) and 0 < n_of_m[0] <= n_of_m[1]):
+                raise ValueError(
+                    f"Rule.structure is {n_of_m!r}; it must be (n, m) with 0 < n <= m, or None."
+                )
+
+    def matches(self, path: str) -> bool:
+        """Return whether the pattern matches the whole path."""
+        return re.fullmatch(self.pattern, path) is not None
+
+    def compresses(self, leaf: Any) -> bool:
+        """Return whether a leaf that this rule wins gets a sub-distribution."""
+        return self.components is not None and np.ndim(leaf) - self.stacked >= self.min_ndim
+
+    def init_leaf(self, path: str, leaf: jax.Array, **options: Any) -> SubDistribution:
+        """Start the sub-distribution of a leaf, or say by its path why it cannot have one."""
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise ValueError(
+                f"{path}: rule {self.pattern!r} would compress a leaf of dtype {leaf.dtype}; only "
+                "real floating weights have a sub-distribution. Put a rule with components=None "
+                "that matches this path before it."
+            )
+        if not isinstance(leaf, jax.core.Tracer):
+            bad = int(np.size(leaf) - np.sum(np.isfinite(np.asarray(leaf, np.float64))))
+            if bad:
+                raise ValueError(
+                    f"{path}: {bad} of {np.size(leaf)} weights are not finite; compression needs "
+                    "a network that works. Mend them, or leave the leaf dense with a rule with "
+                    "components=None."
+                )
+        if self.structure is not None:
+            m = self.structure[1]
+            if leaf.ndim - self.stacked < 2 or leaf.shape[-2] % m:
+                raise ValueError(
+                    f"{path}: structure {self.structure} needs an axis -2 whose length is a "
+                    f"multiple of {m}; the shape is {leaf.shape}. Use another structure or None."
+                )
+        assert self.components is not None  # `compresses` was asked first
+        return SubDistribution.init(
+            leaf,
+            components=self.components,
+            windows=self.windows,
+            prunable=self.prunable,
+            structure=self.structure,
+            stacked=self.stacked,
+            **options,
+        )
+
+    def init_layer(self, path: str, weights: jax.Array) -> Any:
+        """Start the weights of a layer that holds this rule; its pattern is not used.
+
+        Neither is `stacked`: a layer is one slice, and the axes that a scan over layers puts in
+        front of its weights it puts in front of their sub-distribution too.
+        """
+        rule = dataclasses.replace(self, stacked=0)
+        return rule.init_leaf(path, weights) if rule.compresses(weights) else weights
+
+
+DEFAULT_RULES = (Rule(),)
+
+
+def deployed(value: Any) -> Any:
+    """Return the weights a layer computes with: the mode of a SubDistribution, or the array."""
+    return value.mode() if is_sub_distribution(value) else value
+
+
+def is_sub_distribution(node: Any) -> bool:
+    """Return whether a node of a posterior is a compressed tensor's SubDistribution."""
+    return isinstance(node, SubDistribution)
+
+
+def path_string(path: Sequence[Any]) -> str:
+    """Write a key path as "layers/0/kernel"."""
+    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
+
+
+def map_tree(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+    """Map `function(path, leaf, *rest)` over a tree whose leaves include SubDistributions."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, *leaves: function(path_string(path), *leaves),
+        tree,
+        *rest,
+        is_leaf=is_sub_distribution,
+    )
+
+
+def flatten(tree: Any) -> tuple[list[tuple[str, Any]], Any]:
+    """List a tree's (path, leaf) pairs, SubDistributions being leaves, and its structure."""
+    pairs, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_sub_distribution)
+    return [(path_string(path), leaf) for path, leaf in pairs], treedef
+
+
+def check_rules(rules: Iterable[Rule]) -> tuple[Rule, ...]:
+    """Return the rules as a tuple, or raise TypeError for anything else."""
+    rules = (rules,) if isinstance(rules, Rule) else tuple(rules)
+    if not rules or not all(isinstance(rule, Rule) for rule in rules):
+        raise TypeError(f"rules must be a non-empty sequence of sqs_jax.Rule, not {rules!r}.")
+    return rules
+
+
+def assign(rules: Sequence[Rule], paths: Sequence[str]) -> list[Rule | None]:
+    """Give each path the first rule that matches it.
+
+    Raises:
+      ValueError: if a rule's pattern matches none of the paths.
+    """
+    for rule in rules:
+        if not any(rule.matches(path) for path in paths):
+            shown = ", ".join(paths[:8]) + (", ..." if len(paths) > 8 else "")
+            raise ValueError(
+                f"Rule pattern {rule.pattern!r} matches no leaf. A pattern must match a whole "
+                f"path; the paths here are: {shown or '(an empty tree)'}."
+            )
+    return [next((rule for rule in rules if rule.matches(path)), None) for path in paths]

@@ -1,0 +1,170 @@
+"""spike_slab_gmm: a tree of weights becomes a tree of sub-distributions, and codes in the end."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sqs_jax.artifact import CompressedLeaf
+from sqs_jax.distribution import Initialiser, SpikeSlabPrior, SubDistribution
+from sqs_jax.transform.rules import (
+    DEFAULT_RULES,
+    Rule,
+    assign,
+    check_rules,
+    flatten,
+    is_sub_distribution,
+)
+
+
+class Transform(NamedTuple):
+    """A compression method as pure functions; the caller holds all state.
+
+    Attributes:
+      init: (params) -> posterior, same tree paths. Copies; works under `jax.eval_shape`.
+      mean: (posterior, *, temperature=1.0) -> params, E_q[w].
+      sample: (posterior, key, *, temperature=1.0, relaxation=0.5, hard=False) -> params; with
+        hard=True a K-level draw. None if the method has no sampling.
+      mode: (posterior) -> params, the deployed weights, dense; straight-through derivative.
+      kl: (posterior, *, temperature=1.0) -> scalar, the bound in nats, summed over the model (or
+        any scalar regulariser of another method).
+      compress: (posterior) -> compressed, codes and codebooks at the same tree paths.
+    """
+
+    init: Callable[..., Any]
+    mean: Callable[..., Any]
+    sample: Callable[..., Any] | None
+    mode: Callable[..., Any]
+    kl: Callable[..., jax.Array]
+    compress: Callable[..., Any]
+
+
+def spike_slab_gmm(
+    rules: Iterable[Rule] = DEFAULT_RULES,
+    *,
+    prior: SpikeSlabPrior,
+    initialiser: Initialiser = "kmeans",
+) -> Transform:
+    """Build the SQS transform: spike-and-slab posteriors whose slab is a Gaussian mixture.
+
+    Example:
+      >>> sqs = sqs_jax.spike_slab_gmm(
+      ...     [sqs_jax.Rule(pattern=".*kernel", components=4)],
+      ...     prior=sqs_jax.SpikeSlabPrior(inclusion=0.2, scale=1.0),
+      ... )
+      >>> posterior = sqs.init(params)
+
+    Args:
+      rules: which leaves are compressed, and how; the first that matches wins, and leaves that
+        none matches stay dense.
+      prior: of every compressed weight.
+      initialiser: how codebooks start, "kmeans" or "quantile".
+
+    Returns:
+      A Transform. Its functions raise ValueError, naming the leaf's path, for a rule that matches
+      nothing, for weights that cannot be compressed (integer, complex, not finite) and for a
+      posterior that these rules did not make.
+
+    References:
+      Wang, Jiang, Lin, Song, "SQS: Bayesian DNN Compression through Sparse Quantized
+      Sub-distributions", arXiv:2510.08999.
+    """
+    rules = check_rules(rules)
+    if not isinstance(prior, SpikeSlabPrior):
+        raise TypeError(f"prior must be a sqs_jax.SpikeSlabPrior, not {prior!r}.")
+    if initialiser not in ("kmeans", "quantile"):
+        raise ValueError(f"initialiser is {initialiser!r}; it must be 'kmeans' or 'quantile'.")
+
+    def init(params: Any) -> Any:
+        pairs, treedef = flatten(params)
+        leaves = []
+        for (path, leaf), rule in zip(pairs, assign(rules, [p for p, _ in pairs]), strict=True):
+            if is_sub_distribution(leaf):
+                raise ValueError(f"{path}: already a SubDistribution; init takes plain params.")
+            if rule is None or not rule.compresses(leaf):
+                leaves.append(jnp.array(leaf, copy=True))
+            else:
+                leaf = leaf if isinstance(leaf, jax.Array | np.ndarray) else np.asarray(leaf)
+                leaves.append(rule.init_leaf(path, leaf, initialiser=initialiser))
+        return treedef.unflatten(leaves)
+
+    def per_leaf(function: Callable[..., Any], posterior: Any) -> Any:
+        """Map function(leaf, index) over the SubDistributions; dense leaves stay as they are."""
+        pairs, treedef = _checked(rules, posterior)
+        return treedef.unflatten(
+            [
+                function(leaf, i) if is_sub_distribution(leaf) else leaf
+                for i, (_, leaf) in enumerate(pairs)
+            ]
+        )
+
+    def mean(posterior: Any, *, temperature: jax.typing.ArrayLike = 1.0) -> Any:
+        return per_leaf(lambda leaf, _: leaf.mean(temperature), posterior)
+
+    def sample(
+        posterior: Any,
+        key: jax.Array,
+        *,
+        temperature: jax.typing.ArrayLike = 1.0,
+        relaxation: jax.typing.ArrayLike = 0.5,
+        hard: bool = False,
+    ) -> Any:
+        def draw(leaf: SubDistribution, index: int) -> jax.Array:
+            leaf_key = jax.random.fold_in(key, index)
+            if hard:
+                return leaf.sample_hard(leaf_key, temperature)
+            return leaf.sample(leaf_key, temperature, relaxation)
+
+        return per_leaf(draw, posterior)
+
+    def mode(posterior: Any) -> Any:
+        return per_leaf(lambda leaf, _: leaf.mode(), posterior)
+
+    def kl(posterior: Any, *, temperature: jax.typing.ArrayLike = 1.0) -> jax.Array:
+        pairs, _ = _checked(rules, posterior)
+        bounds = [leaf.kl(prior, temperature) for _, leaf in pairs if is_sub_distribution(leaf)]
+        dtype = jnp.result_type(jnp.float32, *(bound.dtype for bound in bounds))
+        return sum((bound.astype(dtype) for bound in bounds), start=jnp.zeros((), dtype))
+
+    def compress(posterior: Any) -> Any:
+        return per_leaf(
+            lambda leaf, _: CompressedLeaf(
+                codes=leaf.codes(), codebook=leaf.means.astype(leaf.loc.dtype)
+            ),
+            posterior,
+        )
+
+    return Transform(init=init, mean=mean, sample=sample, mode=mode, kl=kl, compress=compress)
+
+
+def _checked(rules: tuple[Rule, ...], posterior: Any) -> tuple[list[tuple[str, Any]], Any]:
+    """Flatten a posterior, or say by path why these rules did not make it."""
+    pairs, treedef = flatten(posterior)
+    for (path, leaf), rule in zip(pairs, assign(rules, [p for p, _ in pairs]), strict=True):
+        if not is_sub_distribution(leaf):
+            if rule is not None and rule.compresses(leaf):
+                raise ValueError(
+                    f"{path}: rule {rule.pattern!r} compresses this leaf, but it is a plain array "
+                    f"of shape {np.shape(leaf)}: pass a posterior, transform.init(params)."
+                )
+            continue
+        if any(getattr(leaf, name) is None for name in ("loc", "means", "kept")):
+            raise ValueError(
+                f"{path}: one part of a partitioned posterior; pass "
+                "sqs_jax.combine(trainable, fixed)."
+            )
+        found = (*leaf.means.shape[-2:], leaf.stacked, leaf.prunable, leaf.structure)
+        wanted = None
+        if rule is not None and rule.compresses(leaf.loc):
+            wanted = (
+                rule.windows.count, rule.components, rule.stacked, rule.prunable, rule.structure
+            )  # fmt: skip
+        if found != wanted:
+            raise ValueError(
+                f"{path}: this posterior was made by other rules: (windows, components, stacked, "
+                f"prunable, structure) is {found}, but these rules give {wanted or 'a dense leaf'}."
+                " Use the transform that made it."
+            )
+    return pairs, treedef

@@ -1,0 +1,383 @@
+"""The file: what goes in comes out, in the same bytes; whatever else is on the disk is refused."""
+
+import base64
+import collections
+import dataclasses
+import math
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from sqs_jax.artifact import (
+    CompressedLeaf,
+    inspect,
+    load,
+    materialize,
+    read_metadata,
+    save,
+    summarize,
+)
+from sqs_jax.artifact.storage import DTYPES
+from tests.artifact.trees import compressed, model, run_python, same
+
+# What goes in comes out.
+
+
+def test_round_trip_is_exact_and_saves_again_to_the_same_bytes(path, tmp_path):
+    tree = model()
+    written = save(path, tree)
+    assert written == path.stat().st_size == summarize(tree).file_bytes
+    again = load(path)
+    assert same(again, tree)
+    assert all(type(x) is np.ndarray and x.flags.writeable for x in jax.tree.leaves(again))
+    save(tmp_path / "again.sqs", again)
+    assert (tmp_path / "again.sqs").read_bytes() == path.read_bytes()
+    assert same(materialize(again), materialize(tree))
+    assert inspect(path) == summarize(again)
+
+
+def test_jax_arrays_and_key_order_do_not_change_the_bytes(path):
+    def reverse(node):
+        return {k: reverse(node[k]) for k in reversed(node)} if isinstance(node, dict) else node
+
+    tree = jax.tree.map(lambda x: x.astype(np.float32) if x.dtype == np.float64 else x, model())
+    tree["batch_stats"] = []
+    save(path, tree, metadata={"a": 1, "b": 2})
+    data = path.read_bytes()
+    save(path, reverse(jax.tree.map(jnp.asarray, tree)), metadata={"b": 2, "a": 1})
+    assert path.read_bytes() == data
+
+
+def test_a_fresh_process_loads_it_and_writes_the_same_bytes(path, tmp_path):
+    save(path, model(), metadata={"run": "é"})
+    code = (
+        "import sys, numpy as np, jax; from sqs_jax.artifact import *;"
+        "t = load(sys.argv[1]); save(sys.argv[2], t, metadata=read_metadata(sys.argv[1]));"
+        "print(sum(float(np.abs(x.astype(float)).sum()) for x in jax.tree.leaves(materialize(t))))"
+    )
+    other = tmp_path / "other.sqs"
+    run = run_python(code, path, other)
+    leaves = jax.tree.leaves(materialize(model()))
+    assert float(run.stdout) == sum(float(np.abs(x.astype(float)).sum()) for x in leaves)
+    assert other.read_bytes() == path.read_bytes()
+
+
+def test_it_is_a_safetensors_file_of_byte_streams(path):
+    save(path, model())
+    entries = safetensors.numpy.load_file(path)
+    assert set(entries) == {"index", "codes", "codebooks", "dense"}
+    assert all(entry.dtype == np.uint8 and entry.ndim == 1 for entry in entries.values())
+    with safetensors.safe_open(path, "numpy") as file:
+        assert file.metadata() == {"format": "sqs", "version": "1"}
+    assert b"pickle" not in path.read_bytes() and path.read_bytes()[8:9] == b"{"
+
+
+@pytest.mark.parametrize("name", DTYPES)
+@pytest.mark.parametrize("shape", [(), (0, 3), (5, 7)], ids=str)
+def test_every_dtype_and_shape_of_dense_leaf(name, shape, path):
+    raw = np.random.default_rng(0).integers(0, 256, (*shape, DTYPES[name].itemsize), np.uint8)
+    if name == "bool":
+        raw %= 2
+    if "int" in name and name[-1] in "24" and len(name) < 6:  # one small number per byte
+        raw %= 2
+    if name == "float4_e2m1fn":
+        raw %= 16
+    leaf = raw.view(DTYPES[name]).reshape(shape)
+    save(path, {"x": leaf})
+    assert same(load(path), {"x": leaf})
+    data = path.read_bytes()
+    save(path, load(path))
+    assert path.read_bytes() == data
+    # Arbitrary bits include NaN payloads; ordinary values travel too, and as JAX arrays.
+    if DTYPES[name].itemsize <= 4:
+        ones = jnp.ones(shape, name)
+        save(path, [ones])
+        assert same(load(path), [np.asarray(ones)])
+
+
+TREES = [
+    {},
+    [],
+    (),
+    None,
+    np.ones(3),
+    compressed((4,)),
+    {"a": {}, "b": [], "c": (), "d": None},
+    {0: np.ones(1), 10: np.ones(2), 2: np.ones(3), -1: {"x": np.ones(4)}},
+    [[np.ones(1)], (np.ones(2), [None, (np.ones(3),)])],
+    {"a/b": np.ones(1), "a": {"b": np.ones(2)}, "": np.ones(3), "c": np.ones(4), "d": {"i": "l"}},
+    {'é\u4e2d\U0001f600\n\0"\\': np.ones(1), "\ud800": np.ones(2), "i": [np.ones(3)]},
+    {"l": [{"0": np.ones(1)}, {0: np.ones(2)}], "t": (compressed((2, 2)),)},
+]
+TREES[9]["d"] = {"c": compressed((3,)), "d": np.zeros(2)}
+
+
+@pytest.mark.parametrize("tree", TREES, ids=range(len(TREES)))
+def test_every_structure(tree, path):
+    save(path, tree)
+    assert same(load(path), tree)
+    data = path.read_bytes()
+    save(path, load(path))
+    assert path.read_bytes() == data
+    assert [leaf.weights for leaf in inspect(path).leaves] == [
+        math.prod(x.shape) for x in jax.tree.leaves(materialize(tree))
+    ]
+
+
+Point = collections.namedtuple("Point", "x y")
+
+
+@dataclasses.dataclass
+class Thing:
+    x: int = 0
+
+
+@pytest.mark.parametrize(
+    ("node", "says"),
+    [
+        (Point(np.ones(1), np.ones(1)), "_asdict"),
+        (collections.OrderedDict(a=np.ones(1)), "dict"),
+        (Thing(), "dict of its fields"),
+        (3, "np.asarray"),
+        (2.5, "np.asarray"),
+        (True, "np.asarray"),
+        ("text", "str"),
+        ({1: np.ones(1), "a": np.ones(1)}, "rename"),
+        ({float("nan"): np.ones(1)}, "rename"),
+        ({True: np.ones(1)}, "rename"),
+        (jax.ShapeDtypeStruct((3,), np.float32), "ShapeDtypeStruct"),
+        (np.array(["a"]), "dtype"),
+        (np.array([None]), "dtype"),
+        (np.zeros(2, [("a", "f4")]), "dtype"),
+        (jax.random.key(0), "key_data"),
+        (CompressedLeaf([1, 2], np.ones((1, 4))), "list"),
+    ],
+    ids=str,
+)
+def test_what_a_file_cannot_keep_is_named_with_the_way_out(node, says, path):
+    with pytest.raises(TypeError, match=r"'a/1'.*" + says):
+        save(path, {"a": [np.ones(1), node]})
+    assert not path.exists()
+
+
+def test_other_impossible_trees(path):
+    deep = np.ones(1)
+    for _ in range(5000):
+        deep = [deep]
+    with pytest.raises(ValueError, match="deeper"):
+        save(path, deep)
+    with pytest.raises(TypeError, match="traced"):
+        jax.jit(lambda x: save(path, {"x": x}))(jnp.ones(3))
+    big_endian = np.arange(3, dtype=">f4")
+    save(path, [big_endian])
+    assert same(load(path), [big_endian.astype(np.float32)])
+
+
+@pytest.mark.parametrize(
+    ("codes", "codebook", "says"),
+    [
+        (np.full(3, 5, np.uint8), np.ones((1, 4)), "code 5"),
+        (np.zeros(3, np.uint16), np.ones((1, 4)), "must be uint8"),
+        (np.zeros(3, np.uint8), np.ones((2, 128)), "must be uint16"),
+        (np.zeros(3, np.int32), np.ones((1, 4)), "int32"),
+        (np.zeros(3, np.uint8), np.ones(4), "W, K"),
+        (np.zeros((3, 2), np.uint8), np.ones((2, 1, 4)), "leading axes"),
+        (np.zeros(3, np.uint8), np.ones((1, 0)), "0 values"),
+        (np.zeros(3, np.uint16), np.ones((256, 256)), "65536 values"),
+        (np.zeros(3, np.uint8), np.ones((1, 4), int), "floating"),
+    ],
+)
+def test_broken_invariants_are_named(codes, codebook, says, path):
+    with pytest.raises(ValueError, match=f"'a/k'.*{says}"):
+        save(path, {"a": {"k": CompressedLeaf(codes, codebook)}})
+
+
+# Dtypes on the disk.
+
+
+def stored_bytes(tree, **kwargs):
+    return summarize(tree, **kwargs).leaves[0].file_bits // 8
+
+
+def test_values_are_stored_in_the_narrowest_dtype_that_holds_them_exactly():
+    def nbytes(values, dtype=np.float32):
+        return stored_bytes([np.asarray(values, dtype)])
+
+    assert nbytes([0, 1, -0.0, 448]) == 4  # float8_e4m3fn
+    assert nbytes([1, 2**-16]) == 2  # float8_e5m2
+    assert nbytes([1, 1 + 2**-10]) == 4  # float16
+    assert nbytes([1, 2.0**100]) == 4  # bfloat16
+    assert nbytes([1, 0.1]) == 8
+    assert nbytes([1, 0.1], np.float64) == 16
+    assert nbytes(np.float32([1, 0.1]), np.float64) == 8
+    assert nbytes([1, 2], np.int64) == 16
+    assert stored_bytes([CompressedLeaf(np.zeros(3, np.uint8), np.float32([[1, 2]]))]) == 2 + 2
+
+
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FC00001, 0x7F800001, 0xFFC01234, 0x80000000])
+def test_nan_payloads_and_the_sign_of_zero_survive(bits, path):
+    leaf = np.array([0, bits, 0x3F800000], np.uint32).view(np.float32)
+    save(path, [leaf, CompressedLeaf(np.array([1, 2], np.uint8), leaf[None])])
+    assert same(load(path), [leaf, CompressedLeaf(np.array([1, 2], np.uint8), leaf[None])])
+
+
+@pytest.mark.parametrize(
+    "dtype", ["float16", jnp.bfloat16, np.float32, "float8_e4m3fn", "float8_e5m2"]
+)
+def test_dense_dtype_rounds_once_and_for_all(dtype, path):
+    rng = np.random.default_rng(0)
+    tree = {
+        "double": rng.normal(size=999),
+        "half": rng.normal(size=9).astype(np.float16),
+        "int": np.arange(99, dtype=np.int64),
+        "kernel": compressed((20, 20)),
+    }
+    size = save(path, tree, dense_dtype=dtype)
+    again = load(path)
+    assert again["double"].dtype == np.float64
+    want = tree["double"].astype(np.dtype(dtype)).astype(np.float64)
+    np.testing.assert_array_equal(again["double"], want)
+    assert same(again["int"], tree["int"]) and same(again["kernel"], tree["kernel"])
+    if np.dtype(dtype).itemsize > 1:
+        assert same(again["half"], tree["half"])
+    data = path.read_bytes()
+    assert inspect(path).leaves[0].file_bits == 8 * 999 * np.dtype(dtype).itemsize
+    assert save(path, again) == size and path.read_bytes() == data
+
+
+@pytest.mark.parametrize(("dtype", "value"), [("float16", 7e4), ("float8_e4m3fn", 500.0)])
+def test_overflow_is_named(dtype, value, path):
+    with pytest.raises(ValueError, match=rf"'a/0'.*{value}.*{dtype}"):
+        save(path, {"a": [np.array([1, -value, np.inf, np.nan], np.float32)]}, dense_dtype=dtype)
+    save(path, [np.float32([np.inf, -np.inf])], dense_dtype="float16")
+    assert (load(path)[0] == [np.inf, -np.inf]).all()
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float64", "nonsense", "complex64", 3])
+def test_other_dense_dtypes_are_refused(dtype, path):
+    with pytest.raises(ValueError, match=r"dense_dtype.*bfloat16"):
+        save(path, [np.ones(3)], dense_dtype=dtype)
+
+
+# Metadata.
+
+
+def test_metadata_travels(path):
+    metadata = {"accuracy": 0.915, "labels": ["a", None, True], "nested": {"é/\0": 10**30}}
+    save(path, model(), metadata=metadata)
+    assert read_metadata(path) == metadata and same(load(path), model())
+    save(path, model())
+    assert read_metadata(path) == {}
+
+
+@pytest.mark.parametrize(
+    "metadata", [{"a": {1}}, {"a": float("nan")}, {1: 2}, {"a": (1,)}, [1], {"a": b"b"}], ids=str
+)
+def test_metadata_that_json_would_change_is_refused(metadata, path):
+    with pytest.raises(TypeError, match="metadata"):
+        save(path, {}, metadata=metadata)
+
+
+def test_an_index_no_reader_would_accept_is_not_written(path):
+    with pytest.raises(ValueError, match="index"):
+        save(path, {}, metadata={"a": "x" * (1 << 24)})
+
+
+# Size beside the streams.
+
+
+@pytest.mark.parametrize(("layers", "limit"), [(4, 650), (26, 1200)])
+def test_header_and_index_are_small(layers, limit):
+    tree = {}
+    for i in range(layers):
+        norm = {k: np.full(16, 0.1 + i, np.float32) for k in ("scale", "bias")}
+        tree[f"Conv_{i}"] = {"kernel": compressed((3, 3, 16, 16), seed=i)}
+        tree[f"BatchNorm_{i}"] = norm if i % 2 else {"scale": norm["scale"]}
+    report = summarize({"params": tree, "batch_stats": {}})
+    assert len(report.leaves) == 5 * layers // 2
+    assert report.file_bytes - sum(leaf.file_bits for leaf in report.leaves) // 8 < limit
+
+
+# Written as a whole or not at all.
+
+
+def test_a_full_disk_leaves_the_old_file(path, tmp_path):
+    save(path, model())
+    old = path.read_bytes()
+    code = (
+        "import resource, sys, numpy as np; from sqs_jax.artifact import save;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000));"
+        "save(sys.argv[1], {'x': np.random.default_rng(0).normal(size=10_000)})"
+    )
+    run = run_python(code, path, check=False)
+    assert run.returncode == 1 and "OSError" in run.stderr and str(path) in run.stderr
+    assert "untouched" in run.stderr
+    assert os.listdir(tmp_path) == ["m.sqs"] and path.read_bytes() == old
+
+
+def test_a_failure_before_the_rename_leaves_nothing(path, tmp_path, monkeypatch):
+    save(path, model())
+    old = path.read_bytes()
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    for name in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                save(path, [np.ones(3)])
+        assert os.listdir(tmp_path) == ["m.sqs"] and path.read_bytes() == old
+
+
+def test_where_a_file_cannot_be_written(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"create it first.*no/such/m.sqs"):
+        save(tmp_path / "no" / "such" / "m.sqs", {})
+    with pytest.raises(IsADirectoryError, match="folder"):
+        save(tmp_path, {})
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_link_is_followed_and_permissions_are_those_of_a_new_file(tmp_path):
+    (tmp_path / "real").mkdir()
+    target, link, plain = tmp_path / "real" / "m.sqs", tmp_path / "link.sqs", tmp_path / "plain"
+    target.write_bytes(b"old")
+    link.symlink_to(target)
+    plain.write_bytes(b"")
+    save(str(link), [np.ones(3)])
+    assert link.is_symlink() and same(load(target), [np.ones(3)])
+    assert target.stat().st_mode == plain.stat().st_mode
+
+
+# The format stays.
+
+
+def test_a_file_of_version_1_stays_readable(path):
+    path.write_bytes(base64.b64decode(VERSION_1))
+    assert same(load(path), golden()) and read_metadata(path) == {"made": "by version 1"}
+
+
+def golden():
+    codes = (np.arange(600) * 7 % 31 // 6).astype(np.uint8).reshape(20, 30)
+    leaf = CompressedLeaf(codes, np.array([[0.1, -0.1], [0.3, 0.7], [9, 9]], np.float32))
+    dense = [np.arange(4, dtype=np.int16), np.float64(0.5), np.zeros((0, 2), jnp.bfloat16)]
+    return {"kernel": leaf, "rest": dense, "tail": {1: (None,)}}
+
+
+VERSION_1 = """
+KAEAAAAAAAB7Il9fbWV0YWRhdGFfXyI6eyJmb3JtYXQiOiJzcXMiLCJ2ZXJzaW9uIjoiMSJ9LCJpbmRleCI6eyJkdHlwZSI6
+IlU4Iiwic2hhcGUiOlsyMDBdLCJkYXRhX29mZnNldHMiOlswLDIwMF19LCJjb2RlcyI6eyJkdHlwZSI6IlU4Iiwic2hhcGUi
+OlsxOTRdLCJkYXRhX29mZnNldHMiOlsyMDAsMzk0XX0sImNvZGVib29rcyI6eyJkdHlwZSI6IlU4Iiwic2hhcGUiOlsyNF0s
+ImRhdGFfb2Zmc2V0cyI6WzM5NCw0MThdfSwiZGVuc2UiOnsiZHR5cGUiOiJVOCIsInNoYXBlIjpbOV0sImRhdGFfb2Zmc2V0
+cyI6WzQxOCw0MjddfX0gIHjaZU/RCsMgDPyVkWcfbKyt7a9IGa6mUGbtsG4wSv996TYG28DgmTvvkhX6ebokWhby0FprUQol
+u05YqwTuNwxhdlkh/OCiKZmGPvX8bi2aqkGlKmUEGokSUTe10FJrNE2tWekpLvTMKPk7H/kOGGMuKhAv86pkdHpCbv7R5kjl
+pIb4JWLzibLzLjtoV5ic5xw43Q83Sss4x0MBm4CciHb6TClSYEHPJrx55pkgMPafYsPsxrATI/Cq+xgZRLyG0HXb9gDXfVoA
+CQVjYmNjEQCAgoa6mZO5wNqGCbbfnAybrbrL6Za77eyM6gUAnLYrN+TI+6leFCBLKh40sEwAqgVGS4Y1c0YZleopdkKzdS2W
+6ltF0llxOHyqX2q4k2VCyeaDuio6iF3776jlPVukWqVi/Ohj69IiwT3OFW6x0cBOXSoBz0oZyW2RJJBdB1PjQ2k1fNcaIEmM
+E2rv6khXrAgpiCdeJEB9wRiU3pivpslGho5cUy3yrzT6qvKAVPgn5D7NaPaiIk4vawTNzMw9zczMvZqZmT4zMzM/AAAQQQAA
+EEEAAAEAAgADADA=
+"""

@@ -1,0 +1,53 @@
+"""Trees, and a fresh process, that the tests of this folder share."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sqs_jax.artifact import CompressedLeaf
+
+
+def compressed(shape, components=4, windows=1, stack=(), sparsity=0.8, dtype=np.float32, seed=0):
+    rng = np.random.default_rng(seed)
+    values = windows * components
+    codes = rng.integers(1, values + 1, (*stack, *shape))
+    codes = np.where(rng.random(codes.shape) < sparsity, 0, codes)
+    book = rng.normal(size=(*stack, windows, components)).astype(dtype)
+    return CompressedLeaf(codes.astype(np.uint8 if values <= 255 else np.uint16), book)
+
+
+def model(seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "params": {
+            "conv": {"kernel": compressed((3, 3, 4, 8)), "bias": np.zeros(8, np.float32)},
+            "dense": {"kernel": compressed((40, 30), 16, 3), "bias": rng.normal(size=30)},
+            "embed": compressed((50, 8), 200, 2, dtype=jnp.bfloat16),
+            "layers": compressed((6, 5), stack=(3,)),
+        },
+        "batch_stats": [rng.normal(size=5).astype(np.float32), (np.arange(3), None, {})],
+    }
+
+
+def same(a, b):
+    """Equal trees: structure, shapes, dtypes and every bit."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        x, y = np.asarray(x), np.asarray(y)
+        assert (x.shape, x.dtype) == (y.shape, y.dtype) and x.tobytes() == y.tobytes()
+    return True
+
+
+def run_python(code, *args, check=True):
+    """Run code in a fresh process that sees this checkout."""
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, *map(str, args)],
+        capture_output=True,
+        text=True,
+        check=check,
+        cwd=Path(__file__).resolve().parents[2],
+    )

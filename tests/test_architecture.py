@@ -1,0 +1,171 @@
+"""The arrows between the folders, read from the source: who may import whom; files stay short.
+
+docs/architecture.md draws the picture; `forbidden` below is its machine-readable form.
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("sqs_jax", "experiments", "benchmarks", "tests")
+FILES = sorted(p.relative_to(ROOT).as_posix() for f in FOLDERS for p in (ROOT / f).rglob("*.py"))
+MAX_LINES = 500
+
+PUBLIC = {"sqs_jax.linen", "sqs_jax.nnx"}
+INTERNAL = {
+    "sqs_jax.artifact",
+    "sqs_jax.baselines",
+    "sqs_jax.cli",
+    "sqs_jax.distribution",
+    "sqs_jax.transform",
+}
+# What each floor may use of sqs_jax.
+FLOORS = {
+    "sqs_jax/distribution/": {"sqs_jax.distribution"},
+    "sqs_jax/artifact/": {"sqs_jax.artifact"},
+    "sqs_jax/transform/": {"sqs_jax.distribution", "sqs_jax.artifact", "sqs_jax.transform"},
+}
+# The two files that may use flax, and the part of it that each leaves to the other.
+FLAX = {"sqs_jax/linen.py": {"flax.nnx"}, "sqs_jax/nnx.py": {"flax.linen"}}
+TREES = {"jax.flatten_util", "jax.tree", "jax.tree_util"}
+
+
+def within(name: str, modules: set[str]) -> bool:
+    """Whether a dotted name is one of the modules or lies in one."""
+    return any(name == module or name.startswith(module + ".") for module in modules)
+
+
+def forbidden(path: str, name: str) -> str | None:
+    """Why the file must not reach the dotted name; None where it may."""
+    if within(name, {"pickle"}):
+        return "a pickle runs code when it is loaded"
+    if path.startswith("tests/"):
+        return None
+    if within(name, {"orbax"}) and path != "experiments/checkpoints.py":
+        return "only experiments/checkpoints.py uses orbax"
+    if not path.startswith("sqs_jax/"):
+        return f"{path.split('/')[0]}/ uses public names only" if within(name, INTERNAL) else None
+
+    if within(name, {"experiments", "benchmarks", "tests"}):
+        return "the library does not know its users"
+    for floor, below in FLOORS.items():
+        if path.startswith(floor) and within(name, {"sqs_jax"}) and not within(name, below):
+            return f"{floor} uses only {', '.join(sorted(below))} of the library"
+    if within(name, FLAX.get(path, {"flax"})):
+        return "flax.linen is for sqs_jax/linen.py, flax.nnx for sqs_jax/nnx.py, flax for no other"
+    registers = name in {"jax.tree_util", "jax.tree_util.register_dataclass"}
+    if path.startswith("sqs_jax/distribution/") and within(name, TREES) and not registers:
+        return "sqs_jax/distribution/ knows one tensor, no pytrees"
+    return None
+
+
+def reached(path: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Line and dotted name of all that a file imports, or uses as an attribute of an import."""
+    package = PurePosixPath(path).parts[:-1]
+    bound = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                root = alias.name.split(".")[0]
+                bound[alias.asname or root] = alias.name if alias.asname else root
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            parents = package[: len(package) + 1 - node.level] if node.level else ()
+            module = [*parents, node.module] if node.module else parents
+            for alias in node.names:
+                bound[alias.asname or alias.name] = name = ".".join([*module, alias.name])
+                yield node.lineno, name
+
+    inner = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    for node in ast.walk(tree):
+        attributes, base = [], node
+        while isinstance(base, ast.Attribute) and id(node) not in inner:
+            attributes.insert(0, base.attr)
+            base = base.value
+        if attributes and isinstance(base, ast.Name) and base.id in bound:
+            yield node.lineno, ".".join([bound[base.id], *attributes])
+
+
+def violations(path: str, source: str) -> list[str]:
+    """One line for each rule that the file breaks."""
+    found = sorted(set(reached(path, ast.parse(source))))
+    broken = [
+        f"{path}:{line}: {name}: {why}" for line, name in found if (why := forbidden(path, name))
+    ]
+    length = source.count("\n")
+    if length > MAX_LINES:
+        broken.append(f"{path}: {length} lines, more than {MAX_LINES}: is there a seam?")
+    return broken
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_file_keeps_to_its_floor(path: str) -> None:
+    broken = violations(path, (ROOT / path).read_text(encoding="utf-8"))
+    assert not broken, "\n".join(broken)
+
+
+def test_every_module_of_the_library_has_a_floor() -> None:
+    modules = {
+        "sqs_jax." + p.split("/")[1].removesuffix(".py") for p in FILES if p.startswith("sqs_jax/")
+    }
+    unknown = modules - PUBLIC - INTERNAL - {"sqs_jax.__init__"}
+    assert not unknown, f"{sorted(unknown)}: add each to PUBLIC or INTERNAL above"
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("sqs_jax/distribution/kl.py", "from ..transform import rules"),
+        ("sqs_jax/distribution/kl.py", "from .. import artifact"),
+        ("sqs_jax/distribution/__init__.py", "from ..artifact.file import save"),
+        ("sqs_jax/distribution/kl.py", "import sqs_jax"),
+        ("sqs_jax/distribution/kl.py", "import jax\ndef f(t): return jax.tree.leaves(t)[0].size"),
+        ("sqs_jax/distribution/kl.py", "import jax.tree_util as jtu\njtu.tree_map(abs, [])"),
+        ("sqs_jax/distribution/kl.py", "from jax.tree_util import tree_leaves"),
+        ("sqs_jax/distribution/kl.py", "from jax import tree as trees"),
+        ("sqs_jax/artifact/file.py", "import sqs_jax.distribution.kl"),
+        ("sqs_jax/artifact/file.py", "def f():\n    import pickle"),
+        ("sqs_jax/transform/rules.py", "from ..linen import Dense"),
+        ("sqs_jax/transform/rules.py", "from flax import traverse_util"),
+        (
+            "sqs_jax/transform/rules.py",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from sqs_jax import Rule",
+        ),
+        ("sqs_jax/linen.py", "from flax import nnx"),
+        ("sqs_jax/nnx.py", "import flax\nx = flax.linen.Dense"),
+        ("sqs_jax/cli.py", "from experiments import train"),
+        ("sqs_jax/cli.py", "import orbax.checkpoint as ocp"),
+        ("experiments/loop.py", "import orbax.checkpoint as ocp"),
+        ("experiments/loop.py", "from sqs_jax.transform import elbo"),
+        ("experiments/loop.py", "from sqs_jax import distribution"),
+        ("benchmarks/speed.py", "import sqs_jax\nsqs_jax.transform.rules.Rule()"),
+        ("tests/test_x.py", "from pickle import loads"),
+        ("tests/test_x.py", "x = 1\n" * (MAX_LINES + 1)),
+    ],
+)
+def test_the_check_sees_a_breach(path: str, source: str) -> None:
+    assert violations(path, source)
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("sqs_jax/__init__.py", "from .transform import elbo\nfrom .artifact.file import save"),
+        ("sqs_jax/distribution/kl.py", "from . import mixture\nfrom .mixture import soft_weight"),
+        ("sqs_jax/distribution/__init__.py", "from .kl import kl"),
+        ("sqs_jax/distribution/kl.py", "import jax\n@jax.tree_util.register_dataclass\nclass A: 0"),
+        ("sqs_jax/distribution/kl.py", "from jax.tree_util import register_dataclass"),
+        ("sqs_jax/transform/rules.py", "import jax\nfrom ..artifact import bits\njax.tree.map(0)"),
+        ("sqs_jax/linen.py", "import flax.linen as nn\nfrom .distribution import x\nnn.Dense(1)"),
+        ("sqs_jax/nnx.py", "from flax import nnx"),
+        ("experiments/checkpoints.py", "import orbax.checkpoint as ocp"),
+        ("experiments/loop.py", "import sqs_jax, sqs_jax.nnx\nsqs_jax.saliency.gate(0)"),
+        ("experiments/loop.py", "from flax import nnx\nfrom sqs_jax.linen import Dense"),
+        ("tests/test_x.py", "from sqs_jax.distribution import kl\n" + "x = 1\n" * (MAX_LINES - 1)),
+    ],
+)
+def test_the_check_lets_the_allowed_pass(path: str, source: str) -> None:
+    assert not violations(path, source)
