@@ -44,10 +44,11 @@ class Checkpoints:
         step = self._manager.latest_step()
         if step is None:
             return None
-        wanted, treedef = jax.tree.flatten(like)
+        wanted = jax.tree.leaves(like)
         abstract = [
             jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for x in wanted if x.size
         ]
         saved = iter(self._manager.restore(step, args=ocp.args.StandardRestore(abstract)))
         # orbax stores no empty arrays; they are what they were
-        return step, treedef.unflatten([next(saved) if x.size else x for x in wanted])
+        leaves = [next(saved) if x.size else x for x in wanted]
+        return step, jax.tree.unflatten(jax.tree.structure(like), leaves)

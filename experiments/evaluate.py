@@ -5,7 +5,6 @@
 Reads config.json and the .sqs files, writes evaluation.json.
 """
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,12 @@ from experiments.models import ConvNet
 
 _BATCH = 500
 _CALIBRATION_BINS = 15
+_FILES = {
+    "dense": "dense.sqs",
+    "finetune": "finetune.sqs",
+    "mean": "mean.sqs",
+    "mode": "model.sqs",
+}
 
 
 def build_model(config: Any, num_classes: int) -> ConvNet:
@@ -56,9 +61,7 @@ def metrics(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     confidence = probabilities.max(-1)
     correct = probabilities.argmax(-1) == labels
     bins = np.minimum((confidence * _CALIBRATION_BINS).astype(int), _CALIBRATION_BINS - 1)
-    gaps = [
-        abs(confidence[bins == b].sum() - correct[bins == b].sum()) for b in np.unique(bins)
-    ]
+    gaps = [abs(confidence[bins == b].sum() - correct[bins == b].sum()) for b in np.unique(bins)]
     likelihood = probabilities[np.arange(len(labels)), labels]
     return {
         "accuracy": float(correct.mean()),
@@ -69,13 +72,8 @@ def metrics(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     }
 
 
-def fingerprint(logits: np.ndarray) -> str:
-    """Return a digest of logits, to compare two processes bit by bit."""
-    return hashlib.sha256(np.ascontiguousarray(logits).tobytes()).hexdigest()
-
-
 def evaluate(workdir: Path) -> dict[str, Any]:
-    """Evaluate dense, mean, mode and averaged networks from the files of a run."""
+    """Evaluate dense, finetuned, mean, mode and averaged networks from the files of a run."""
     config = ConfigDict(json.loads((workdir / "config.json").read_text()))
     splits = data.load(config.data, config.seed)
     model = build_model(config, splits.num_classes)
@@ -84,19 +82,17 @@ def evaluate(workdir: Path) -> dict[str, Any]:
     def read(name: str) -> Any:
         return sqs_jax.materialize(sqs_jax.load(workdir / name))
 
-    def scores(logits: np.ndarray, files: str, networks: int = 1) -> dict[str, Any]:
+    def scores(logits: np.ndarray, file: str, networks: int = 1) -> dict[str, Any]:
         probabilities = np.asarray(jax.nn.softmax(jnp.asarray(logits), axis=-1))
         return {
             **metrics(probabilities.reshape(networks, -1, splits.num_classes).mean(0), labels),
-            "bytes": (workdir / files).stat().st_size,
+            "bytes": (workdir / file).stat().st_size,
             "passes": networks,
         }
 
     result = {}
-    for name in ("dense", "finetune", "mean"):
-        result[name] = scores(predict(model, read(f"{name}.sqs"), images), f"{name}.sqs")
-    logits = predict(model, read("model.sqs"), images)
-    result["mode"] = scores(logits, "model.sqs") | {"logits_sha256": fingerprint(logits)}
+    for name, file in _FILES.items():
+        result[name] = scores(predict(model, read(file), images), file)
     average = read("average.sqs")
     draws = average.pop("draws")
     stacked = np.concatenate(

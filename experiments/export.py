@@ -16,9 +16,9 @@ _HISTOGRAM_BINS = 120
 
 
 def export(
-    workdir: Path, phase: Phase, dense: dict[str, Any], state: TrainState, config: Any
+    workdir: Path, phase: Phase, dense: Any, finetuned: Any, state: TrainState, config: Any
 ) -> dict[str, int]:
-    """Write model.sqs (what ships), mean.sqs, average.sqs and dense.sqs.
+    """Write model.sqs (what ships), average.sqs, mean.sqs, dense.sqs and finetune.sqs.
 
     All hold what a fresh process needs to run: params and the network's other collections.
 
@@ -26,20 +26,19 @@ def export(
       workdir: where to.
       phase: the compression that made the state.
       dense: variables of the dense network.
-      state: its final state.
+      finetuned: variables of the dense network trained on.
+      state: the compression's final state.
       config: the experiment.
 
     Returns:
       Bytes written, by file name.
     """
-    posterior, evaluation = state.posterior, config.evaluation
-    state_of_model = jax.device_get(state.model_state)
-    compressed = phase.transform.compress(posterior)
-    metadata = {"experiment": json.loads(config.to_json_best_effort())}
-    mean = phase.transform.mean(posterior, temperature=evaluation.temperature)
+    transform, posterior, evaluation = phase.transform, state.posterior, config.evaluation
+    assert transform.sample is not None  # spike_slab_gmm samples
+    compressed = transform.compress(posterior)
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
     draws = [
-        phase.transform.sample(
+        transform.sample(
             posterior,
             jax.random.fold_in(key, i),
             temperature=evaluation.average_temperature,
@@ -47,14 +46,17 @@ def export(
         )
         for i in range(evaluation.average_samples)
     ]
-    average = {"draws": [_codes_of(draw, compressed) for draw in draws], **state_of_model}
-    dtype = config.sqs.dense_dtype
-    files = {
-        "model.sqs": ({"params": compressed, **state_of_model}, {"dense_dtype": dtype}),
-        "average.sqs": (average, {"dense_dtype": dtype}),
-        "mean.sqs": ({"params": mean, **state_of_model}, {"dense_dtype": dtype}),
+    rounded = {"dense_dtype": config.sqs.dense_dtype or None}
+    mean = transform.mean(posterior, temperature=evaluation.temperature)
+    average = {"draws": [_codes_of(draw, compressed) for draw in draws]}
+    files: dict[str, tuple[Any, dict[str, Any]]] = {
+        "model.sqs": ({"params": compressed, **state.model_state}, rounded),
+        "average.sqs": ({**average, **state.model_state}, rounded),
+        "mean.sqs": ({"params": mean, **state.model_state}, {}),
         "dense.sqs": (dense, {}),
+        "finetune.sqs": (finetuned, {}),
     }
+    metadata = {"experiment": json.loads(config.to_json_best_effort())}
     return {
         name: sqs_jax.save(workdir / name, jax.device_get(tree), metadata=metadata, **options)
         for name, (tree, options) in files.items()

@@ -37,9 +37,7 @@ class TrainState(NamedTuple):
 
 def data_mesh() -> jax.sharding.Mesh:
     """Return a mesh of all devices along one axis, "data"."""
-    return jax.make_mesh(
-        (jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
-    )
+    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 
 
 def make_nll(model: nn.Module, phase: Phase) -> Callable[..., Any]:
@@ -59,7 +57,7 @@ def make_nll(model: nn.Module, phase: Phase) -> Callable[..., Any]:
         labels = batch["labels"]
         nll = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
         if weight:
-            target = model.apply(batch["teacher"], batch["images"])
+            target: Any = model.apply(batch["teacher"], batch["images"])
             soft = optax.losses.kl_divergence_with_log_targets(
                 jax.nn.log_softmax(logits / heat), jax.nn.log_softmax(target / heat)
             )
@@ -89,7 +87,7 @@ def make_step(
     optimizer = phase.optimizer()
 
     def step_fn(
-        state: TrainState, batch: Dataset, teacher: Any, key: jax.Array, step: jax.Array
+        state: TrainState, batch: Any, teacher: Any, key: jax.Array, step: jax.Array
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         augment_key, draw_key = jax.random.split(jax.random.fold_in(key, step))
         images = augment(augment_key, batch.images, shift=data.shift, flip=data.flip)
@@ -171,9 +169,7 @@ def run_phase(
                     posterior = phase.mask.decide(state.posterior, step)
                     state = jax.device_put(state._replace(posterior=posterior), replicated)
                 chosen = batch_indices(len(train.labels), config.batch_size, config.seed, step)
-                batch = jax.device_put(
-                    Dataset(train.images[chosen], train.labels[chosen]), split
-                )
+                batch = jax.device_put(Dataset(train.images[chosen], train.labels[chosen]), split)
                 state, metrics = step_fn(state, batch, teacher, key, np.int32(step))
                 done = step + 1
                 if done % 10 == 0 or done == phase.steps:
@@ -224,7 +220,9 @@ def forget_after(path: Path, phase: str, step: int) -> None:
 
 
 @contextmanager
-def progress(name: str, start: int, total: int) -> Iterator[Callable[[int, dict[str, float]], None]]:
+def progress(
+    name: str, start: int, total: int
+) -> Iterator[Callable[[int, dict[str, float]], None]]:
     """Show a bar; yields advance(step, metrics)."""
     columns = (
         TextColumn(f"{name:>9}"),

@@ -1,9 +1,9 @@
 """The three trainings of an experiment, as one kind of thing.
 
-    dense      the network from scratch: a posterior without compressed leaves is just its params
-    finetune   the dense network trained on with the data, steps, schedule and teacher of `sqs`:
-               what compression is fairly compared with
-    sqs        the compression
+dense      the network from scratch: a posterior without compressed leaves is just its params
+finetune   the dense network trained on with the data, steps, schedule and teacher of `sqs`:
+           what compression is fairly compared with
+sqs        the compression
 """
 
 from typing import Any, NamedTuple
@@ -34,7 +34,7 @@ class Phase(NamedTuple):
 
     name: str
     transform: sqs_jax.Transform
-    estimator: str
+    estimator: Any
     steps: int
     kl_weight: float
     temperature: optax.Schedule
@@ -65,7 +65,7 @@ class MaskSchedule(NamedTuple):
     start: int
     freeze: int
     every: int
-    scope: str
+    scope: Any
     saliency: str
     refit: bool
 
@@ -81,10 +81,12 @@ class MaskSchedule(NamedTuple):
         posterior = sqs_jax.prune(
             posterior, float(self.sparsity(step)), scores=score(posterior), scope=self.scope
         )
-        return _refit(posterior) if self.refit else posterior
+        return _revive_and_refit(posterior) if self.refit else posterior
 
 
-_refit = jax.jit(sqs_jax.refit)
+@jax.jit
+def _revive_and_refit(posterior: Any) -> Any:
+    return sqs_jax.refit(sqs_jax.revive(posterior))
 
 
 def phases(config: Any, num_train: int) -> list[Phase]:
@@ -171,6 +173,10 @@ def _mask_schedule(sqs: Any, steps: int) -> MaskSchedule:
         raise ValueError(
             "config.sqs.saliency is 'gate', but estimator 'mode' never trains gates: every score "
             "would stay at its start. Use 'magnitude', or estimator 'mean'."
+        )
+    if sqs.estimator not in ("mean", "sample", "mode"):
+        raise ValueError(
+            f"config.sqs.estimator is {sqs.estimator!r}; it must be 'mean', 'sample' or 'mode'."
         )
     if not 0 <= sqs.prune_start <= sqs.prune_end <= sqs.prune_freeze <= 1:
         raise ValueError(

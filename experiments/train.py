@@ -14,19 +14,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 import sqs_jax
 from experiments import data
-from experiments.evaluate import build_model, fingerprint, predict
+from experiments.evaluate import build_model, predict
 from experiments.export import describe_distributions, export
-from experiments.loop import run_phase
-from experiments.phases import phases
+from experiments.loop import TrainState, run_phase
+from experiments.phases import Phase, phases
 from experiments.report import write_report
+from experiments.reproduce import flat
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment.", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if it is not there.")
+_CONFIG: Any = config_flags.DEFINE_config_file("config", None, "Experiment.", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; made if it is not there.")
 
 
 def claim_workdir(workdir: Path, config: Any) -> None:
@@ -36,10 +37,10 @@ def claim_workdir(workdir: Path, config: Any) -> None:
     if path.exists():
         found = json.loads(path.read_text())
         differences = [
-            f"config.{name}: {_flat(found).get(name, 'absent')} there, "
-            f"{_flat(wanted).get(name, 'absent')} now"
-            for name in sorted({**_flat(found), **_flat(wanted)})
-            if _flat(found).get(name) != _flat(wanted).get(name)
+            f"config.{name}: {flat(found).get(name, 'absent')} there, "
+            f"{flat(wanted).get(name, 'absent')} now"
+            for name in sorted({**flat(found), **flat(wanted)})
+            if flat(found).get(name) != flat(wanted).get(name)
         ]
         if differences:
             raise ValueError(
@@ -50,16 +51,6 @@ def claim_workdir(workdir: Path, config: Any) -> None:
     path.write_text(json.dumps(wanted, indent=1))
 
 
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    return {
-        name: value
-        for key, child in tree.items()
-        for name, value in _flat(child, f"{prefix}.{key}" if prefix else key).items()
-    }
-
-
 def train(config: Any, workdir: Path) -> dict[str, Any]:
     """Run an experiment to its end; returns what evaluation.json holds."""
     claim_workdir(workdir, config)
@@ -68,32 +59,59 @@ def train(config: Any, workdir: Path) -> dict[str, Any]:
     model = build_model(config, splits.num_classes)
     start = jax.jit(model.init)(jax.random.key(config.seed), jnp.asarray(splits.train.images[:1]))
 
-    def run(phase: Any, variables: Any, teacher: Any) -> Any:
+    def run(phase: Phase, variables: Any, teacher: Any) -> TrainState:
         return run_phase(phase, model, variables, teacher, splits.train, config, workdir)
 
-    state = run(dense_phase, start, {})
-    dense = {"params": state.posterior, **state.model_state}
-    tuned = run(finetune_phase, dense, dense)
+    def variables_of(state: TrainState) -> dict[str, Any]:
+        return {"params": state.posterior, **state.model_state}
+
+    dense = variables_of(run(dense_phase, start, {}))
+    finetuned = variables_of(run(finetune_phase, dense, dense))
     state = run(sqs_phase, dense, dense)
 
-    export(workdir, sqs_phase, dense, state, config)
-    finetuned = {"params": tuned.posterior, **tuned.model_state}
-    sqs_jax.save(workdir / "finetune.sqs", jax.device_get(finetuned))
+    export(workdir, sqs_phase, dense, finetuned, state, config)
     describe_distributions(workdir / "distributions.json", state.posterior)
-    subprocess.run(
-        [sys.executable, "-m", "experiments.evaluate", f"--workdir={workdir}"], check=True
-    )
+    deployed = {"params": sqs_phase.transform.mode(state.posterior), **state.model_state}
+    trained = predict(model, deployed, splits.holdout).argmax(-1) == splits.holdout.labels
+    print("Evaluating the files in a process of their own.", flush=True)
+    command = [sys.executable, "-m", "experiments.evaluate", f"--workdir={workdir}"]
+    subprocess.run(command, check=True)
     evaluation = json.loads((workdir / "evaluation.json").read_text())
+    if evaluation["mode"]["correct"] != int(trained.sum()):
+        raise RuntimeError(
+            f"{workdir / 'model.sqs'}: the file classifies {evaluation['mode']['correct']} of "
+            f"{trained.size} images correctly, the trained network {int(trained.sum())}. If "
+            "config.sqs.dense_dtype rounds too much, set it to 'float32'."
+        )
     return evaluation
 
 
+def show(evaluation: dict[str, Any], size: sqs_jax.SizeReport) -> None:
+    """Print what was evaluated, a line for each network, and what was gained and lost."""
+    print(f"{'network':>10}  {'accuracy':>9}  {'NLL':>7}  {'ECE':>6}  {'file bytes':>10}")
+    for name, row in evaluation.items():
+        print(
+            f"{name:>10}  {100 * row['accuracy']:8.2f} %  {row['nll']:7.4f}  "
+            f"{row['calibration_error']:6.4f}  {row['bytes']:10,}"
+        )
+    dense = max(("dense", "finetune"), key=lambda name: evaluation[name]["accuracy"])
+    lost = 100 * (evaluation[dense]["accuracy"] - evaluation["mode"]["accuracy"])
+    print(
+        f"{size.original_bytes:,} bytes of weights in a file of {size.file_bytes:,}: "
+        f"{size.ratio:.1f} times smaller at {100 * size.sparsity:.1f} % sparsity, "
+        f"{lost:.2f} points lost against {dense}"
+    )
+
+
 def main(_: Any) -> None:
-    for flag in ("config", "workdir"):
-        if flags.FLAGS[flag].value is None:
-            raise app.UsageError(f"--{flag} is needed.")
+    for flag in (_CONFIG, _WORKDIR):
+        if not flag.value:
+            raise app.UsageError(f"--{flag.name} is needed.")
+    logging.set_verbosity(logging.WARNING)  # orbax tells of every save
     workdir = Path(_WORKDIR.value)
     evaluation = train(_CONFIG.value, workdir)
-    print(json.dumps(evaluation, indent=1))
+    show(evaluation, sqs_jax.inspect(workdir / "model.sqs"))
+    print(f"report: {write_report(workdir)}")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from sqs_jax.transform import (
     partition,
     prune,
     refit,
+    revive,
     saliency,
     spike_slab_gmm,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "partition",
     "prune",
     "refit",
+    "revive",
     "saliency",
     "save",
     "spike_slab_gmm",

@@ -70,13 +70,13 @@ def functionalize(model: nnx.Module) -> tuple[Any, Any, Callable[..., tuple[Any,
       of everything else (batch statistics, random streams), and
       apply_fn(params, state, *args, **kwargs) -> (output, new state).
     """
-    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
 
     def apply_fn(params: Any, state: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         # copy=True: under jax.grad a merged model may not share the tracers it is given.
         merged = nnx.merge(graphdef, params, state, copy=True)
         out = merged(*args, **kwargs)
-        _, _, new_state = nnx.split(merged, nnx.Param, ...)
+        _, _, new_state = nnx.split(merged, nnx.Param, ...)  # type: ignore[misc]
         return out, nnx.to_pure_dict(new_state)
 
     return nnx.to_pure_dict(params), nnx.to_pure_dict(rest), apply_fn

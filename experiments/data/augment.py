@@ -19,9 +19,7 @@ def augment(key: jax.Array, images: jax.Array, *, shift: int, flip: bool) -> jax
     shift_key, flip_key = jax.random.split(key)
     batch, height, width, channels = images.shape
     if shift:
-        padded = jnp.pad(
-            images, ((0, 0), (shift, shift), (shift, shift), (0, 0)), mode="edge"
-        )
+        padded = jnp.pad(images, ((0, 0), (shift, shift), (shift, shift), (0, 0)), mode="edge")
         offsets = jax.random.randint(shift_key, (batch, 2), 0, 2 * shift + 1)
         images = jax.vmap(
             lambda image, at: jax.lax.dynamic_slice(

@@ -1,5 +1,7 @@
 """Image datasets through tensorflow-datasets' random-access sources; needs no TensorFlow."""
 
+from typing import Any
+
 import numpy as np
 
 Arrays = tuple[np.ndarray, np.ndarray]
@@ -46,7 +48,7 @@ def load(name: str, directory: str | None) -> tuple[Arrays, Arrays]:
     return _read(builder, "train"), _read(builder, "test")
 
 
-def _read(builder, split: str) -> Arrays:  # type: ignore[no-untyped-def]
+def _read(builder: Any, split: str) -> Arrays:
     source = builder.as_data_source(split=split)
     examples = [source[i] for i in range(len(source))]
     images = np.stack([example["image"] for example in examples])

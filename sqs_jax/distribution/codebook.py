@@ -50,7 +50,7 @@ def init_mixture(
       Mixture with arrays [*S, W, K] (means ascending) and [*S, W - 1], in at least float32.
     """
     lead = loc.shape[:stacked]
-    dtype = jnp.promote_types(loc.dtype, jnp.float32)
+    dtype = jnp.dtype(jnp.float64 if loc.dtype == jnp.float64 else jnp.float32)
     table, edges = (*lead, windows.count, components), (*lead, windows.count - 1)
     host = partial(
         _fit_slices, components=components, windows=windows, stacked=stacked, dtype=dtype,
@@ -58,8 +58,8 @@ def init_mixture(
     )  # fmt: skip
     if not isinstance(loc, jax.core.Tracer):
         return Mixture(*(jnp.asarray(x) for x in host(np.asarray(loc))))
-    result = Mixture(*(jax.ShapeDtypeStruct(s, dtype) for s in (table, table, table, edges)))
-    return jax.pure_callback(host, result, loc, vmap_method="sequential")
+    result = tuple(jax.ShapeDtypeStruct(s, dtype) for s in (table, table, table, edges))
+    return Mixture(*jax.pure_callback(host, result, loc, vmap_method="sequential"))
 
 
 def _fit_slices(
@@ -70,14 +70,14 @@ def _fit_slices(
     stacked: int,
     dtype: np.dtype,
     initialiser: Initialiser,
-) -> Mixture:
+) -> tuple[np.ndarray, ...]:
     """Fit every slice of the stacked axes; the host side of `init_mixture`."""
     loc = np.asarray(loc)
     lead = loc.shape[:stacked]
     slices = loc.reshape(int(np.prod(lead)), -1).astype(np.float64)
     fits = [_fit_tensor(s, components, windows, initialiser) for s in slices]
     fields = (np.stack(field).astype(dtype) for field in zip(*fits, strict=True))
-    return Mixture(*(x.reshape(*lead, *x.shape[1:]) for x in fields))
+    return tuple(x.reshape(*lead, *x.shape[1:]) for x in fields)
 
 
 def _fit_tensor(

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 
 from sqs_jax.distribution.windows import window_index
 
-# Elements of a [B, K] block: 4 MB of float32, about a core's share of the last-level cache.
-_BLOCK_ELEMENTS = 1 << 20
+# Elements of a [B, K] block, 1 MB of float32: several are alive at a time, and stay in cache.
+_BLOCK_ELEMENTS = 1 << 18
 
 
 class Mixture(NamedTuple):
@@ -107,13 +107,15 @@ def blockwise(
     flat = loc.reshape(-1)
     size = flat.shape[0]
     block = max(1, _BLOCK_ELEMENTS // components)
+    # A tensor of one block is checkpointed too: a model may have a thousand of them.
+    function = jax.checkpoint(function)
     if size <= block:
         out = function(flat, jnp.int32(0))
     else:
         count = -(-size // block)
         blocks = jnp.pad(flat, (0, count * block - size)).reshape(count, block)
-        body = jax.checkpoint(lambda pair: function(*pair))
-        out = jax.lax.map(body, (blocks, jnp.arange(count, dtype=jnp.int32)))
+        indices = jnp.arange(count, dtype=jnp.int32)
+        out = jax.lax.map(lambda pair: function(*pair), (blocks, indices))
         out = jnp.moveaxis(out, 0, -2)
         out = out.reshape(*out.shape[:-2], -1)[..., :size]
     return out.reshape(*out.shape[:-1], *loc.shape)
@@ -216,9 +218,7 @@ def relaxed_component(
         logits = log_responsibilities(block, mixture, temperature)
         noise = jax.random.gumbel(jax.random.fold_in(key, index), logits.shape, logits.dtype)
         choice = jax.nn.softmax((logits + noise) / relaxation, axis=-1)
-        means, scales = _rows(
-            block, mixture.boundaries, mixture.means, jnp.exp(mixture.log_scales)
-        )
+        means, scales = _rows(block, mixture.boundaries, mixture.means, jnp.exp(mixture.log_scales))
         return jnp.stack([jnp.sum(choice * means, axis=-1), jnp.sum(choice * scales, axis=-1)])
 
     mean, scale = blockwise(of_block, loc, mixture.means.shape[-1])

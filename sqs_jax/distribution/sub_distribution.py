@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,6 +26,9 @@ from sqs_jax.distribution.windows import Windows
 
 # A gate starts almost open whatever the prior says: pruning decides, not the start.
 INITIAL_INCLUSION = 0.99
+
+# Mean of a half-normal distribution, in standard deviations.
+_HALF_NORMAL = math.sqrt(2 / math.pi)
 
 
 @jax.tree_util.register_dataclass
@@ -126,20 +130,16 @@ class SubDistribution:
     def mean(self, temperature: jax.typing.ArrayLike = 1.0) -> jax.Array:
         """Compute E_q[w], shaped and typed as `loc`."""
         if self.stacked:
-            return jax.vmap(lambda s: s.mean(temperature))(self)
+            return self._map_slices(lambda s: s.mean(temperature))
         soft = expectation(self.latent, self.mixture, self.means, temperature)
         weight = jnp.where(self.kept, jax.nn.sigmoid(self.gate_logits) * soft, 0.0)
         return weight.astype(self.loc.dtype)
 
-    def kl(
-        self, prior: SpikeSlabPrior, temperature: jax.typing.ArrayLike = 1.0
-    ) -> jax.Array:
+    def kl(self, prior: SpikeSlabPrior, temperature: jax.typing.ArrayLike = 1.0) -> jax.Array:
         """Bound KL(q || p) from above, summed over the tensor; scalar, nats."""
         if self.stacked:
-            return jnp.sum(jax.vmap(lambda s: s.kl(prior, temperature))(self))
-        bound = kl_bound(
-            self.latent, self.gate_logits, self.kept, self.mixture, prior, temperature
-        )
+            return jnp.sum(self._map_slices(lambda s: s.kl(prior, temperature)))
+        bound = kl_bound(self.latent, self.gate_logits, self.kept, self.mixture, prior, temperature)
         return jnp.sum(bound)
 
     def sample(
@@ -155,7 +155,7 @@ class SubDistribution:
         """
         if self.stacked:
             keys = jax.random.split(key, self.means.shape[0])
-            return jax.vmap(lambda s, k: s.sample(k, temperature, relaxation))(self, keys)
+            return self._map_slices(lambda s, k: s.sample(k, temperature, relaxation), keys)
         component_key, normal_key, gate_key = jax.random.split(key, 3)
         dtype = self.means.dtype
         mean, scale = relaxed_component(
@@ -170,7 +170,7 @@ class SubDistribution:
         """Draw K-level weights: kept_i * mu_k with k ~ phi_i; shaped and typed as `loc`."""
         if self.stacked:
             keys = jax.random.split(key, self.means.shape[0])
-            return jax.vmap(lambda s, k: s.sample_hard(k, temperature))(self, keys)
+            return self._map_slices(lambda s, k: s.sample_hard(k, temperature), keys)
         return self._levels(draw_component(key, self.latent, self.mixture, temperature))
 
     def mode(self) -> jax.Array:
@@ -180,7 +180,7 @@ class SubDistribution:
         mean the sum over its kept weights; gates, scales and mixture weights receive none.
         """
         if self.stacked:
-            return jax.vmap(lambda s: s.mode())(self)
+            return self._map_slices(lambda s: s.mode())
         levels = self._levels(most_probable(self.latent, self.mixture))
         return levels + (self.loc - jax.lax.stop_gradient(self.loc))
 
@@ -190,7 +190,7 @@ class SubDistribution:
         uint8 where W * K <= 255, else uint16; shaped as `loc`.
         """
         if self.stacked:
-            return jax.vmap(lambda s: s.codes())(self)
+            return self._map_slices(lambda s: s.codes())
         windows, components = self.means.shape
         dtype = jnp.uint8 if windows * components <= 255 else jnp.uint16
         code = jnp.where(self.kept, 1 + most_probable(self.latent, self.mixture), 0)
@@ -204,29 +204,83 @@ class SubDistribution:
         weight's share, so that it stays finite and can win weights back.
         """
         if self.stacked:
-            return jax.vmap(lambda s: s.refit())(self)
-        shape = self.means.shape
-        held = most_probable(self.latent, self.mixture).reshape(-1)
-        held = jnp.where(self.kept.reshape(-1), held, self.means.size)  # out of range: dropped
-
-        def total(x: jax.Array) -> jax.Array:
-            return jax.ops.segment_sum(x, held, num_segments=self.means.size).reshape(shape)
-
-        latent = self.latent.reshape(-1)
-        count = total(jnp.ones_like(latent))
-        nearest = self.means.reshape(-1)[jnp.minimum(held, self.means.size - 1)]
-        variance = total((latent - nearest) ** 2) / jnp.maximum(count, 1)
+            return self._map_slices(lambda s: s.refit())
+        count, variance = self._spreads()
         # Fewer than two weights have no spread of their own.
         pooled = jnp.sum(variance * count, -1, keepdims=True) / jnp.maximum(
             jnp.sum(count, -1, keepdims=True), 1
         )
         variance = jnp.where(count > 1, variance, pooled)
-        floor = RELATIVE_FLOOR * jnp.sqrt(jnp.mean(latent * latent)) + ABSOLUTE_FLOOR
+        square = jnp.sum(self.latent * self.latent) / max(self.latent.size, 1)
+        floor = RELATIVE_FLOOR * jnp.sqrt(square) + ABSOLUTE_FLOOR
         share = jnp.maximum(count, 0.5)
         return self.replace(
             log_scales=0.5 * jnp.log(jnp.maximum(variance, floor * floor)),
             mixture_logits=jnp.log(share / jnp.sum(share, axis=-1, keepdims=True)),
         )
+
+    def revive(self) -> "SubDistribution":
+        """Give every component that holds no kept weight half of its window's widest component.
+
+        Pruning takes the weights of the components near zero, and with the estimator "mode" a
+        component without weights gets no gradient: it would be lost. The widest component (by its
+        squared error) is split at its mean, and the halves of a normal lie 0.8 standard deviations
+        from there. Means, scales and mixture weights change; `refit` afterwards.
+        """
+        if self.stacked:
+            return self._map_slices(lambda s: s.revive())
+        count, variance = self._spreads()
+        rows = jnp.arange(count.shape[0])
+
+        def split(
+            _: int, state: tuple[jax.Array, jax.Array, jax.Array]
+        ) -> tuple[jax.Array, jax.Array, jax.Array]:
+            means, count, error = state
+            dead, widest = jnp.argmin(count, axis=-1), jnp.argmax(error, axis=-1)
+            spread = jnp.sqrt(error[rows, widest] / jnp.maximum(count[rows, widest], 1))
+            centre = means[rows, widest]
+            halved = jnp.where(count[rows, widest] > 0, count[rows, widest] / 2, 0)
+            left = (1 - _HALF_NORMAL**2) * error[rows, widest] / 2
+            due = ((count[rows, dead] == 0) & (spread > 0))[:, None]
+            for column, sign in ((dead, 1), (widest, -1)):
+                at = (rows, column)
+                means = jnp.where(due, means.at[at].set(centre + sign * _HALF_NORMAL * spread), means)
+                count = jnp.where(due, count.at[at].set(halved), count)
+                error = jnp.where(due, error.at[at].set(left), error)
+            return means, count, error
+
+        state = (self.means, count, count * variance)
+        means, count, error = jax.lax.fori_loop(0, self.means.shape[-1], split, state)
+        moved = means != self.means
+        spread = jnp.sqrt(error / jnp.maximum(count, 0.5))
+        share = jnp.maximum(count, 0.5)
+        share = jnp.log(share / jnp.sum(share, axis=-1, keepdims=True))
+        changed = jnp.any(moved, axis=-1, keepdims=True)
+        return self.replace(
+            means=means,
+            log_scales=jnp.where(moved, jnp.log(jnp.maximum(spread, 1e-30)), self.log_scales),
+            mixture_logits=jnp.where(changed, share, self.mixture_logits),
+        )
+
+    def _spreads(self) -> tuple[jax.Array, jax.Array]:
+        """Count each component's kept weights, and average their squared distance from its mean."""
+        size, shape = self.means.size, self.means.shape
+        held = most_probable(self.latent, self.mixture).reshape(-1)
+        held = jnp.where(self.kept.reshape(-1), held, size)  # out of range: dropped
+
+        def total(x: jax.Array) -> jax.Array:
+            # In buckets: one running float32 sum would stop growing at some ten million terms.
+            sums = jax.ops.segment_sum(x, held, num_segments=size, bucket_size=65536)
+            return sums.reshape(shape)
+
+        latent = self.latent.reshape(-1)
+        count = total(jnp.ones_like(latent))
+        nearest = self.means.reshape(-1)[jnp.minimum(held, size - 1)]
+        return count, total((latent - nearest) ** 2) / jnp.maximum(count, 1)
+
+    def _map_slices(self, function: Callable[..., Any], *rest: jax.Array) -> Any:
+        """Map over the first stacked axis, slice by slice: a vmap would hold a block of each."""
+        return jax.lax.map(jax.checkpoint(lambda xs: function(*xs)), (self, *rest))
 
     def _levels(self, component: jax.Array) -> jax.Array:
         """Look components (window * K + k) up in the codebook; pruned weights are exactly 0."""

@@ -4,7 +4,7 @@ from sqs_jax.transform import saliency
 from sqs_jax.transform.averaging import bayesian_average
 from sqs_jax.transform.objective import ElboAux, elbo
 from sqs_jax.transform.partition import combine, param_labels, partition
-from sqs_jax.transform.pruning import prune, refit
+from sqs_jax.transform.pruning import prune, refit, revive
 from sqs_jax.transform.rules import DEFAULT_RULES, Rule
 from sqs_jax.transform.transform import Transform, spike_slab_gmm
 
@@ -20,6 +20,7 @@ __all__ = [
     "partition",
     "prune",
     "refit",
+    "revive",
     "saliency",
     "spike_slab_gmm",
 ]

@@ -47,9 +47,10 @@ def bayesian_average(
         return predict_fn(sample(posterior, draw_key, temperature=temperature, hard=True))
 
     shape = jax.eval_shape(predict, key)
+    dtype = jnp.float64 if shape.dtype == jnp.float64 else jnp.float32
     total, _ = jax.lax.scan(
-        lambda total, draw_key: (total + predict(draw_key), None),
-        jnp.zeros(shape.shape, shape.dtype),
+        lambda total, draw_key: (total + predict(draw_key).astype(dtype), None),
+        jnp.zeros(shape.shape, dtype),
         jax.random.split(key, num_samples),
     )
-    return total / num_samples
+    return (total / num_samples).astype(shape.dtype)

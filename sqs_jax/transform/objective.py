@@ -1,6 +1,7 @@
 """The objective: expected mean NLL per unit plus the KL bound per unit."""
 
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -75,7 +76,7 @@ def elbo(
     References:
       arXiv:2510.08999; the "mode" estimator is ours.
     """
-    if not (isinstance(num_data, int | float) and math.isfinite(num_data) and num_data > 0):
+    if not (isinstance(num_data, numbers.Real) and math.isfinite(num_data) and num_data > 0):
         raise ValueError(
             f"num_data is {num_data!r}; it must be a number > 0: how many units the training set "
             "has of what nll_fn averages over."
@@ -112,10 +113,11 @@ def elbo(
         at = _at_step(temperature, step)
         if estimator == "mean":
             return nll_at(transform.mean(posterior, temperature=at), batch)
-        assert transform.sample is not None  # checked above
+        sample = transform.sample
+        assert sample is not None  # checked above
 
         def one(draw_key: jax.Array) -> tuple[jax.Array, Any]:
-            draw = transform.sample(
+            draw = sample(
                 posterior, draw_key, temperature=at, relaxation=_at_step(relaxation, step)
             )
             return nll_at(draw, batch)
@@ -125,14 +127,12 @@ def elbo(
         nll, aux = jax.lax.map(one, jax.random.split(key, num_samples))
         return jnp.mean(nll), aux
 
-    def loss_fn(
-        posterior: Any, batch: Any, key: jax.Array, step: Any
-    ) -> tuple[jax.Array, ElboAux]:
+    def loss_fn(posterior: Any, batch: Any, key: jax.Array, step: Any) -> tuple[jax.Array, ElboAux]:
         nll, model_aux = likelihood(posterior, batch, key, step)
         regularised = _only_means(posterior) if estimator == "mode" else posterior
         kl = transform.kl(regularised, temperature=_at_step(temperature, step))
         weight = jnp.asarray(_at_step(kl_weight, step), kl.dtype)
-        loss = nll + (weight * kl / num_data).astype(jnp.result_type(nll))
+        loss = nll + (weight * kl / float(num_data)).astype(jnp.result_type(nll))
         return loss, ElboAux(nll, kl, weight, model_aux)
 
     return loss_fn

@@ -6,7 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sqs_jax.transform.rules import is_sub_distribution
+from sqs_jax.transform.rules import is_sub_distribution, map_tree
+
+_TWO_PARTS = "combine takes the two parts that one call of partition made."
 
 TRAINABLE = ("loc", "gate", "means", "spread", "dense")
 
@@ -80,11 +82,18 @@ def combine(trainable: Any, fixed: Any) -> Any:
       ValueError: if the two do not come from one posterior.
     """
 
-    def merge(a: Any, b: Any) -> Any:
-        if (a is None) == (b is None):
-            raise ValueError(
-                "combine takes the two parts of one posterior: every array in exactly one of them."
-            )
+    def one(path: str, a: Any, b: Any) -> Any:
+        if a is not None and b is not None:
+            raise ValueError(f"{path}: both parts have this array. {_TWO_PARTS}")
         return b if a is None else a
 
-    return jax.tree.map(merge, trainable, fixed, is_leaf=lambda x: x is None)
+    def merge(path: str, a: Any, b: Any) -> Any:
+        if not (is_sub_distribution(a) and is_sub_distribution(b)):
+            return one(path, a, b)  # None in both: the model's own
+        fields = {name: one(path, getattr(a, name), getattr(b, name)) for name in _FIELD_LABELS}
+        missing = [name for name, array in fields.items() if array is None]
+        if missing:
+            raise ValueError(f"{path}: neither part has {missing}. {_TWO_PARTS}")
+        return a.replace(**fields)
+
+    return map_tree(merge, trainable, fixed, none_is_leaf=True)

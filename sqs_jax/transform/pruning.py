@@ -25,9 +25,20 @@ def refit(posterior: Any) -> Any:
     )
 
 
-def prune(
-    posterior: Any, sparsity: float, *, scores: Any = None, scope: Scope = "global"
-) -> Any:
+def revive(posterior: Any) -> Any:
+    """Give components that hold no kept weight half of the widest component of their window.
+
+    Pruning empties the components near zero, and under estimator "mode" nothing would bring them
+    back. Call it between `prune` and `refit`.
+    """
+    return jax.tree.map(
+        lambda leaf: leaf.revive() if is_sub_distribution(leaf) else leaf,
+        posterior,
+        is_leaf=is_sub_distribution,
+    )
+
+
+def prune(posterior: Any, sparsity: float, *, scores: Any = None, scope: Scope = "global") -> Any:
     """Decide anew which weights are kept, so that exactly round(sparsity * count) are pruned.
 
     The lowest scores are pruned; equal scores in order of position. The decision does not depend
@@ -72,6 +83,8 @@ def prune(
                 free[path] = score[path]
     groups = [free] if scope == "global" else [{path: s} for path, s in free.items()]
     for group in groups:
+        if not group:
+            continue  # every leaf has a structure, or may not be pruned
         number = round(sparsity * sum(s.size for s in group.values()))
         masks |= dict(zip(group, keep_highest(tuple(group.values()), number), strict=True))
     return treedef.unflatten(
@@ -118,9 +131,9 @@ def keep_highest(scores: tuple[jax.Array, ...], number: jax.typing.ArrayLike) ->
     The threshold is found bit by bit, by counting: exact, with no sort, no copy of all scores in
     one place, and nothing that recompiles when `number` changes.
     """
-    keys = [_ordered_bits(s) for s in scores]
-    bits = max(k.dtype.itemsize for k in keys) * 8
-    keys = [k.astype(jnp.uint64 if bits == 64 else jnp.uint32) for k in keys]
+    dtype = jnp.float64 if any(s.dtype == jnp.float64 for s in scores) else jnp.float32
+    keys = [_ordered_bits(s.astype(dtype)) for s in scores]
+    bits = keys[0].dtype.itemsize * 8
     number = jnp.asarray(number, jnp.int32)
     zero = jnp.zeros((), keys[0].dtype)
 
@@ -144,9 +157,8 @@ def keep_highest(scores: tuple[jax.Array, ...], number: jax.typing.ArrayLike) ->
 
 def _ordered_bits(score: jax.Array) -> jax.Array:
     """Map floats to unsigned integers in the same order; equal floats (0 and -0) to equal ones."""
-    dtype = jnp.promote_types(score.dtype, jnp.float32)
-    score = score.astype(dtype) + 0.0  # -0 becomes 0
-    unsigned = jnp.uint64 if dtype == jnp.float64 else jnp.uint32
+    unsigned = jnp.uint64 if score.dtype == jnp.float64 else jnp.uint32
     bits = jax.lax.bitcast_convert_type(score, unsigned)
-    sign = jnp.ones((), unsigned) << (dtype.itemsize * 8 - 1)
+    sign = jnp.ones((), unsigned) << (score.dtype.itemsize * 8 - 1)
+    bits = jnp.where(bits == sign, bits ^ sign, bits)  # -0 becomes 0: XLA drops an added 0.0
     return jnp.where(bits & sign != 0, ~bits, bits | sign)

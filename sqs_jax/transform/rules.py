@@ -79,7 +79,7 @@ class Rule:
         """Return whether a leaf that this rule wins gets a sub-distribution."""
         return self.components is not None and np.ndim(leaf) - self.stacked >= self.min_ndim
 
-    def init_leaf(self, path: str, leaf: jax.Array, **options: Any) -> SubDistribution:
+    def init_leaf(self, path: str, leaf: Any, **options: Any) -> SubDistribution:
         """Start the sub-distribution of a leaf, or say by its path why it cannot have one."""
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise ValueError(
@@ -141,13 +141,15 @@ def path_string(path: Sequence[Any]) -> str:
     return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
 
 
-def map_tree(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+def map_tree(
+    function: Callable[..., Any], tree: Any, *rest: Any, none_is_leaf: bool = False
+) -> Any:
     """Map `function(path, leaf, *rest)` over a tree whose leaves include SubDistributions."""
     return jax.tree_util.tree_map_with_path(
         lambda path, *leaves: function(path_string(path), *leaves),
         tree,
         *rest,
-        is_leaf=is_sub_distribution,
+        is_leaf=lambda x: is_sub_distribution(x) or (none_is_leaf and x is None),
     )
 
 

@@ -79,7 +79,7 @@ def spike_slab_gmm(
 
     def init(params: Any) -> Any:
         pairs, treedef = flatten(params)
-        leaves = []
+        leaves: list[Any] = []
         for (path, leaf), rule in zip(pairs, assign(rules, [p for p, _ in pairs]), strict=True):
             if is_sub_distribution(leaf):
                 raise ValueError(f"{path}: already a SubDistribution; init takes plain params.")
@@ -125,7 +125,7 @@ def spike_slab_gmm(
     def kl(posterior: Any, *, temperature: jax.typing.ArrayLike = 1.0) -> jax.Array:
         pairs, _ = _checked(rules, posterior)
         bounds = [leaf.kl(prior, temperature) for _, leaf in pairs if is_sub_distribution(leaf)]
-        dtype = jnp.result_type(jnp.float32, *(bound.dtype for bound in bounds))
+        dtype = jnp.float64 if any(b.dtype == jnp.float64 for b in bounds) else jnp.float32
         return sum((bound.astype(dtype) for bound in bounds), start=jnp.zeros((), dtype))
 
     def compress(posterior: Any) -> Any:
@@ -150,7 +150,7 @@ def _checked(rules: tuple[Rule, ...], posterior: Any) -> tuple[list[tuple[str, A
                     f"of shape {np.shape(leaf)}: pass a posterior, transform.init(params)."
                 )
             continue
-        if any(getattr(leaf, name) is None for name in ("loc", "means", "kept")):
+        if any(array is None for array in (leaf.loc, leaf.gate_logits, leaf.kept, *leaf.mixture)):
             raise ValueError(
                 f"{path}: one part of a partitioned posterior; pass "
                 "sqs_jax.combine(trainable, fixed)."

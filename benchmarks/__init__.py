@@ -1,0 +1,1 @@
+"""What is small and what is fast, measured: python -m benchmarks [NAME ...]."""

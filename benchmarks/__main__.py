@@ -1,0 +1,47 @@
+"""Run benchmarks by name, or all of them; print tables, write one JSON.
+
+python -m benchmarks                  # all
+python -m benchmarks memory streams   # some
+"""
+
+import argparse
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from benchmarks import digits, memory, streams
+
+BENCHMARKS = {"streams": streams.run, "memory": memory.run, "digits": digits.run}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", choices=[*BENCHMARKS, []], metavar="NAME",
+                        help=f"which: {', '.join(BENCHMARKS)}; all if none is given")  # fmt: skip
+    parser.add_argument("--workdir", type=Path, default=Path("runs/benchmarks"))
+    options = parser.parse_args()
+    options.workdir.mkdir(parents=True, exist_ok=True)
+    results: dict[str, Any] = {
+        "machine": {
+            "device": jax.devices()[0].device_kind,
+            "devices": jax.device_count(),
+            "cores": os.cpu_count(),
+            "platform": platform.platform(),
+            "versions": {name: version(name) for name in ("jax", "flax", "optax", "numpy")},
+        }
+    }
+    path = options.workdir / "benchmarks.json"
+    for name in options.names or BENCHMARKS:
+        print(f"\n{name}: {BENCHMARKS[name].__module__}", flush=True)
+        results[name] = BENCHMARKS[name](options.workdir)
+        path.write_text(json.dumps(results, indent=1))
+    print(f"\nwritten: {path}")
+
+
+if __name__ == "__main__":
+    main()

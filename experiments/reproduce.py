@@ -1,0 +1,85 @@
+"""The command that makes a run again, from its config.json and the configs of this checkout."""
+
+import importlib
+import json
+import pkgutil
+import shlex
+from html import escape
+from typing import Any
+
+from experiments import configs
+
+
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of nested dicts by their dotted name."""
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    return {
+        name: value
+        for key, child in tree.items()
+        for name, value in flat(child, f"{prefix}.{key}" if prefix else key).items()
+    }
+
+
+def command(config: dict[str, Any], name: str) -> dict[str, str]:
+    """Describe how a run was made, as HTML.
+
+    Args:
+      config: what its config.json holds.
+      name: of its folder.
+
+    Returns:
+      recipe: a sentence; command: the nearest config file of this checkout, and a flag for each
+      field that differs from it; command_note: a paragraph on fields it does not know, or "".
+    """
+    wanted = flat(config)
+    known = _configs()
+
+    def differences(path: str) -> list[str]:
+        return [k for k, v in wanted.items() if known[path].get(k, _ABSENT) != v]
+
+    nearest = min(known, key=lambda path: (len(differences(path)), path))
+    flags, foreign = [], []
+    for field in differences(nearest):
+        if field in known[nearest]:
+            value = wanted[field]
+            text = str(tuple(value)) if isinstance(value, list) else str(value)
+            flags.append(shlex.quote(f"--config.{field}={text}"))
+        else:
+            foreign.append(field)
+    foreign += [field for field in known[nearest] if field not in wanted]
+    parts = [f"python -m experiments.train --config={nearest}", *flags]
+    parts.append(shlex.quote(f"--workdir=runs/{name}"))
+    note = ""
+    if foreign:
+        note = (
+            "<p>This config.json is of another version of the experiments, so the command may not "
+            f"make the same run; the fields that differ: {escape(', '.join(foreign))}.</p>"
+        )
+    sqs = config["sqs"]
+    windows = "" if sqs["window_kind"] == "single" else " and window"
+    recipe = (
+        f"The {sqs['recipe']} recipe with seed {config['seed']}: K = {sqs['components']} values "
+        f"per layer{windows}, {100 * sqs['sparsity']:g} % of the weights pruned, the likelihood "
+        f"at the {sqs['estimator']}, {sqs['epochs']} epochs after {config['dense']['epochs']} of "
+        "dense training."
+    )
+    return {
+        "recipe": escape(recipe),
+        "command": escape(" \\\n    ".join(parts)),
+        "command_note": note,
+    }
+
+
+_ABSENT = object()
+
+
+def _configs() -> dict[str, dict[str, Any]]:
+    """Return the fields of every experiment in experiments/configs, by its file."""
+    found = {}
+    for module in pkgutil.iter_modules(configs.__path__):
+        imported = importlib.import_module(f"{configs.__name__}.{module.name}")
+        if hasattr(imported, "get_config"):
+            text = imported.get_config().to_json_best_effort()
+            found[f"experiments/configs/{module.name}.py"] = flat(json.loads(text))
+    return found

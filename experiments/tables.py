@@ -1,0 +1,134 @@
+"""The tables of a report, as HTML, and how its numbers are written."""
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Any
+
+import sqs_jax
+from experiments.panels import COLORS
+from experiments.reproduce import flat
+
+NETWORKS = {
+    "dense": ("dense", "trained from scratch; where compression starts"),
+    "finetune": ("finetuned", "dense, trained on for as long as compression takes"),
+    "mean": ("mean", "every weight at its average"),
+    "mode": ("mode", "what ships: zero or one of K values"),
+    "averaged": ("averaged", "predictions of several drawn networks, averaged"),
+}
+_FIGURES = ("paper", "fixed", "entropy", "file")
+
+
+def percent(fraction: float, count: int) -> str:
+    """Write a fraction of `count`, with the decimals that many examples can carry."""
+    return f"{100 * fraction:.{_decimals(count)}f} %"
+
+
+def points(one: dict[str, Any], other: dict[str, Any]) -> str:
+    """Write how far two networks' accuracies are apart, in percentage points without a sign."""
+    apart = 100 * abs(one["correct"] - other["correct"]) / one["count"]
+    return f"{apart:.{_decimals(one['count'])}f}"
+
+
+def plural(count: int, noun: str) -> str:
+    """Write "1 image", "2 images"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def networks_table(evaluation: dict[str, Any]) -> str:
+    """Return the scores of all networks."""
+    head = [
+        "network",
+        "",
+        "accuracy",
+        "correct",
+        "NLL, nats",
+        "calibration error",
+        "bytes",
+        "passes",
+    ]
+    rows = []
+    for name, (label, what) in NETWORKS.items():
+        scores = evaluation[name]
+        row = [
+            f'<i class="key" style="background:{COLORS[name]}"></i>{label}',
+            what,
+            percent(scores["accuracy"], scores["count"]),
+            f"{scores['correct']:,}/{scores['count']:,}",
+            f"{scores['nll']:.4f}",
+            f"{100 * scores['calibration_error']:.2f} %",
+            f"{scores['bytes']:,}",
+            f"{scores['passes']}",
+        ]
+        rows.append(_row(row, "what", ' class="ships"' if name == "mode" else ""))
+    return _table(_row(head, "what", cell="th"), rows)
+
+
+def leaves_table(report: sqs_jax.SizeReport) -> str:
+    """Return the four figures of every leaf, and what the file adds to their sum."""
+    head = ["leaf", "shape", "weights", "sparsity", "W × K", "published", "fixed", "entropy"]
+    head += ["file", "bytes", "share"]
+    rows = []
+    for leaf in report.leaves:
+        codebook = f"{leaf.windows} × {leaf.components}" if leaf.compressed else "dense"
+        pruned = f"{100 * leaf.sparsity:.1f} %" if leaf.compressed else "–"
+        rates = _rates(leaf) if leaf.compressed else ["–", *_rates(leaf)[1:]]
+        size = leaf.file_bits / 8
+        rows.append(
+            _row(
+                [
+                    escape(leaf.path).replace("/", "/<wbr>") or "(root)",
+                    "×".join(map(str, leaf.shape)) or "scalar",
+                    f"{leaf.weights:,}",
+                    pruned,
+                    codebook,
+                    *rates,
+                    f"{size:,.0f}",
+                    f"{100 * size / report.file_bytes:.1f} %",
+                ],
+                "",
+            )
+        )
+    rest = report.file_bytes - sum(leaf.file_bits for leaf in report.leaves) / 8
+    share = f"{100 * rest / report.file_bytes:.1f} %"
+    rows.append(_row(["header and index", *[""] * 8, f"{rest:,.0f}", share], ""))
+    total = ["whole model", "", f"{report.weights:,}", f"{100 * report.sparsity:.1f} %", ""]
+    total += [*_rates(report), f"{report.file_bytes:,}", "100 %"]
+    over = (
+        '<tr><th colspan="5"></th><th class="n" colspan="4" scope="colgroup">bits per weight</th>'
+        '<th class="n" colspan="2" scope="colgroup">in the file</th></tr>'
+    )
+    return _table(over + _row(head, "", cell="th"), rows, _row(total, ""))
+
+
+def config_table(config: dict[str, Any]) -> str:
+    """Return every field of a config."""
+    rows = [
+        f"<tr><th scope='row'>{escape(name)}</th><td><code>{escape(str(value))}</code></td></tr>"
+        for name, value in flat(config).items()
+    ]
+    return _table("<tr><th>field</th><th>value</th></tr>", rows)
+
+
+def _rates(size: Any) -> list[str]:
+    return [f"{getattr(size, f'{figure}_bits_per_weight'):.3f}" for figure in _FIGURES]
+
+
+def _decimals(count: int) -> int:
+    return 1 if count < 5000 else 2
+
+
+def _row(cells: Sequence[str], second: str, attributes: str = "", cell: str = "td") -> str:
+    """Return a row: its name, one cell of class `second`, numbers."""
+    scope = "col" if cell == "th" else "row"
+    first, text, *numbers = cells
+    kind = f' class="{second}"' if second else ""
+    body = "".join(f'<{cell} class="n">{number}</{cell}>' for number in numbers)
+    return (
+        f'<tr{attributes}><th scope="{scope}">{first}</th><{cell}{kind}>{text}</{cell}>{body}</tr>'
+    )
+
+
+def _table(head: str, rows: Iterable[str], foot: str = "") -> str:
+    end = f"<tfoot>{foot}</tfoot>" if foot else ""
+    body = "\n".join(rows)
+    return f"<table>\n<thead>{head}</thead>\n<tbody>\n{body}\n</tbody>{end}\n</table>"

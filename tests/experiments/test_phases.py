@@ -1,0 +1,67 @@
+"""Schedules of the mask, and settings that contradict each other."""
+
+import pytest
+
+from experiments.configs import digits, digits_paper
+from experiments.loop import forget_after
+from experiments.phases import phases
+
+
+def sqs_phase(**changes: object):  # type: ignore[no-untyped-def]
+    config = digits.get_config()
+    config.sqs.update(changes)
+    return phases(config, num_train=1280)[-1]
+
+
+def test_the_ramp_is_cubic_and_ends_exactly() -> None:
+    phase = sqs_phase()
+    mask, steps = phase.mask, phase.steps
+    end = round(0.4 * steps)
+    assert float(mask.sparsity(0)) == 0
+    assert float(mask.sparsity(end // 2)) == pytest.approx(0.8 * (1 - 0.5**3), rel=0.01)
+    assert float(mask.sparsity(end)) == pytest.approx(0.8)
+    assert float(mask.sparsity(steps)) == pytest.approx(0.8)
+
+
+def test_the_mask_is_decided_on_time_and_then_frozen() -> None:
+    phase = sqs_phase(prune_every=7)
+    due = [step for step in range(phase.steps) if phase.mask.due(step)]
+    freeze = round(0.8 * phase.steps)
+    assert due[0] == 0 and due[-1] == freeze
+    assert set(step % 7 for step in due[:-1]) == {0}
+
+
+def test_a_mask_that_freezes_at_the_end_still_reaches_its_target() -> None:
+    phase = sqs_phase(prune_start=0.0, prune_end=1.0, prune_freeze=1.0)
+    last = max(step for step in range(phase.steps) if phase.mask.due(step))
+    assert float(phase.mask.sparsity(last)) == pytest.approx(0.8, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"saliency": "gate"}, "learning_rate.gate is 0"),
+        ({"saliency": "luck"}, "'luck'"),
+        ({"prune_start": 0.9}, "must ascend"),
+        ({"window_kind": "outlier", "window_count": 2}, "Windows.count"),
+        ({"estimator": "guess"}, "guess"),
+    ],
+)
+def test_contradictions_are_named(changes: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        sqs_phase(**changes)
+
+
+def test_the_fair_baseline_shares_everything_but_the_compression() -> None:
+    for config in (digits.get_config(), digits_paper.get_config()):
+        _, finetune, sqs = phases(config, num_train=1280)
+        for field in ("steps", "distill_weight", "distill_temperature", "weight_decay"):
+            assert getattr(finetune, field) == getattr(sqs, field)
+
+
+def test_a_resumed_run_forgets_what_it_will_write_again(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "metrics.jsonl"
+    line = '{{"phase": "{}", "step": {}}}\n'.format
+    path.write_text(line("dense", 90) + line("sqs", 10) + line("sqs", 20) + '{"phase": "sq')
+    forget_after(path, "sqs", 10)
+    assert path.read_text() == line("dense", 90) + line("sqs", 10)

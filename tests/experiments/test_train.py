@@ -1,0 +1,130 @@
+"""The main job, as a user runs it: processes, files, interruptions, mistakes."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import sqs_jax
+
+SHORT = (
+    "--config=experiments/configs/digits.py",
+    "--config.dense.epochs=3",
+    "--config.sqs.epochs=12",
+    "--config.checkpoint_every=7",
+    "--config.evaluation.average_samples=2",
+    "--config.sqs.dense_dtype=",
+)
+
+
+def command(workdir: Path, *options: str) -> list[str]:
+    return [sys.executable, "-m", "experiments.train", *SHORT, f"--workdir={workdir}", *options]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("run") / "whole"
+    subprocess.run(command(workdir), check=True, capture_output=True)
+    return workdir
+
+
+def lines(workdir: Path, phase: str) -> list[dict[str, float]]:
+    path = workdir / "metrics.jsonl"
+    texts = path.read_text().splitlines(keepends=True) if path.exists() else []
+    found = [json.loads(text) for text in texts if text.endswith("\n")]
+    return [line for line in found if line["phase"] == phase]
+
+
+def test_run_ends_with_a_small_file_and_a_report(finished: Path) -> None:
+    report = sqs_jax.inspect(finished / "model.sqs")
+    assert report.file_bytes == os.path.getsize(finished / "model.sqs")
+    assert report.original_bytes / report.file_bytes > 20
+    assert report.kept == report.compressed_weights - round(0.8 * report.compressed_weights)
+    assert (finished / "report.html").stat().st_size > 10_000
+
+
+def test_second_process_sees_the_deployed_weights(finished: Path) -> None:
+    evaluation = json.loads((finished / "evaluation.json").read_text())
+    assert set(evaluation) == {"dense", "finetune", "mean", "mode", "averaged"}
+    assert evaluation["mode"]["bytes"] == os.path.getsize(finished / "model.sqs")
+    params = sqs_jax.materialize(sqs_jax.load(finished / "model.sqs"))["params"]
+    for leaf in (layer["kernel"] for layer in params.values()):
+        assert np.unique(leaf[leaf != 0]).size <= 4
+
+
+def test_draws_for_averaging_are_whole_code_streams(finished: Path) -> None:
+    draws = sqs_jax.load(finished / "average.sqs")["draws"]
+    deployed = sqs_jax.load(finished / "model.sqs")["params"]
+    for draw in draws:
+        for name, layer in draw.items():
+            np.testing.assert_array_equal(
+                layer["kernel"].codes == 0, deployed[name]["kernel"].codes == 0
+            )
+            np.testing.assert_array_equal(
+                layer["kernel"].codebook, deployed[name]["kernel"].codebook
+            )
+    first, second = (draw["Dense_0"]["kernel"].codes for draw in draws)
+    assert (first != second).any()
+
+
+def test_kill_and_start_again_gives_the_same_file(finished: Path, tmp_path: Path) -> None:
+    workdir = tmp_path / "killed"
+    process = subprocess.Popen(command(workdir), stdout=subprocess.DEVNULL)
+    while not (seen := lines(workdir, "sqs")) or seen[-1]["step"] < 40:
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (workdir / "model.sqs").exists()
+
+    subprocess.run(command(workdir), check=True, capture_output=True)
+    digests = [
+        hashlib.sha256((folder / "model.sqs").read_bytes()).hexdigest()
+        for folder in (finished, workdir)
+    ]
+    assert digests[0] == digests[1]
+    for phase in ("dense", "finetune", "sqs"):
+        assert lines(workdir, phase) == lines(finished, phase)
+
+
+def test_finished_run_is_not_trained_again(finished: Path) -> None:
+    before = (finished / "model.sqs").read_bytes()
+    written = (finished / "metrics.jsonl").read_text()
+    subprocess.run(command(finished), check=True, capture_output=True)
+    assert (finished / "model.sqs").read_bytes() == before
+    assert (finished / "metrics.jsonl").read_text() == written
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--config.sqs.sparsty=0.5"], "sparsty"),
+        (["--config.sqs.sparsity=much"], "sparsity"),
+        (["--config.sqs.saliency=gate"], "never"),
+        (["--config.batch_size=99999"], "batch_size"),
+        (["--config.data.holdout=both"], "config.data.holdout"),
+        (["--config.data.name=no_such_data"], "Prepare it"),
+        (["--config.sqs.pattern=nothing_here"], "nothing_here"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, options: list[str], said: str) -> None:
+    result = subprocess.run(command(tmp_path / "run", *options), capture_output=True, text=True)
+    assert result.returncode != 0
+    assert said in result.stderr
+
+
+def test_workdir_of_another_config_is_left_alone(finished: Path) -> None:
+    before = (finished / "config.json").read_bytes()
+    result = subprocess.run(
+        command(finished, "--config.sqs.sparsity=0.5"), capture_output=True, text=True
+    )
+    assert result.returncode != 0
+    assert "config.sqs.sparsity: 0.8 there, 0.5 now" in result.stderr
+    assert (finished / "config.json").read_bytes() == before
