@@ -4,8 +4,11 @@ import os
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Nearly all the time of these tests is LLVM's: its optimisations would double it for small arrays.
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=2"
+    + " --xla_backend_optimization_level=0"
 )
 
 import jax

@@ -49,7 +49,7 @@ def default_recipe() -> ConfigDict:
     """Return our own recipe."""
     sqs = ConfigDict()
     sqs.recipe = "default"
-    sqs.epochs = 60
+    sqs.epochs = 120
     sqs.pattern = ".*kernel"  # the leaves that are compressed
     sqs.components = 4  # K
     sqs.window_kind = "single"
@@ -63,7 +63,7 @@ def default_recipe() -> ConfigDict:
     sqs.relaxation = 0.5  # of the draws, estimator "sample" only
     # Learning rates, Adam, cosine to 0; 0 freezes.
     sqs.learning_rate = ConfigDict(
-        {"loc": 1e-3, "gate": 0.0, "means": 1e-3, "spread": 0.0, "dense": 1e-3}
+        {"loc": 2e-3, "gate": 0.0, "means": 2e-3, "spread": 0.0, "dense": 2e-3}
     )
     sqs.weight_decay = 0.0
     # Pruning: fractions of the run.

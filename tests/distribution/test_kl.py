@@ -111,9 +111,7 @@ def test_saturated_gates_stay_finite_in_value_and_gradient(logit):
     d = d.replace(gate_logits=jnp.full_like(d.gate_logits, logit))
     value, gradient = jax.value_and_grad(lambda x: x.kl(PRIOR), allow_int=True)(d)
     assert np.isfinite(value)
-    assert all(
-        np.isfinite(x).all() for x in jax.tree.leaves(gradient) if x.dtype == jnp.float32
-    )
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradient) if x.dtype == jnp.float32)
 
 
 @pytest.mark.parametrize("bad", [0.0, 1.0, -0.1, float("nan")])

@@ -10,9 +10,8 @@ from sqs_jax.distribution import mixture
 WINDOWS = [Windows(), Windows(kind="equal", count=3), Windows(kind="outlier", count=4)]
 
 
-def problem(windows=WINDOWS[0], components=4, shape=(12, 8)):
-    t = transform(components=components, windows=windows)
-    return leaf(generic(t.init(params(shape))))
+def problem(windows=WINDOWS[0], shape=(12, 8), dtype=jnp.float32):
+    return leaf(generic(transform(windows=windows).init(params(shape, dtype=dtype))))
 
 
 @pytest.mark.parametrize("windows", WINDOWS, ids=lambda w: w.kind)
@@ -41,8 +40,17 @@ def test_a_tie_goes_to_the_lower_component():
 
 @pytest.mark.parametrize("windows", WINDOWS, ids=lambda w: w.kind)
 def test_blocks_and_the_whole_agree_in_value_and_gradient(windows, monkeypatch):
-    d = problem(windows, shape=(13, 7))  # 91 weights: blocks of 8, the last one padded
-    weights = jax.random.normal(KEY, d.loc.shape)
+    with jax.enable_x64(True):
+        whole, blocks = both_ways(windows, monkeypatch)
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(blocks), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+def both_ways(windows, monkeypatch):
+    d = problem(
+        windows, shape=(13, 7), dtype=jnp.float64
+    )  # 91 weights: blocks of 8, the last one padded
+    weights = jax.random.normal(KEY, d.loc.shape, d.loc.dtype)
 
     def total(loc, mix, values):
         return jnp.sum(weights * mixture.expectation(loc, mix, values, 0.5))
@@ -52,8 +60,7 @@ def test_blocks_and_the_whole_agree_in_value_and_gradient(windows, monkeypatch):
 
     whole = evaluate()
     monkeypatch.setattr(mixture, "_BLOCK_ELEMENTS", 32)
-    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(evaluate()), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    return whole, evaluate()
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.3])

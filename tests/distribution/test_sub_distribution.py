@@ -114,9 +114,10 @@ def test_mode_is_the_codebook_at_the_codes():
     np.testing.assert_array_equal(d.mode(), table[np.asarray(d.codes())])
     assert d.codes().dtype == jnp.uint8
     wide = SubDistribution.init(d.loc, components=256)
-    assert wide.codes().dtype == jnp.uint16 and SubDistribution.init(
-        d.loc, components=255
-    ).codes().dtype == jnp.uint8
+    assert (
+        wide.codes().dtype == jnp.uint16
+        and SubDistribution.init(d.loc, components=255).codes().dtype == jnp.uint8
+    )
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64])
@@ -186,8 +187,11 @@ def test_a_sample_has_a_gradient_in_every_parameter_but_none_where_pruned():
 def test_saturated_gates_stay_finite_in_mean_and_sample(logit):
     d = start()
     d = d.replace(gate_logits=jnp.full_like(d.gate_logits, logit))
-    total = lambda x: jnp.sum(x.mean(0.1)) + jnp.sum(x.sample(KEY, 0.1, 0.1))
-    value, gradient = jax.value_and_grad(total, allow_int=True)(d)
+
+    def total(x):
+        return jnp.sum(x.mean(0.1)) + jnp.sum(x.sample(KEY, 0.1, 0.1))
+
+    value, gradient = jax.jit(jax.value_and_grad(total, allow_int=True))(d)
     assert np.isfinite(value) and all(np.isfinite(x).all() for x in floating(gradient))
 
 

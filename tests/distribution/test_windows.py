@@ -55,14 +55,20 @@ def test_a_window_holds_its_lower_edge_and_not_its_upper():
     assert inside.tolist() == [0, 1, 1, 2, 2]
 
 
-@pytest.mark.parametrize("weights", [np.zeros(20), np.array([0.5]), np.repeat([0.0, 1.0], [90, 10])])
-@pytest.mark.parametrize("windows", [Windows(kind="equal", count=5), Windows(kind="outlier", count=5)])
+@pytest.mark.parametrize(
+    "weights", [np.zeros(20), np.array([0.5]), np.repeat([0.0, 1.0], [90, 10])]
+)
+@pytest.mark.parametrize(
+    "windows", [Windows(kind="equal", count=5), Windows(kind="outlier", count=5)]
+)
 def test_ties_put_every_weight_in_exactly_one_window(weights, windows):
     edges, held = occupancy(weights, windows)
     assert held.sum() == weights.size and (np.diff(edges[np.isfinite(edges)]) >= 0).all()
 
 
-@pytest.mark.parametrize("windows", [Windows(kind="equal", count=3), Windows(kind="outlier", count=4)])
+@pytest.mark.parametrize(
+    "windows", [Windows(kind="equal", count=3), Windows(kind="outlier", count=4)]
+)
 def test_a_window_has_at_most_k_values_and_pruned_weights_are_exactly_zero(windows):
     rule = sqs_jax.Rule(components=4, windows=windows)
     t = sqs_jax.spike_slab_gmm(rule, prior=sqs_jax.SpikeSlabPrior(inclusion=0.5, scale=1.0))

@@ -1,0 +1,148 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from problems import KEY, PRIOR, generic, leaf, params, reference_kl, reference_mean, transform
+
+import sqs_jax
+from sqs_jax import Rule, SubDistribution, Windows
+
+
+def shapes(tree):
+    return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+
+
+def test_init_copies_every_leaf_so_that_a_step_may_donate():
+    p = params() | {"n": jnp.arange(3)}
+    q = transform().init(p)
+    pairs = [(leaf(p), leaf(q).loc), (p["a"]["bias"], q["a"]["bias"]), (p["n"], q["n"])]
+    for mine, copied in pairs:
+        np.testing.assert_array_equal(mine, copied)
+        assert mine.unsafe_buffer_pointer() != copied.unsafe_buffer_pointer()
+
+
+def test_integer_leaves_and_keys_that_no_rule_compresses_pass_through():
+    p = params() | {"n": jnp.arange(3), "flag": jnp.array(True), "key": jax.random.key(3)}
+    t = transform()
+    q = t.mean(t.init(p))
+    assert q["n"].dtype == jnp.int32 and q["flag"].dtype == jnp.bool_
+    assert q["key"] == p["key"]
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_abstract_and_traced_init_give_what_eager_init_gives(dtype):
+    t, p = transform(windows=Windows(kind="outlier", count=4)), params(dtype=dtype)
+    eager, abstract = t.init(p), jax.eval_shape(t.init, p)
+    assert jax.tree.structure(eager) == jax.tree.structure(abstract)
+    assert shapes(eager) == shapes(abstract)
+    jax.tree.map(np.testing.assert_array_equal, eager, jax.jit(t.init)(p))
+
+
+def test_numpy_weights_are_taken_as_they_are():
+    w = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
+    q = transform().init({"a": {"kernel": w}})
+    assert isinstance(leaf(q).loc, jax.Array)
+    np.testing.assert_array_equal(leaf(q).loc, w)
+
+
+def test_verbs_keep_paths_shapes_and_dtypes():
+    t, p = transform(), params(dtype=jnp.bfloat16)
+    q = t.init(p)
+    for out in (t.mean(q), t.mode(q), t.sample(q, KEY), t.sample(q, KEY, hard=True)):
+        assert shapes(out) == shapes(p)
+    assert sqs_jax.materialize(t.compress(q))["a"]["kernel"].dtype == jnp.bfloat16
+
+
+def test_mean_and_kl_match_float64_and_compress_is_the_mode():
+    t = transform(windows=Windows(kind="equal", count=2))
+    q = generic(t.init(params()))
+    np.testing.assert_allclose(
+        leaf(t.mean(q, temperature=0.4)), reference_mean(leaf(q), 0.4), atol=1e-4
+    )
+    assert float(t.kl(q, temperature=0.4)) == pytest.approx(reference_kl(leaf(q), 0.4).sum(), 1e-4)
+    np.testing.assert_array_equal(leaf(sqs_jax.materialize(t.compress(q))), leaf(t.mode(q)))
+
+
+def test_leaves_draw_noise_of_their_own():
+    w = params()["a"]["kernel"]
+    t = sqs_jax.spike_slab_gmm([Rule(components=4)], prior=PRIOR)
+    q = t.init({"x": w, "y": w})
+    for hard in (False, True):
+        drawn = t.sample(q, KEY, temperature=20.0, hard=hard)
+        assert (np.asarray(drawn["x"]) != np.asarray(drawn["y"])).any()
+
+
+def test_kl_of_leaves_of_two_precisions_is_summed_in_the_wider():
+    with jax.enable_x64(True):
+        t = sqs_jax.spike_slab_gmm([Rule(components=4)], prior=PRIOR)
+        p = {"x": params()["a"]["kernel"], "y": params(dtype=jnp.float64)["a"]["kernel"]}
+        assert t.kl(t.init(p)).dtype == jnp.float64
+
+
+MADE = transform().init(params())
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"components": 8},
+        {"windows": Windows(kind="equal", count=2)},
+        {"prunable": False},
+        {"structure": (2, 4)},
+        {"components": None},
+        {"min_ndim": 3},
+    ],
+    ids=str,
+)
+def test_a_posterior_of_other_rules_is_refused_by_every_verb(rule):
+    t = transform(**rule)
+    for verb in (t.mean, t.mode, t.kl, t.compress, lambda q: t.sample(q, KEY)):
+        with pytest.raises(ValueError, match=r"a/kernel: .*other rules.*transform that made it"):
+            verb(MADE)
+
+
+def test_plain_params_are_refused_where_a_posterior_belongs():
+    with pytest.raises(ValueError, match=r"a/kernel: .*plain array.*transform.init\(params\)"):
+        transform().mean(params())
+
+
+def test_a_posterior_is_refused_where_params_belong():
+    with pytest.raises(ValueError, match="a/kernel: already a SubDistribution"):
+        transform().init(MADE)
+
+
+@pytest.mark.parametrize("train", ["loc", "gate", "means", "spread"])
+def test_a_part_of_a_posterior_is_refused(train):
+    for part in sqs_jax.partition(MADE, train=(train,)):
+        with pytest.raises(ValueError, match=r"a/kernel: one part.*combine"):
+            transform().mean(part)
+
+
+def test_a_posterior_of_another_tree_is_refused():
+    with pytest.raises(ValueError, match=r"'\.\*kernel' matches no leaf.*b/weight"):
+        transform().mean({"b": {"weight": jnp.ones((3, 3))}})
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "named"),
+    [
+        ({"prior": 0.3}, TypeError, "SpikeSlabPrior, not 0.3"),
+        ({"prior": PRIOR, "initialiser": "random"}, ValueError, "'random'"),
+    ],
+)
+def test_a_transform_refuses_what_it_cannot_use(options, error, named):
+    with pytest.raises(error, match=named):
+        sqs_jax.spike_slab_gmm([Rule()], **options)
+
+
+def test_the_prior_is_required_and_keyword_only():
+    with pytest.raises(TypeError):
+        sqs_jax.spike_slab_gmm([Rule()])
+
+
+def test_stacked_leaves_get_a_codebook_per_slice():
+    t = transform(stacked=1)
+    q = t.init({"a": {"kernel": params((3, 6, 5))["a"]["kernel"]}})
+    assert leaf(q).means.shape == (3, 1, 4) and leaf(t.compress(q)).codebook.shape == (3, 1, 4)
+    np.testing.assert_array_equal(leaf(sqs_jax.materialize(t.compress(q))), leaf(t.mode(q)))
+    assert isinstance(leaf(q), SubDistribution)
