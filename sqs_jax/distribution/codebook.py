@@ -9,6 +9,7 @@ no compilation. Under a JAX transformation the same code runs as a callback.
 """
 
 from functools import partial
+from itertools import pairwise
 from typing import Literal
 
 import jax
@@ -89,7 +90,7 @@ def _fit_tensor(
     edges = [0, *np.searchsorted(ordered, boundaries, side="left"), ordered.size]
     floor = RELATIVE_FLOOR * np.sqrt(np.mean(ordered**2)) + ABSOLUTE_FLOOR
     rows = []
-    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+    for start, stop in pairwise(edges):
         # An empty window (an absent tail, tied edges) gets the value beside it, so that its
         # unused row is finite.
         window = ordered[start:stop] if stop > start else ordered[max(0, start - 1) :][:1]

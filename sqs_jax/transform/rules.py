@@ -1,4 +1,4 @@
-"""Rules: which leaves of a tree are compressed, and how. Paths are strings like "layers/0/kernel"."""
+"""Rules: which leaves of a tree are compressed, and how. A path is "layers/0/kernel"."""
 
 import dataclasses
 import re

@@ -80,9 +80,9 @@ def test_unknown_roles_are_named():
 
 def test_combine_names_what_is_there_twice_or_not_at_all():
     trainable, fixed = partition(Q)
-    with pytest.raises(ValueError, match="a/bias: both parts have this array.*partition"):
+    with pytest.raises(ValueError, match=r"a/bias: both parts have this array.*partition"):
         combine(trainable, trainable)
-    with pytest.raises(ValueError, match="n: both parts|a/kernel: both parts"):
+    with pytest.raises(ValueError, match=r"n: both parts|a/kernel: both parts"):
         combine(fixed, fixed)
     few, _ = partition(Q, train=("loc",))
     with pytest.raises(ValueError, match=r"neither part has.*means"):

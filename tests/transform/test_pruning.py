@@ -171,7 +171,7 @@ def test_pruning_under_jit_with_a_static_sparsity_is_the_same():
 
 
 def test_a_traced_sparsity_is_refused_with_the_way_out():
-    with pytest.raises(TypeError, match="traced.*static_argnums"):
+    with pytest.raises(TypeError, match=r"traced.*static_argnums"):
         jax.jit(prune)(Q, 0.5)
 
 
@@ -196,7 +196,7 @@ def test_a_sparsity_out_of_range_is_named(bad):
 
 
 def test_an_unknown_scope_is_named():
-    with pytest.raises(ValueError, match="scope is 'layer'.*'global' or 'tensor'"):
+    with pytest.raises(ValueError, match=r"scope is 'layer'.*'global' or 'tensor'"):
         prune(Q, 0.5, scope="layer")
 
 

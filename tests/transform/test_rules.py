@@ -79,7 +79,7 @@ def test_rules_are_keyword_only_frozen_and_hashable():
 
 @pytest.mark.parametrize("rules", [[], ["kernel"], [None]])
 def test_rules_of_another_kind_are_refused(rules):
-    with pytest.raises(TypeError, match="sequence of sqs_jax.Rule"):
+    with pytest.raises(TypeError, match=r"sequence of sqs_jax.Rule"):
         sqs_jax.spike_slab_gmm(rules, prior=PRIOR)
 
 
