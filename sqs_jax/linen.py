@@ -32,7 +32,14 @@ class _Compressible:
 
         def init_weights(*init_args: Any) -> Any:
             path = "/".join((*self.scope.path, name))
-            return self.rule.init_layer(path, init_fn(*init_args))
+            weights = init_fn(*init_args)
+            if isinstance(weights, nn.meta.AxisMetadata):
+                raise ValueError(
+                    f"{path}: its initializer boxes the weights ({type(weights).__name__}), and a "
+                    "box holds one array, not a sub-distribution. Give the layer a plain "
+                    "initializer, and shard the params by jax.device_put."
+                )
+            return self.rule.init_layer(path, weights)
 
         return deployed(super().param(name, init_weights, *args, **kwargs))  # type: ignore[misc]
 

@@ -115,3 +115,10 @@ def test_a_structure_that_does_not_fit_is_named_by_the_layers_path():
 
     with pytest.raises(ValueError, match=r"head/kernel: structure \(2, 4\)"):
         Model().init(KEY, jnp.ones((2, 6)))
+
+
+def test_boxed_weights_are_refused_by_path():
+    boxed = nn.with_partitioning(nn.initializers.ones, ("in", "out"))
+    model = sqs_jax.linen.Dense(4, rule=sqs_jax.Rule(components=2), kernel_init=boxed)
+    with pytest.raises(ValueError, match="kernel: its initializer boxes"):
+        model.init(jax.random.key(0), jnp.ones((1, 3)))

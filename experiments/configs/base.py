@@ -29,7 +29,7 @@ def experiment() -> ConfigDict:
     config.data.flip = False  # augmentation: random horizontal flips
 
     config.model = ConfigDict()
-    config.model.features = (16, 32)  # of the 3x3 convolutions, each followed by 2x2 max pooling
+    config.model.features = (16, 32)  # of the 3x3 convolutions
     config.model.hidden = 96  # units of the hidden dense layer
 
     # The dense network, trained from scratch: the teacher, and where the posterior starts.

@@ -7,7 +7,7 @@ import jax
 
 
 class ConvNet(nn.Module):
-    """3x3 convolutions, each with ReLU and 2x2 max pooling, then two dense layers.
+    """3x3 convolutions with ReLU, all but the first with stride 2, then two dense layers.
 
     Attributes:
       features: output channels of each convolution.
@@ -24,9 +24,7 @@ class ConvNet(nn.Module):
         """Compute logits [batch, num_classes] from images [batch, height, width, channels]."""
         x = images
         for i, features in enumerate(self.features):
-            x = nn.relu(nn.Conv(features, (3, 3))(x))
-            if i:  # small images: the first convolution keeps its resolution
-                x = nn.max_pool(x, (2, 2), strides=(2, 2))
+            x = nn.relu(nn.Conv(features, (3, 3), strides=2 if i else 1)(x))
         x = x.reshape(x.shape[0], -1)
         x = nn.relu(nn.Dense(self.hidden)(x))
         return nn.Dense(self.num_classes)(x)

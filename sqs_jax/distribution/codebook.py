@@ -23,11 +23,11 @@ Initialiser = Literal["kmeans", "quantile"]
 
 _LLOYD_STEPS = 300
 
-# A scale may not fall below this fraction of the root mean square of the tensor's weights (plus
-# the second number, for a tensor of zeros): a component of equal weights would be a needle that
-# divides by zero.
-RELATIVE_FLOOR = 1e-3
-ABSOLUTE_FLOOR = 1e-8
+# A scale may not fall below this fraction of the tensor's mean absolute weight (plus the second
+# number, for a tensor of zeros): a component of equal weights would be a needle that divides by
+# zero. The mean absolute weight, because one outlier hardly moves it.
+RELATIVE_FLOOR = 1e-4
+ABSOLUTE_FLOOR = 1e-12
 
 
 def init_mixture(
@@ -88,7 +88,7 @@ def _fit_tensor(
     ordered = np.sort(weights) if weights.size else np.zeros(1)
     boundaries = init_boundaries(ordered, windows)
     edges = [0, *np.searchsorted(ordered, boundaries, side="left"), ordered.size]
-    floor = RELATIVE_FLOOR * np.sqrt(np.mean(ordered**2)) + ABSOLUTE_FLOOR
+    floor = RELATIVE_FLOOR * np.mean(np.abs(ordered)) + ABSOLUTE_FLOOR
     rows = []
     for start, stop in pairwise(edges):
         # An empty window (an absent tail, tied edges) gets the value beside it, so that its
@@ -151,6 +151,17 @@ def _lloyd(
         if np.array_equal(previous, cuts) and previous.size:
             break
         edges = np.concatenate([[0], cuts, [values.size]])
-        count, total = np.diff(sums[:2, edges], axis=1)
-        centres = np.where(count > 0, origin + total / np.maximum(count, 1), centres)
+        count, total, square = np.diff(sums[:, edges], axis=1)
+        shift = total / np.maximum(count, 1)
+        error = np.maximum(square - count * shift**2, 0.0)
+        centres = origin + shift
+        # A cell in a gap of the weights is empty: let it halve the cell with the largest error.
+        for empty in np.flatnonzero(count == 0):
+            widest = np.argmax(error)
+            spread = np.sqrt(error[widest] / count[widest])
+            middle = centres[widest]
+            centres[[widest, empty]] = middle - spread, middle + spread
+            count[[widest, empty]] = count[widest] / 2
+            error[[widest, empty]] = error[widest] / 8
+        centres.sort()
     return cuts

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 
 from sqs_jax.distribution.windows import window_index
 
-# Elements of a [B, K] block, 1 MB of float32: several are alive at a time, and stay in cache.
-_BLOCK_ELEMENTS = 1 << 18
+# Elements of a [B, K] block, 256 kB of float32: several are alive at a time, in a core's cache. XLA
+# may keep the blocks of many leaves at once, so that this also bounds what small leaves cost.
+_BLOCK_ELEMENTS = 1 << 16
 
 
 class Mixture(NamedTuple):

@@ -100,7 +100,7 @@ class SubDistribution:
         )
         gate = math.log(INITIAL_INCLUSION / (1 - INITIAL_INCLUSION))
         return cls(
-            loc=jnp.array(loc, copy=True),
+            loc=jnp.array(loc, dtype=loc.dtype, copy=True),  # the dtype: never weakly typed
             gate_logits=jnp.full(loc.shape, gate, mixture.means.dtype),
             kept=jnp.ones(loc.shape, bool),
             prunable=prunable,
@@ -211,8 +211,8 @@ class SubDistribution:
             jnp.sum(count, -1, keepdims=True), 1
         )
         variance = jnp.where(count > 1, variance, pooled)
-        square = jnp.sum(self.latent * self.latent) / max(self.latent.size, 1)
-        floor = RELATIVE_FLOOR * jnp.sqrt(square) + ABSOLUTE_FLOOR
+        size = jnp.sum(jnp.abs(self.latent)) / max(self.latent.size, 1)
+        floor = RELATIVE_FLOOR * size + ABSOLUTE_FLOOR
         share = jnp.maximum(count, 0.5)
         return self.replace(
             log_scales=0.5 * jnp.log(jnp.maximum(variance, floor * floor)),
@@ -244,7 +244,8 @@ class SubDistribution:
             due = ((count[rows, dead] == 0) & (spread > 0))[:, None]
             for column, sign in ((dead, 1), (widest, -1)):
                 at = (rows, column)
-                means = jnp.where(due, means.at[at].set(centre + sign * _HALF_NORMAL * spread), means)
+                mean = centre + sign * _HALF_NORMAL * spread
+                means = jnp.where(due, means.at[at].set(mean), means)
                 count = jnp.where(due, count.at[at].set(halved), count)
                 error = jnp.where(due, error.at[at].set(left), error)
             return means, count, error

@@ -84,7 +84,7 @@ def spike_slab_gmm(
             if is_sub_distribution(leaf):
                 raise ValueError(f"{path}: already a SubDistribution; init takes plain params.")
             if rule is None or not rule.compresses(leaf):
-                leaves.append(jnp.array(leaf, copy=True))
+                leaves.append(jnp.array(leaf, dtype=jnp.result_type(leaf), copy=True))
             else:
                 leaf = leaf if isinstance(leaf, jax.Array | np.ndarray) else np.asarray(leaf)
                 leaves.append(rule.init_leaf(path, leaf, initialiser=initialiser))
@@ -101,6 +101,7 @@ def spike_slab_gmm(
         )
 
     def mean(posterior: Any, *, temperature: jax.typing.ArrayLike = 1.0) -> Any:
+        _check_positive("temperature", temperature)
         return per_leaf(lambda leaf, _: leaf.mean(temperature), posterior)
 
     def sample(
@@ -111,6 +112,9 @@ def spike_slab_gmm(
         relaxation: jax.typing.ArrayLike = 0.5,
         hard: bool = False,
     ) -> Any:
+        _check_positive("temperature", temperature)
+        _check_positive("relaxation", relaxation)
+
         def draw(leaf: SubDistribution, index: int) -> jax.Array:
             leaf_key = jax.random.fold_in(key, index)
             if hard:
@@ -123,6 +127,7 @@ def spike_slab_gmm(
         return per_leaf(lambda leaf, _: leaf.mode(), posterior)
 
     def kl(posterior: Any, *, temperature: jax.typing.ArrayLike = 1.0) -> jax.Array:
+        _check_positive("temperature", temperature)
         pairs, _ = _checked(rules, posterior)
         bounds = [leaf.kl(prior, temperature) for _, leaf in pairs if is_sub_distribution(leaf)]
         dtype = jnp.float64 if any(b.dtype == jnp.float64 for b in bounds) else jnp.float32
@@ -137,6 +142,11 @@ def spike_slab_gmm(
         )
 
     return Transform(init=init, mean=mean, sample=sample, mode=mode, kl=kl, compress=compress)
+
+
+def _check_positive(name: str, value: jax.typing.ArrayLike) -> None:
+    if not isinstance(value, jax.core.Tracer) and not np.all(np.asarray(value) > 0):
+        raise ValueError(f"{name} is {value}; it must be > 0. For its limit at 0 use `mode`.")
 
 
 def _checked(rules: tuple[Rule, ...], posterior: Any) -> tuple[list[tuple[str, Any]], Any]:

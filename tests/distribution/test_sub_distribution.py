@@ -18,6 +18,7 @@ from problems import (
 
 from sqs_jax import SubDistribution, Windows
 from sqs_jax.distribution import mixture
+from sqs_jax.distribution.codebook import RELATIVE_FLOOR
 
 OUTLIER = Windows(kind="outlier", count=4)
 
@@ -224,7 +225,7 @@ def test_refit_without_weights_is_finite_and_keeps_to_its_floor(shape):
     for kept in (True, False):
         new = d.replace(kept=jnp.full(shape, kept)).refit()
         assert all(np.isfinite(x).all() for x in floating(new))
-        assert (np.exp(new.log_scales) >= 0.99e-3 * (0.5 if d.loc.size else 0)).all()
+        assert (np.exp(new.log_scales) >= 0.99 * RELATIVE_FLOOR * (0.5 if d.loc.size else 0)).all()
 
 
 def test_stacked_slices_are_independent_sub_distributions():

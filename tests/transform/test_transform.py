@@ -146,3 +146,17 @@ def test_stacked_leaves_get_a_codebook_per_slice():
     assert leaf(q).means.shape == (3, 1, 4) and leaf(t.compress(q)).codebook.shape == (3, 1, 4)
     np.testing.assert_array_equal(leaf(sqs_jax.materialize(t.compress(q))), leaf(t.mode(q)))
     assert isinstance(leaf(q), SubDistribution)
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, float("nan")])
+def test_temperature_and_relaxation_must_be_positive(bad):
+    t = transform()
+    q = t.init(params())
+    for call in (
+        lambda: t.mean(q, temperature=bad),
+        lambda: t.kl(q, temperature=bad),
+        lambda: t.sample(q, KEY, temperature=bad),
+        lambda: t.sample(q, KEY, relaxation=bad),
+    ):
+        with pytest.raises(ValueError, match="must be > 0"):
+            call()
