@@ -26,16 +26,16 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, default=Path("runs/benchmarks"))
     options = parser.parse_args()
     options.workdir.mkdir(parents=True, exist_ok=True)
-    results: dict[str, Any] = {
-        "machine": {
-            "device": jax.devices()[0].device_kind,
-            "devices": jax.device_count(),
-            "cores": os.cpu_count(),
-            "platform": platform.platform(),
-            "versions": {name: version(name) for name in ("jax", "flax", "optax", "numpy")},
-        }
-    }
     path = options.workdir / "benchmarks.json"
+    # what other benchmarks have measured there before stays
+    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    results["machine"] = {
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "cores": os.cpu_count(),
+        "platform": platform.platform(),
+        "versions": {name: version(name) for name in ("jax", "flax", "optax", "numpy")},
+    }
     for name in options.names or BENCHMARKS:
         print(f"\n{name}: {BENCHMARKS[name].__module__}", flush=True)
         results[name] = BENCHMARKS[name](options.workdir)

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 import sqs_jax
@@ -103,6 +103,7 @@ def evaluate(workdir: Path) -> dict[str, Any]:
 
 
 def main(_: Any) -> None:
+    logging.set_verbosity(logging.WARNING)  # jax tells of every backend that is not there
     workdir = Path(flags.FLAGS.workdir)
     (workdir / "evaluation.json").write_text(json.dumps(evaluate(workdir), indent=1))
 

@@ -68,7 +68,7 @@ def default_recipe() -> ConfigDict:
     )
     sqs.weight_decay = 0.0
     # Pruning: fractions of the run.
-    sqs.sparsity = 0.8
+    sqs.sparsity = 0.81
     sqs.scope = "global"
     sqs.saliency = "magnitude"  # or "gate", for estimators that train gates
     sqs.prune_start = 0.0

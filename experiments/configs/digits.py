@@ -1,4 +1,4 @@
-"""Handwritten digits, our own recipe: a ConvNet of 55,018 weights at 80 % sparsity, K = 4.
+"""Handwritten digits, our own recipe: a ConvNet of 55,018 weights at 81 % sparsity, K = 4.
 
 Command: make demo
 Data: scikit-learn's 1,797 real 8x8 images, which ship with the package; 70/30, stratified.

@@ -88,7 +88,7 @@ def _fit_tensor(
     ordered = np.sort(weights) if weights.size else np.zeros(1)
     boundaries = init_boundaries(ordered, windows)
     edges = [0, *np.searchsorted(ordered, boundaries, side="left"), ordered.size]
-    floor = RELATIVE_FLOOR * np.mean(np.abs(ordered)) + ABSOLUTE_FLOOR
+    floor = float(RELATIVE_FLOOR * np.mean(np.abs(ordered)) + ABSOLUTE_FLOOR)
     rows = []
     for start, stop in pairwise(edges):
         # An empty window (an absent tail, tied edges) gets the value beside it, so that its

@@ -14,7 +14,7 @@ def sqs_phase(**changes: object):  # type: ignore[no-untyped-def]
 
 
 def test_the_ramp_is_cubic_and_ends_exactly() -> None:
-    phase = sqs_phase()
+    phase = sqs_phase(sparsity=0.8)
     mask, steps = phase.mask, phase.steps
     end = round(0.4 * steps)
     assert float(mask.sparsity(0)) == 0
@@ -32,7 +32,7 @@ def test_the_mask_is_decided_on_time_and_then_frozen() -> None:
 
 
 def test_a_mask_that_freezes_at_the_end_still_reaches_its_target() -> None:
-    phase = sqs_phase(prune_start=0.0, prune_end=1.0, prune_freeze=1.0)
+    phase = sqs_phase(sparsity=0.8, prune_end=1.0, prune_freeze=1.0)
     last = max(step for step in range(phase.steps) if phase.mask.due(step))
     assert float(phase.mask.sparsity(last)) == pytest.approx(0.8, abs=1e-6)
 
