@@ -21,10 +21,12 @@ BENCHMARKS = {"streams": streams.run, "memory": memory.run, "digits": digits.run
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[*BENCHMARKS, []], metavar="NAME",
+    parser.add_argument("names", nargs="*", metavar="NAME",
                         help=f"which: {', '.join(BENCHMARKS)}; all if none is given")  # fmt: skip
     parser.add_argument("--workdir", type=Path, default=Path("runs/benchmarks"))
     options = parser.parse_args()
+    if unknown := sorted(set(options.names) - set(BENCHMARKS)):
+        parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
     options.workdir.mkdir(parents=True, exist_ok=True)
     path = options.workdir / "benchmarks.json"
     # what other benchmarks have measured there before stays

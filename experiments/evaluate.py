@@ -74,6 +74,11 @@ def metrics(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 def evaluate(workdir: Path) -> dict[str, Any]:
     """Evaluate dense, finetuned, mean, mode and averaged networks from the files of a run."""
+    if not (workdir / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{workdir} holds no finished run. Make one: python -m experiments.train "
+            f"--config=... --workdir={workdir}"
+        )
     config = ConfigDict(json.loads((workdir / "config.json").read_text()))
     splits = data.load(config.data, config.seed)
     model = build_model(config, splits.num_classes)

@@ -8,7 +8,6 @@ sqs        the compression
 
 from typing import Any, NamedTuple
 
-import jax
 import optax
 
 import sqs_jax
@@ -81,12 +80,7 @@ class MaskSchedule(NamedTuple):
         posterior = sqs_jax.prune(
             posterior, float(self.sparsity(step)), scores=score(posterior), scope=self.scope
         )
-        return _revive_and_refit(posterior) if self.refit else posterior
-
-
-@jax.jit
-def _revive_and_refit(posterior: Any) -> Any:
-    return sqs_jax.refit(sqs_jax.revive(posterior))
+        return sqs_jax.refit(sqs_jax.revive(posterior)) if self.refit else posterior
 
 
 def phases(config: Any, num_train: int) -> list[Phase]:
@@ -99,6 +93,19 @@ def phases(config: Any, num_train: int) -> list[Phase]:
     Raises:
       ValueError: for settings that contradict each other, each with the way out.
     """
+    for name, value in (
+        ("batch_size", config.batch_size),
+        ("checkpoint_every", config.checkpoint_every),
+        ("dense.epochs", config.dense.epochs),
+        ("sqs.epochs", config.sqs.epochs),
+        ("sqs.prune_every", config.sqs.prune_every),
+    ):
+        if value < 1:
+            raise ValueError(f"config.{name} is {value}; it must be at least 1.")
+    if config.batch_size > num_train:
+        raise ValueError(
+            f"config.batch_size is {config.batch_size}, but there are {num_train} examples."
+        )
     epoch = num_train // config.batch_size
     sqs, steps = config.sqs, config.sqs.epochs * epoch
     leave_dense = sqs_jax.spike_slab_gmm(
@@ -178,6 +185,8 @@ def _mask_schedule(sqs: Any, steps: int) -> MaskSchedule:
         raise ValueError(
             f"config.sqs.estimator is {sqs.estimator!r}; it must be 'mean', 'sample' or 'mode'."
         )
+    if not 0 <= sqs.sparsity < 1:
+        raise ValueError(f"config.sqs.sparsity is {sqs.sparsity}; it must lie in [0, 1).")
     if not 0 <= sqs.prune_start <= sqs.prune_end <= sqs.prune_freeze <= 1:
         raise ValueError(
             "config.sqs.prune_start, prune_end and prune_freeze must ascend within [0, 1]; they "

@@ -7,6 +7,7 @@ on from its latest checkpoint when the same command is given again.
 """
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +27,9 @@ from experiments.phases import Phase, phases
 from experiments.report import write_report
 from experiments.reproduce import flat
 
-_CONFIG: Any = config_flags.DEFINE_config_file("config", None, "Experiment.", lock_config=True)
+_CONFIG: Any = config_flags.DEFINE_config_file(
+    "config", None, "Experiment: experiments/configs/digits.py, ...", lock_config=True
+)
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; made if it is not there.")
 
 
@@ -34,8 +37,16 @@ def claim_workdir(workdir: Path, config: Any) -> None:
     """Make the folder the run of this config, or raise ValueError if it holds another's."""
     wanted = json.loads(config.to_json_best_effort())
     path = workdir / "config.json"
+    if workdir.exists() and not workdir.is_dir():
+        raise ValueError(f"--workdir={workdir} is a file; give a folder, or a new name.")
     if path.exists():
-        found = json.loads(path.read_text())
+        try:
+            found = json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{path} is damaged ({error}). If the run in {workdir} is of this config, remove "
+                "that file to go on; else give another --workdir."
+            ) from error
         differences = [
             f"config.{name}: {flat(found).get(name, 'absent')} there, "
             f"{flat(wanted).get(name, 'absent')} now"
@@ -47,17 +58,21 @@ def claim_workdir(workdir: Path, config: Any) -> None:
                 f"{workdir} holds a run of another config. Differences: {'; '.join(differences)}. "
                 "Give another --workdir, or remove this one to start anew."
             )
+        return
     workdir.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(wanted, indent=1))
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(wanted, indent=1))
+    os.replace(part, path)
 
 
 def train(config: Any, workdir: Path) -> dict[str, Any]:
     """Run an experiment to its end; returns what evaluation.json holds."""
-    claim_workdir(workdir, config)
     splits = data.load(config.data, config.seed)
     dense_phase, finetune_phase, sqs_phase = phases(config, len(splits.train.labels))
     model = build_model(config, splits.num_classes)
     start = jax.jit(model.init)(jax.random.key(config.seed), jnp.asarray(splits.train.images[:1]))
+    jax.eval_shape(sqs_phase.transform.init, start["params"])  # rules that match nothing, early
+    claim_workdir(workdir, config)  # only now: a config that cannot run claims no folder
 
     def run(phase: Phase, variables: Any, teacher: Any) -> TrainState:
         return run_phase(phase, model, variables, teacher, splits.train, config, workdir)

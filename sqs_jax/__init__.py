@@ -7,6 +7,7 @@ from sqs_jax.artifact import (
     inspect,
     load,
     materialize,
+    read_metadata,
     save,
     summarize,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "param_labels",
     "partition",
     "prune",
+    "read_metadata",
     "refit",
     "revive",
     "saliency",

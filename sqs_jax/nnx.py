@@ -10,7 +10,7 @@ from typing import Any
 
 from flax import nnx
 
-from sqs_jax.transform.rules import Rule, deployed
+from sqs_jax.transform.rules import Rule, deployed, is_sub_distribution
 
 DEFAULT_RULE = Rule()
 
@@ -24,9 +24,21 @@ class CompressibleParam(nnx.Param):
         return deployed(value)[index["index"]] if index else value
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the weights."""
+        value = super().get_value()
+        return value.loc.shape if is_sub_distribution(value) else value.shape
+
+    @property
+    def ndim(self) -> int:
+        """The number of dimensions of the weights."""
+        return len(self.shape)
+
+    @property
     def dtype(self) -> Any:
         """The dtype of the weights."""
-        return deployed(super().get_value()).dtype
+        value = super().get_value()
+        return value.loc.dtype if is_sub_distribution(value) else value.dtype
 
 
 def _compress(layer: nnx.Module, name: str, rule: Rule) -> None:

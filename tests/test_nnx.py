@@ -113,3 +113,12 @@ def test_a_tied_head_uses_the_deployed_table():
 def test_a_structure_that_does_not_fit_is_named():
     with pytest.raises(ValueError, match=r"kernel: structure \(2, 4\)"):
         sqs_nnx.Linear(6, 5, rngs=nnx.Rngs(0), rule=Rule(structure=(2, 4)))
+
+
+def test_a_compressed_param_has_the_shape_and_dtype_of_its_weights():
+    plain = nnx.Linear(6, 4, rngs=nnx.Rngs(0), param_dtype=jnp.bfloat16)
+    layer = sqs_nnx.Linear(
+        6, 4, rngs=nnx.Rngs(0), param_dtype=jnp.bfloat16, rule=sqs_jax.Rule(components=2)
+    )
+    for name in ("shape", "ndim", "dtype"):
+        assert getattr(layer.kernel, name) == getattr(plain.kernel, name)

@@ -27,5 +27,5 @@ def test_training_loop_runs_as_printed(
     assert report.sparsity == pytest.approx(0.8, abs=1e-4)
     net, weights, x, y = (scope[name] for name in ("net", "weights", "x", "y"))
     accuracy = jnp.mean(jnp.argmax(net.apply({"params": weights}, x), -1) == y)  # type: ignore[attr-defined]
-    assert accuracy > 0.97
+    assert accuracy > 0.95
     assert capsys.readouterr().out.startswith(f"{report.file_bytes} bytes of 76,840\n")

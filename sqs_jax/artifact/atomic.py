@@ -3,6 +3,7 @@
 import errno
 import os
 import secrets
+import stat
 
 __all__ = ["write_atomically"]
 
@@ -23,7 +24,7 @@ def write_atomically(path: str, data: bytes) -> None:
     """
     target = os.path.realpath(path)
     folder, name = os.path.split(target)
-    temporary = os.path.join(folder, f".{name[:200]}.{secrets.token_hex(8)}.tmp")
+    temporary = os.path.join(folder, f".{name[:50]}.{secrets.token_hex(8)}.tmp")
     try:
         if os.path.isdir(target):
             raise IsADirectoryError(errno.EISDIR, "is a folder")
@@ -34,6 +35,8 @@ def write_atomically(path: str, data: bytes) -> None:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
                 file.flush()
+                if os.path.exists(target):  # whoever could read it still can, and nobody else
+                    os.chmod(temporary, stat.S_IMODE(os.stat(target).st_mode))
                 os.fsync(file.fileno())
             os.replace(temporary, target)
         except BaseException:

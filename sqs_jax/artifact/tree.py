@@ -140,6 +140,8 @@ def _way_out(node: Any) -> str:
         return f"{node!r} is a Python number; store it as an array, np.asarray({node!r})"
     if isinstance(node, dict):
         return f"a {name} cannot be stored; convert it to dict, e.g. dict(x)"
+    if hasattr(node, "gate_logits"):
+        return f"a {name} is a posterior's leaf; save transform.compress(posterior)"
     if hasattr(node, "_asdict"):
         return f"the namedtuple {name} cannot be stored; convert it to dict, x._asdict()"
     if hasattr(node, "unfreeze"):

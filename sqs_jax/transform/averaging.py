@@ -47,6 +47,11 @@ def bayesian_average(
         return predict_fn(sample(posterior, draw_key, temperature=temperature, hard=True))
 
     shape = jax.eval_shape(predict, key)
+    if not (hasattr(shape, "dtype") and jnp.issubdtype(shape.dtype, jnp.floating)):
+        raise ValueError(
+            f"predict_fn must return one array of probabilities, not {shape}; classes and tuples "
+            "have no average."
+        )
     dtype = jnp.float64 if shape.dtype == jnp.float64 else jnp.float32
     total, _ = jax.lax.scan(
         lambda total, draw_key: (total + predict(draw_key).astype(dtype), None),

@@ -105,6 +105,9 @@ def elbo(
                 f"nll_fn returned an NLL of shape {jnp.shape(result[0])}; it must be a scalar, the "
                 "mean over the batch's units: take jnp.mean of it."
             )
+        dtype = jnp.result_type(result[0])
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(f"nll_fn returned an NLL of dtype {dtype}; it must be floating.")
         return result
 
     def likelihood(posterior: Any, batch: Any, key: jax.Array, step: Any) -> tuple[jax.Array, Any]:
@@ -132,7 +135,9 @@ def elbo(
         regularised = _only_means(posterior) if estimator == "mode" else posterior
         kl = transform.kl(regularised, temperature=_at_step(temperature, step))
         weight = jnp.asarray(_at_step(kl_weight, step), kl.dtype)
-        loss = nll + (weight * kl / float(num_data)).astype(jnp.result_type(nll))
+        # float32 or float64, as the KL is: a half would keep too little of it
+        dtype = jnp.float64 if nll.dtype == jnp.float64 else kl.dtype
+        loss = jnp.asarray(nll, dtype) + (weight * kl / float(num_data)).astype(dtype)
         return loss, ElboAux(nll, kl, weight, model_aux)
 
     return loss_fn

@@ -1,5 +1,6 @@
 """Pruning to an exact sparsity, N:M patterns, and the M-step."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sqs_jax.distribution import SubDistribution
-from sqs_jax.transform.rules import flatten, is_sub_distribution
+from sqs_jax.transform.rules import flatten, is_sub_distribution, require_whole
 from sqs_jax.transform.saliency import magnitude
 
 Scope = Literal["global", "tensor"]
@@ -18,11 +19,7 @@ def refit(posterior: Any) -> Any:
 
     Each component gets the spread of its kept weights about its mean, with a floor, and its share.
     """
-    return jax.tree.map(
-        lambda leaf: leaf.refit() if is_sub_distribution(leaf) else leaf,
-        posterior,
-        is_leaf=is_sub_distribution,
-    )
+    return _on_leaves(_refit, posterior)
 
 
 def revive(posterior: Any) -> Any:
@@ -31,10 +28,21 @@ def revive(posterior: Any) -> Any:
     Pruning empties the components near zero, and under estimator "mode" nothing would bring them
     back. Call it between `prune` and `refit`.
     """
-    return jax.tree.map(
-        lambda leaf: leaf.revive() if is_sub_distribution(leaf) else leaf,
-        posterior,
-        is_leaf=is_sub_distribution,
+    return _on_leaves(_revive, posterior)
+
+
+# Compiled once per shape, also for callers that do not jit: a decision of the mask is frequent.
+_refit = jax.jit(SubDistribution.refit)
+_revive = jax.jit(SubDistribution.revive)
+
+
+def _on_leaves(function: Callable[[SubDistribution], SubDistribution], posterior: Any) -> Any:
+    pairs, treedef = flatten(posterior)
+    return treedef.unflatten(
+        [
+            function(require_whole(path, leaf)) if is_sub_distribution(leaf) else leaf
+            for path, leaf in pairs
+        ]
     )
 
 
@@ -72,6 +80,9 @@ def prune(posterior: Any, sparsity: float, *, scores: Any = None, scope: Scope =
         raise ValueError(f"scope is {scope!r}; it must be 'global' or 'tensor'.")
 
     pairs, treedef = flatten(posterior)
+    for path, leaf in pairs:
+        if is_sub_distribution(leaf):
+            require_whole(path, leaf)
     score = _aligned(pairs, magnitude(posterior) if scores is None else scores)
     masks: dict[str, jax.Array] = {}
     free: dict[str, jax.Array] = {}

@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sqs_jax.artifact.compressed import MAX_VALUES
 from sqs_jax.distribution import SubDistribution, Windows
-
-MAX_CODES = 65_535  # codes are uint16, and 0 stands for a pruned weight
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,15 +48,15 @@ class Rule:
         if not isinstance(self.windows, Windows):
             raise ValueError(f"Rule.windows is {self.windows!r}; it must be a sqs_jax.Windows.")
         if self.components is not None:
-            if type(self.components) is not int or not 1 <= self.components <= MAX_CODES:
+            if type(self.components) is not int or not 1 <= self.components <= MAX_VALUES:
                 raise ValueError(
                     f"Rule.components is {self.components!r}; it must be an int from 1 to "
-                    f"{MAX_CODES}, or None to leave matching leaves dense."
+                    f"{MAX_VALUES}, or None to leave matching leaves dense."
                 )
-            if self.components * self.windows.count > MAX_CODES:
+            if self.components * self.windows.count > MAX_VALUES:
                 raise ValueError(
                     f"Rule has {self.windows.count} windows of {self.components} components; a "
-                    f"code holds at most {MAX_CODES} values: use fewer of either."
+                    f"code holds at most {MAX_VALUES} values: use fewer of either."
                 )
         for name in ("min_ndim", "stacked"):
             value = getattr(self, name)
@@ -134,6 +133,16 @@ def deployed(value: Any) -> Any:
 def is_sub_distribution(node: Any) -> bool:
     """Return whether a node of a posterior is a compressed tensor's SubDistribution."""
     return isinstance(node, SubDistribution)
+
+
+def require_whole(path: str, leaf: SubDistribution) -> SubDistribution:
+    """Return the leaf, or raise ValueError if `partition` has taken fields out of it."""
+    fields = (f.name for f in dataclasses.fields(leaf) if not f.metadata.get("static"))
+    if any(getattr(leaf, field) is None for field in fields):
+        raise ValueError(
+            f"{path}: one part of a partitioned posterior; pass sqs_jax.combine(trainable, fixed)."
+        )
+    return leaf
 
 
 def path_string(path: Sequence[Any]) -> str:

@@ -16,6 +16,7 @@ from sqs_jax.transform.rules import (
     check_rules,
     flatten,
     is_sub_distribution,
+    require_whole,
 )
 
 
@@ -86,8 +87,9 @@ def spike_slab_gmm(
             if rule is None or not rule.compresses(leaf):
                 leaves.append(jnp.array(leaf, dtype=jnp.result_type(leaf), copy=True))
             else:
-                leaf = leaf if isinstance(leaf, jax.Array | np.ndarray) else np.asarray(leaf)
-                leaves.append(rule.init_leaf(path, leaf, initialiser=initialiser))
+                # the dtype JAX gives it: numpy's float64 is float32 unless x64 is enabled
+                array = jnp.asarray(leaf, jnp.result_type(leaf))
+                leaves.append(rule.init_leaf(path, array, initialiser=initialiser))
         return treedef.unflatten(leaves)
 
     def per_leaf(function: Callable[..., Any], posterior: Any) -> Any:
@@ -160,11 +162,7 @@ def _checked(rules: tuple[Rule, ...], posterior: Any) -> tuple[list[tuple[str, A
                     f"of shape {np.shape(leaf)}: pass a posterior, transform.init(params)."
                 )
             continue
-        if any(array is None for array in (leaf.loc, leaf.gate_logits, leaf.kept, *leaf.mixture)):
-            raise ValueError(
-                f"{path}: one part of a partitioned posterior; pass "
-                "sqs_jax.combine(trainable, fixed)."
-            )
+        require_whole(path, leaf)
         found = (*leaf.means.shape[-2:], leaf.stacked, leaf.prunable, leaf.structure)
         wanted = None
         if rule is not None and rule.compresses(leaf.loc):

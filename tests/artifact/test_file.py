@@ -381,3 +381,17 @@ CQVjYmNjEQCAgoa6mZO5wNqGCbbfnAybrbrL6Za77eyM6gUAnLYrN+TI+6leFCBLKh40sEwAqgVGS4Y1
 E2rv6khXrAgpiCdeJEB9wRiU3pivpslGho5cUy3yrzT6qvKAVPgn5D7NaPaiIk4vawTNzMw9zczMvZqZmT4zMzM/AAAQQQAA
 EEEAAAEAAgADADA=
 """
+
+
+def test_a_replaced_file_keeps_its_permissions(tmp_path):
+    path = tmp_path / "m.sqs"
+    save(path, {"a": np.ones(3, np.float32)})
+    path.chmod(0o600)
+    save(path, {"a": np.zeros(3, np.float32)})
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_long_names_of_wide_characters_are_names(tmp_path):
+    path = tmp_path / ("日" * 83)
+    save(path, {"a": np.ones(3, np.float32)})
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]

@@ -109,6 +109,8 @@ def test_finished_run_is_not_trained_again(finished: Path) -> None:
         (["--config.sqs.sparsity=much"], "sparsity"),
         (["--config.sqs.saliency=gate"], "never"),
         (["--config.batch_size=99999"], "batch_size"),
+        (["--config.sqs.sparsity=1.5"], "config.sqs.sparsity is 1.5"),
+        (["--config.sqs.prune_every=0"], "config.sqs.prune_every is 0"),
         (["--config.data.holdout=both"], "config.data.holdout"),
         (["--config.data.name=no_such_data"], "Prepare it"),
         (["--config.sqs.pattern=nothing_here"], "nothing_here"),
@@ -118,6 +120,23 @@ def test_mistakes_are_named(tmp_path: Path, options: list[str], said: str) -> No
     result = subprocess.run(command(tmp_path / "run", *options), capture_output=True, text=True)
     assert result.returncode != 0
     assert said in result.stderr
+    assert not (tmp_path / "run").exists()  # a config that cannot run claims no folder
+
+
+@pytest.mark.parametrize("content", ["", "{"])
+def test_damaged_config_of_a_run_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    result = subprocess.run(command(tmp_path), capture_output=True, text=True)
+    assert result.returncode != 0 and "config.json is damaged" in result.stderr
+    assert (tmp_path / "config.json").read_text() == content
+
+
+def test_workdir_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("mine")
+    result = subprocess.run(command(path), capture_output=True, text=True)
+    assert result.returncode != 0 and "is a file" in result.stderr
+    assert path.read_text() == "mine"
 
 
 def test_workdir_of_another_config_is_left_alone(finished: Path) -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from problems import KEY, generic, leaf, params, transform
 
+import sqs_jax
 from sqs_jax import bayesian_average
 
 T = transform()
@@ -65,3 +66,10 @@ def test_the_number_of_networks_must_be_a_positive_int(bad):
 def test_a_transform_without_samples_cannot_be_averaged():
     with pytest.raises(ValueError, match="cannot sample"):
         bayesian_average(predict, T._replace(sample=None), Q, KEY, num_samples=2)
+
+
+@pytest.mark.parametrize("predict", [lambda w: jnp.arange(3), lambda w: (jnp.ones(3), None)])
+def test_only_probabilities_are_averaged(predict):
+    t = transform()
+    with pytest.raises(ValueError, match="one array of probabilities"):
+        sqs_jax.bayesian_average(predict, t, t.init(params()), KEY, num_samples=2)

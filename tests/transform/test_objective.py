@@ -190,3 +190,13 @@ def test_a_compiled_step_of_many_leaves_holds_none_either():
     )
     q = jax.eval_shape(t.init, {f"w{i}": jnp.zeros((256, 256)) for i in range(8)})
     assert temporaries(q, t, "mean") < LIMITS["mean"]
+
+
+def test_an_integer_nll_is_refused_and_a_half_one_is_not_where_the_kl_is_lost():
+    t = transform()
+    q = t.init(params())
+    with pytest.raises(ValueError, match="int32; it must be floating"):
+        sqs_jax.elbo(t, lambda w, b: (jnp.int32(3), None), num_data=5)(q, None, KEY, 0)
+    loss, aux = sqs_jax.elbo(t, lambda w, b: (jnp.bfloat16(3), None), num_data=5)(q, None, KEY, 0)
+    assert loss.dtype == jnp.float32
+    np.testing.assert_allclose(loss, 3 + aux.kl / 5, rtol=1e-6)

@@ -5,6 +5,7 @@ import optax
 import pytest
 from problems import generic, leaf, params, transform
 
+import sqs_jax
 from sqs_jax import combine, param_labels, partition
 from sqs_jax.transform.partition import TRAINABLE
 
@@ -87,3 +88,13 @@ def test_combine_names_what_is_there_twice_or_not_at_all():
     few, _ = partition(Q, train=("loc",))
     with pytest.raises(ValueError, match=r"neither part has.*means"):
         combine(few, fixed)
+
+
+@pytest.mark.parametrize(
+    "verb", [sqs_jax.refit, sqs_jax.revive, lambda part: sqs_jax.prune(part, 0.5)]
+)
+def test_verbs_refuse_one_part_by_path(verb):
+    trainable, fixed = sqs_jax.partition(transform().init(params()))
+    for part in (trainable, fixed):
+        with pytest.raises(ValueError, match=r"a/kernel: one part of a partitioned.*combine"):
+            verb(part)

@@ -160,3 +160,8 @@ def test_temperature_and_relaxation_must_be_positive(bad):
     ):
         with pytest.raises(ValueError, match="must be > 0"):
             call()
+
+
+def test_float64_weights_of_numpy_become_what_jax_makes_of_them():
+    w = np.random.default_rng(0).normal(size=(6, 5))
+    assert leaf(transform().init({"a": {"kernel": w}})).loc.dtype == jnp.float32
