@@ -14,12 +14,12 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(STAMP) ## train, compress and report a small digit classifier; a second run resumes it
-	@echo "Training and compressing a digit classifier: a few minutes on two cores."
+	@echo "Training and compressing a digit classifier: a minute and a half on two cores."
 	@$(BIN)/python -m experiments.train --config=experiments/configs/digits.py --workdir=runs/digits
 	@echo "The report and the compressed model are in runs/digits."
 
 test: $(STAMP) ## run the tests
-	@echo "Running the tests: a few minutes on two cores."
+	@echo "Running the tests: five minutes on two cores."
 	@$(BIN)/python -m pytest -n 2 tests
 
 lint: $(STAMP) ## check style, formatting and types

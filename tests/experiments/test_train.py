@@ -107,7 +107,7 @@ def test_finished_run_is_not_trained_again(finished: Path) -> None:
     [
         (["--config.sqs.sparsty=0.5"], "sparsty"),
         (["--config.sqs.sparsity=much"], "sparsity"),
-        (["--config.sqs.saliency=gate"], "never"),
+        (["--config.sqs.saliency=gate"], "config.sqs.learning_rate.gate is 0"),
         (["--config.batch_size=99999"], "batch_size"),
         (["--config.sqs.sparsity=1.5"], "config.sqs.sparsity is 1.5"),
         (["--config.sqs.prune_every=0"], "config.sqs.prune_every is 0"),
