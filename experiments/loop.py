@@ -157,6 +157,9 @@ def run_phase(
     state, teacher = jax.device_put((state, teacher), replicated)
     step_fn = make_step(model, phase, len(train.labels), config.data, mesh)
     key = jax.random.key(config.seed)
+    # Several devices emulated on one CPU share its threads: steps that are queued wait for each
+    # other in their collectives until XLA aborts.
+    await_each_step = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
     metrics_path = workdir / "metrics.jsonl"
 
     with Checkpoints(workdir / "checkpoints" / phase.name, config.checkpoint_every) as checkpoints:
@@ -171,6 +174,8 @@ def run_phase(
                 chosen = batch_indices(len(train.labels), config.batch_size, config.seed, step)
                 batch = jax.device_put(Dataset(train.images[chosen], train.labels[chosen]), split)
                 state, metrics = step_fn(state, batch, teacher, key, np.int32(step))
+                if await_each_step:
+                    jax.block_until_ready((state, metrics))
                 done = step + 1
                 if done % 10 == 0 or done == phase.steps:
                     line = {name: float(value) for name, value in metrics.items()}

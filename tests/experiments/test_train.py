@@ -28,10 +28,15 @@ def command(workdir: Path, *options: str) -> list[str]:
     return [sys.executable, "-m", "experiments.train", *SHORT, f"--workdir={workdir}", *options]
 
 
+def succeed(workdir: Path) -> None:
+    result = subprocess.run(command(workdir), capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-4000:]
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir = tmp_path_factory.mktemp("run") / "whole"
-    subprocess.run(command(workdir), check=True, capture_output=True)
+    succeed(workdir)
     return workdir
 
 
@@ -84,7 +89,7 @@ def test_kill_and_start_again_gives_the_same_file(finished: Path, tmp_path: Path
     process.wait()
     assert not (workdir / "model.sqs").exists()
 
-    subprocess.run(command(workdir), check=True, capture_output=True)
+    succeed(workdir)
     digests = [
         hashlib.sha256((folder / "model.sqs").read_bytes()).hexdigest()
         for folder in (finished, workdir)
@@ -97,7 +102,7 @@ def test_kill_and_start_again_gives_the_same_file(finished: Path, tmp_path: Path
 def test_finished_run_is_not_trained_again(finished: Path) -> None:
     before = (finished / "model.sqs").read_bytes()
     written = (finished / "metrics.jsonl").read_text()
-    subprocess.run(command(finished), check=True, capture_output=True)
+    succeed(finished)
     assert (finished / "model.sqs").read_bytes() == before
     assert (finished / "metrics.jsonl").read_text() == written
 
