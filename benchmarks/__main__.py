@@ -1,7 +1,7 @@
 """Run benchmarks by name, or all of them; print tables, write one JSON.
 
 python -m benchmarks                  # all
-python -m benchmarks memory streams   # some
+python -m benchmarks memory file      # some
 """
 
 import argparse
@@ -14,9 +14,14 @@ from typing import Any
 
 import jax
 
-from benchmarks import digits, memory, streams
+from benchmarks import budget, digits, file, memory
 
-BENCHMARKS = {"streams": streams.run, "memory": memory.run, "digits": digits.run}
+BENCHMARKS = {
+    "file": file.run,
+    "budget": budget.run,
+    "memory": memory.run,
+    "digits": digits.run,
+}
 
 
 def main() -> None:
@@ -24,6 +29,9 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME",
                         help=f"which: {', '.join(BENCHMARKS)}; all if none is given")  # fmt: skip
     parser.add_argument("--workdir", type=Path, default=Path("runs/benchmarks"))
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"),
+                        help="the published weights and images that file and budget use, "
+                             "see networks.py")  # fmt: skip
     options = parser.parse_args()
     if unknown := sorted(set(options.names) - set(BENCHMARKS)):
         parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
@@ -40,7 +48,7 @@ def main() -> None:
     }
     for name in options.names or BENCHMARKS:
         print(f"\n{name}: {BENCHMARKS[name].__module__}", flush=True)
-        results[name] = BENCHMARKS[name](options.workdir)
+        results[name] = BENCHMARKS[name](options.workdir, options.data)
         path.write_text(json.dumps(results, indent=1))
     print(f"\nwritten: {path}")
 

@@ -13,7 +13,7 @@ _RECIPES = {"default": "digits", "paper": "digits_paper"}
 _SEEDS = range(5)
 
 
-def run(workdir: Path) -> dict[str, Any]:
+def run(workdir: Path, data: Path) -> dict[str, Any]:
     """Run what is missing, print a row per recipe with means and spreads over the seeds."""
     result: dict[str, Any] = {}
     for recipe, config in _RECIPES.items():

@@ -11,7 +11,7 @@ import sqs_jax
 _SIZE = 1 << 22  # N, weights of one tensor
 
 
-def run(_: Path) -> list[dict[str, Any]]:
+def run(workdir: Path, data: Path) -> list[dict[str, Any]]:
     """Print, per estimator and K, the compiled step's transient memory in floats per weight."""
     rows = []
     print(f"N = {_SIZE:,} weights, value and gradient of the ELBO of a linear model")

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import sqs_jax
-from experiments.loop import TrainState, sub_distributions
+from experiments.loop import TrainState
 from experiments.phases import Phase
+from experiments.trees import sub_distributions
 
 _HISTOGRAM_BINS = 120
 
@@ -46,21 +47,31 @@ def export(
         )
         for i in range(evaluation.average_samples)
     ]
-    rounded = {"dense_dtype": config.sqs.dense_dtype or None}
     mean = transform.mean(posterior, temperature=evaluation.temperature)
     average = {"draws": [_codes_of(draw, compressed) for draw in draws]}
+    shipped_tree, options = shipped(compressed, state.model_state, config)
+    exact = {**options, "dense_dtype": None}
     files: dict[str, tuple[Any, dict[str, Any]]] = {
-        "model.sqs": ({"params": compressed, **state.model_state}, rounded),
-        "average.sqs": ({**average, **state.model_state}, rounded),
-        "mean.sqs": ({"params": mean, **state.model_state}, {}),
-        "dense.sqs": (dense, {}),
-        "finetune.sqs": (finetuned, {}),
+        "model.sqs": (shipped_tree, options),
+        "average.sqs": ({**average, **state.model_state}, options),
+        "mean.sqs": ({"params": mean, **state.model_state}, exact),
+        "dense.sqs": (dense, exact),
+        "finetune.sqs": (finetuned, exact),
     }
-    metadata = {"experiment": json.loads(config.to_json_best_effort())}
     return {
-        name: sqs_jax.save(workdir / name, jax.device_get(tree), metadata=metadata, **options)
+        name: sqs_jax.save(workdir / name, jax.device_get(tree), **options)
         for name, (tree, options) in files.items()
     }
+
+
+def shipped(params: Any, model_state: Any, config: Any) -> tuple[Any, dict[str, Any]]:
+    """Return what model.sqs holds, given its params, and the options it is saved with."""
+    metadata = {
+        "provenance": {"sqs_jax": sqs_jax.__version__},
+        "recipe": json.loads(config.to_json_best_effort()),
+    }
+    options = {"dense_dtype": config.sqs.dense_dtype or None, "metadata": metadata}
+    return {"params": params, **model_state}, options
 
 
 def _codes_of(draw: Any, compressed: Any) -> Any:

@@ -19,6 +19,7 @@ import sqs_jax
 from experiments.checkpoints import Checkpoints
 from experiments.data import Dataset, augment, batch_indices
 from experiments.phases import Phase
+from experiments.trees import sparsity
 
 
 class TrainState(NamedTuple):
@@ -169,7 +170,7 @@ def run_phase(
         with open(metrics_path, "a") as log, progress(phase.name, start, phase.steps) as advance:
             for step in range(start, phase.steps):
                 if phase.mask is not None and phase.mask.due(step):
-                    posterior = phase.mask.decide(state.posterior, step)
+                    posterior = phase.mask.decide(state.posterior, step, state.model_state)
                     state = jax.device_put(state._replace(posterior=posterior), replicated)
                 chosen = batch_indices(len(train.labels), config.batch_size, config.seed, step)
                 batch = jax.device_put(Dataset(train.images[chosen], train.labels[chosen]), split)
@@ -186,25 +187,6 @@ def run_phase(
                 if checkpoints.due(done, phase.steps):
                     checkpoints.save(done, state)
     return state
-
-
-def sparsity(posterior: Any) -> float:
-    """Return the pruned fraction of the compressed weights; 0 without any."""
-    kept = [leaf.kept for leaf in sub_distributions(posterior).values()]
-    total = sum(mask.size for mask in kept)
-    return 1 - sum(int(jnp.sum(mask)) for mask in kept) / total if total else 0.0
-
-
-def sub_distributions(posterior: Any) -> dict[str, sqs_jax.SubDistribution]:
-    """List the compressed leaves of a posterior by their path."""
-    pairs, _ = jax.tree_util.tree_flatten_with_path(
-        posterior, is_leaf=lambda x: isinstance(x, sqs_jax.SubDistribution)
-    )
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in pairs
-        if isinstance(leaf, sqs_jax.SubDistribution)
-    }
 
 
 def forget_after(path: Path, phase: str, step: int) -> None:

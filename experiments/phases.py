@@ -6,11 +6,13 @@ finetune   the dense network trained on with the data, steps, schedule and teach
 sqs        the compression
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import optax
 
 import sqs_jax
+from experiments.trees import sparsity
 
 
 class Phase(NamedTuple):
@@ -58,15 +60,21 @@ class Phase(NamedTuple):
 
 
 class MaskSchedule(NamedTuple):
-    """When the pruning mask is decided anew, and at which sparsity (steps are counted from 0)."""
+    """When the pruning mask is decided anew, and at which sparsity (steps are counted from 0).
+
+    With a budget (see budget.py) the schedule gives the sparsity while it rises, until step `end`;
+    from then on the size of the file does, at the first decision and at the last.
+    """
 
     sparsity: optax.Schedule
     start: int
+    end: int
     freeze: int
     every: int
     scope: Any
-    saliency: str
+    scores: Callable[[Any], Any]
     refit: bool
+    budget: Any = None
 
     def due(self, step: int) -> bool:
         """Return whether the mask is decided before this step."""
@@ -74,12 +82,19 @@ class MaskSchedule(NamedTuple):
             self.start <= step < self.freeze and (step - self.start) % self.every == 0
         )
 
-    def decide(self, posterior: Any, step: int) -> Any:
+    def decide(self, posterior: Any, step: int, model_state: Any) -> Any:
         """Prune to this step's sparsity, and refit what is left."""
-        score = getattr(sqs_jax.saliency, self.saliency)
-        posterior = sqs_jax.prune(
-            posterior, float(self.sparsity(step)), scores=score(posterior), scope=self.scope
-        )
+        if self.budget is None or step < self.end:
+            return self.prune(posterior, float(self.sparsity(step)))
+        fraction = sparsity(posterior)
+        if step == self.freeze or step - self.every < self.end:
+            return self.budget.fit(posterior, fraction, model_state, self.prune)
+        return self.prune(posterior, fraction)
+
+    def prune(self, posterior: Any, fraction: float) -> Any:
+        """Prune to a sparsity, and refit what is left."""
+        scores = self.scores(posterior)
+        posterior = sqs_jax.prune(posterior, fraction, scores=scores, scope=self.scope)
         return sqs_jax.refit(sqs_jax.revive(posterior)) if self.refit else posterior
 
 
@@ -185,6 +200,14 @@ def _mask_schedule(sqs: Any, steps: int) -> MaskSchedule:
         raise ValueError(
             f"config.sqs.estimator is {sqs.estimator!r}; it must be 'mean', 'sample' or 'mode'."
         )
+    if sqs.target_bytes < 0:
+        raise ValueError(f"config.sqs.target_bytes is {sqs.target_bytes}; 0 is no budget.")
+    if sqs.target_bytes and (sqs.saliency != "magnitude" or sqs.window_kind != "single"):
+        raise ValueError(
+            "config.sqs.target_bytes chooses K and sparsity per tensor by magnitude, without "
+            f"windows; config.sqs.saliency is {sqs.saliency!r} and config.sqs.window_kind is "
+            f"{sqs.window_kind!r}: use 'magnitude' and 'single', or target_bytes=0."
+        )
     if not 0 <= sqs.sparsity < 1:
         raise ValueError(f"config.sqs.sparsity is {sqs.sparsity}; it must lie in [0, 1).")
     if not 0 <= sqs.prune_start <= sqs.prune_end <= sqs.prune_freeze <= 1:
@@ -194,13 +217,15 @@ def _mask_schedule(sqs: Any, steps: int) -> MaskSchedule:
         )
     start, end = round(sqs.prune_start * steps), round(sqs.prune_end * steps)
     freeze = min(round(sqs.prune_freeze * steps), steps - 1)
+    final = 1.0 if sqs.target_bytes else sqs.sparsity  # a budget puts its own there, budget.py
     return MaskSchedule(
         # the cubic ramp; the last decision is at the target even if the ramp has no length
-        sparsity=optax.polynomial_schedule(0.0, sqs.sparsity, 3, max(end - start, 1), start),
+        sparsity=optax.polynomial_schedule(0.0, final, 3, max(end - start, 1), start),
         start=start,
+        end=end,
         freeze=max(freeze, start),
         every=sqs.prune_every,
         scope=sqs.scope,
-        saliency=sqs.saliency,
+        scores=getattr(sqs_jax.saliency, sqs.saliency),
         refit=sqs.refit,
     )

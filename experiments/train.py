@@ -20,6 +20,7 @@ from ml_collections import config_flags
 
 import sqs_jax
 from experiments import data
+from experiments.budget import with_budget
 from experiments.evaluate import build_model, predict
 from experiments.export import describe_distributions, export
 from experiments.loop import TrainState, run_phase
@@ -82,7 +83,12 @@ def train(config: Any, workdir: Path) -> dict[str, Any]:
 
     dense = variables_of(run(dense_phase, start, {}))
     finetuned = variables_of(run(finetune_phase, dense, dense))
+    if config.sqs.target_bytes:
+        sqs_phase = with_budget(sqs_phase, dense, config)
     state = run(sqs_phase, dense, dense)
+    if sqs_phase.mask is not None and sqs_phase.mask.budget is not None:
+        landed = sqs_phase.mask.budget.land(state.posterior, state.model_state)
+        state = state._replace(posterior=landed)
 
     export(workdir, sqs_phase, dense, finetuned, state, config)
     describe_distributions(workdir / "distributions.json", state.posterior)

@@ -18,6 +18,7 @@ PUBLIC = {"sqs_jax.linen", "sqs_jax.nnx"}
 INTERNAL = {
     "sqs_jax.artifact",
     "sqs_jax.baselines",
+    "sqs_jax.checkpoints",
     "sqs_jax.cli",
     "sqs_jax.distribution",
     "sqs_jax.transform",
@@ -26,10 +27,17 @@ INTERNAL = {
 FLOORS = {
     "sqs_jax/distribution/": {"sqs_jax.distribution"},
     "sqs_jax/artifact/": {"sqs_jax.artifact"},
+    "sqs_jax/checkpoints/": {"sqs_jax.artifact", "sqs_jax.checkpoints"},
     "sqs_jax/transform/": {"sqs_jax.distribution", "sqs_jax.artifact", "sqs_jax.transform"},
 }
-# The two files that may use flax, and the part of it that each leaves to the other.
-FLAX = {"sqs_jax/linen.py": {"flax.nnx"}, "sqs_jax/nnx.py": {"flax.linen"}}
+# The two files that may use flax, and the parts of it that each leaves to another.
+FLAX = {
+    "sqs_jax/linen.py": {"flax.nnx", "flax.serialization"},
+    "sqs_jax/nnx.py": {"flax.linen", "flax.serialization"},
+}
+# The one that reads what flax.serialization writes, and the two that use orbax.
+MSGPACK = "sqs_jax/checkpoints/msgpack_file.py"
+ORBAX = ("experiments/checkpoints.py", "sqs_jax/checkpoints/orbax_folder.py")
 TREES = {"jax.flatten_util", "jax.tree", "jax.tree_util"}
 
 
@@ -44,8 +52,8 @@ def forbidden(path: str, name: str) -> str | None:
         return "a pickle runs code when it is loaded"
     if path.startswith("tests/"):
         return None
-    if within(name, {"orbax"}) and path != "experiments/checkpoints.py":
-        return "only experiments/checkpoints.py uses orbax"
+    if within(name, {"orbax"}) and path not in ORBAX:
+        return f"only {' and '.join(ORBAX)} use orbax"
     if not path.startswith("sqs_jax/"):
         return f"{path.split('/')[0]}/ uses public names only" if within(name, INTERNAL) else None
 
@@ -54,8 +62,12 @@ def forbidden(path: str, name: str) -> str | None:
     for floor, below in FLOORS.items():
         if path.startswith(floor) and within(name, {"sqs_jax"}) and not within(name, below):
             return f"{floor} uses only {', '.join(sorted(below))} of the library"
-    if within(name, FLAX.get(path, {"flax"})):
-        return "flax.linen is for sqs_jax/linen.py, flax.nnx for sqs_jax/nnx.py, flax for no other"
+    reads = path == MSGPACK and within(name, {"flax.serialization"})
+    if within(name, FLAX.get(path, {"flax"})) and not reads:
+        return (
+            "flax.linen is for sqs_jax/linen.py, flax.nnx for sqs_jax/nnx.py, flax.serialization "
+            f"for {MSGPACK}, flax for no other"
+        )
     registers = name in {"jax.tree_util", "jax.tree_util.register_dataclass"}
     if path.startswith("sqs_jax/distribution/") and within(name, TREES) and not registers:
         return "sqs_jax/distribution/ knows one tensor, no pytrees"
@@ -134,6 +146,14 @@ def test_every_module_of_the_library_has_a_floor() -> None:
             "sqs_jax/transform/rules.py",
             "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from sqs_jax import Rule",
         ),
+        ("sqs_jax/checkpoints/npz_file.py", "from ..transform import rules"),
+        ("sqs_jax/checkpoints/npz_file.py", "from sqs_jax import CompressedLeaf"),
+        ("sqs_jax/checkpoints/npz_file.py", "from flax import serialization"),
+        ("sqs_jax/checkpoints/npz_file.py", "def f():\n    import orbax.checkpoint"),
+        ("sqs_jax/checkpoints/msgpack_file.py", "def f():\n    from flax import traverse_util"),
+        ("sqs_jax/checkpoints/msgpack_file.py", "import orbax.checkpoint as ocp"),
+        ("sqs_jax/artifact/file.py", "from ..checkpoints import open_checkpoint"),
+        ("sqs_jax/linen.py", "from flax.serialization import msgpack_restore"),
         ("sqs_jax/linen.py", "from flax import nnx"),
         ("sqs_jax/nnx.py", "import flax\nx = flax.linen.Dense"),
         ("sqs_jax/cli.py", "from experiments import train"),
@@ -141,6 +161,7 @@ def test_every_module_of_the_library_has_a_floor() -> None:
         ("experiments/loop.py", "import orbax.checkpoint as ocp"),
         ("experiments/loop.py", "from sqs_jax.transform import elbo"),
         ("experiments/loop.py", "from sqs_jax import distribution"),
+        ("experiments/loop.py", "from sqs_jax.checkpoints import open_checkpoint"),
         ("benchmarks/speed.py", "import sqs_jax\nsqs_jax.transform.rules.Rule()"),
         ("tests/test_x.py", "from pickle import loads"),
         ("tests/test_x.py", "x = 1\n" * (MAX_LINES + 1)),
@@ -159,6 +180,9 @@ def test_the_check_sees_a_breach(path: str, source: str) -> None:
         ("sqs_jax/distribution/kl.py", "import jax\n@jax.tree_util.register_dataclass\nclass A: 0"),
         ("sqs_jax/distribution/kl.py", "from jax.tree_util import register_dataclass"),
         ("sqs_jax/transform/rules.py", "import jax\nfrom ..artifact import bits\njax.tree.map(0)"),
+        ("sqs_jax/checkpoints/npz_file.py", "from sqs_jax.artifact.storage import DTYPES"),
+        ("sqs_jax/checkpoints/msgpack_file.py", "def f():\n    from flax import serialization"),
+        ("sqs_jax/checkpoints/orbax_folder.py", "def f():\n    import orbax.checkpoint as ocp"),
         ("sqs_jax/linen.py", "import flax.linen as nn\nfrom .distribution import x\nnn.Dense(1)"),
         ("sqs_jax/nnx.py", "from flax import nnx"),
         ("experiments/checkpoints.py", "import orbax.checkpoint as ocp"),

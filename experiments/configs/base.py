@@ -52,6 +52,9 @@ def default_recipe() -> ConfigDict:
     sqs.recipe = "default"
     sqs.epochs = 120
     sqs.pattern = ".*kernel"  # the leaves that are compressed
+    # Bytes of model.sqs; K and sparsity per tensor then follow, and those below are not used. 0:
+    # no budget.
+    sqs.target_bytes = 0
     sqs.components = 4  # K
     sqs.window_kind = "single"
     sqs.window_count = 1

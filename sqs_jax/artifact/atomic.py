@@ -1,30 +1,50 @@
-"""Replace a file as a whole or not at all."""
+"""Replace a file, or fill a folder, as a whole or not at all."""
 
+import contextlib
 import errno
 import os
 import secrets
+import shutil
 import stat
+from collections.abc import Iterator
+from typing import BinaryIO
 
-__all__ = ["write_atomically"]
+__all__ = ["replacing", "replacing_folder", "write_atomically"]
 
 
 def write_atomically(path: str, data: bytes) -> None:
     """Write a file so that a reader, or a crash, sees the old content or the new, nothing between.
-
-    The bytes go to a temporary file in the same folder, reach the disk, and then take the name.
-    On any failure the temporary file is removed and what stood at `path` is untouched.
 
     Args:
         path: Where to write. A symbolic link is followed.
         data: The whole content.
 
     Raises:
+        OSError: As `replacing`.
+    """
+    with replacing(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def replacing(path: str) -> Iterator[BinaryIO]:
+    """Give a file to write to, which takes its name once it is complete.
+
+    The bytes go to a temporary file in the same folder, reach the disk, and then take the name.
+    On any failure, also one in the `with` block, the temporary file is removed and what stood at
+    `path` is untouched.
+
+    Args:
+        path: Where to write. A symbolic link is followed.
+
+    Yields:
+        The temporary file, open for writing.
+
+    Raises:
         OSError: Of the kind the system gave (FileNotFoundError, PermissionError, ...), naming the
             path and, where there is one, the way out.
     """
-    target = os.path.realpath(path)
-    folder, name = os.path.split(target)
-    temporary = os.path.join(folder, f".{name[:50]}.{secrets.token_hex(8)}.tmp")
+    target, folder, temporary = _places(path)
     try:
         if os.path.isdir(target):
             raise IsADirectoryError(errno.EISDIR, "is a folder")
@@ -33,7 +53,7 @@ def write_atomically(path: str, data: bytes) -> None:
         descriptor = os.open(temporary, flags, 0o666)
         try:
             with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 if os.path.exists(target):  # whoever could read it still can, and nobody else
                     os.chmod(temporary, stat.S_IMODE(os.stat(target).st_mode))
@@ -43,19 +63,78 @@ def write_atomically(path: str, data: bytes) -> None:
             os.unlink(temporary)
             raise
     except OSError as error:
+        if error.filename not in (None, temporary):
+            raise  # of another file, in the with block; a failed write has no name
         raise type(error)(error.errno, _explain(error, folder), path) from error
     _sync_folder(folder)
+
+
+@contextlib.contextmanager
+def replacing_folder(path: str) -> Iterator[str]:
+    """Give a new folder to fill, which takes its name once it is complete.
+
+    The folder lies beside its place under a temporary name; what is in it reaches the disk before
+    it is renamed. On any failure, also one in the `with` block, it is removed with its content.
+
+    Args:
+        path: The folder to make. It may exist if it is empty; a symbolic link is followed.
+
+    Yields:
+        The path of the temporary folder.
+
+    Raises:
+        OSError: Of the kind the system gave, naming the path and the way out; FileExistsError if
+            something stands there.
+    """
+    target, folder, temporary = _places(path)
+    try:
+        if os.path.lexists(target) and not os.path.isdir(target):
+            raise FileExistsError(errno.EEXIST, "a file stands at this path")
+        if os.path.isdir(target) and os.listdir(target):
+            raise FileExistsError(errno.EEXIST, "the folder is not empty")
+        os.mkdir(temporary)
+        try:
+            yield temporary
+            _sync_tree(temporary)
+            if os.path.isdir(target):
+                os.chmod(temporary, stat.S_IMODE(os.stat(target).st_mode))
+            os.replace(temporary, target)  # which refuses a folder that has been filled meanwhile
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    except OSError as error:
+        if error.filename not in (None, temporary):
+            raise  # of another file, in the with block; a failed write has no name
+        raise type(error)(error.errno, _explain(error, folder), path) from error
+    _sync_folder(folder)
+
+
+def _places(path: str) -> tuple[str, str, str]:
+    """Return what to replace, its folder, and a temporary name in that."""
+    target = os.path.realpath(path)
+    folder, name = os.path.split(target)
+    return target, folder, os.path.join(folder, f".{name[:50]}.{secrets.token_hex(8)}.tmp")
 
 
 def _explain(error: OSError, folder: str) -> str:
     what = error.strerror or str(error)
     if isinstance(error, IsADirectoryError):
         return "cannot save to a folder: give the name of a file in it"
+    if isinstance(error, FileExistsError) or error.errno == errno.ENOTEMPTY:
+        return f"cannot save: {what}; give the name of a new folder, or remove what is there"
     if isinstance(error, FileNotFoundError):
         return f"cannot save: there is no folder {folder!r}, create it first"
     if isinstance(error, PermissionError):
         return f"cannot save: no permission to write in the folder {folder!r}"
     return f"cannot save: {what}; what stood at this path before is untouched"
+
+
+def _sync_tree(folder: str) -> None:
+    for path, _, names in os.walk(folder):
+        for name in names:
+            with open(os.path.join(path, name), "r+b") as file:
+                os.fsync(file.fileno())
+        _sync_folder(path)
 
 
 def _sync_folder(folder: str) -> None:

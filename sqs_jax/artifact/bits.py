@@ -13,14 +13,13 @@ A dense leaf counts its own dtype under fixed and entropy. See "Bits" in docs/ma
 
 import dataclasses
 import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
+from sqs_jax.artifact.spec import ArraySpec, LeafSpec, Spec, SymbolsSpec
+from sqs_jax.artifact.storage import DTYPES
 
-from sqs_jax.artifact import entropy
-from sqs_jax.artifact.compressed import CompressedLeaf
-
-__all__ = ["LeafSize", "SizeReport", "leaf_size"]
+__all__ = ["LeafSize", "SizeReport", "format_table", "leaf_size"]
 
 FIGURES = ("paper", "fixed", "entropy", "file")
 
@@ -58,12 +57,13 @@ class LeafSize(_PerWeight):
         path: The leaf's keys joined by "/".
         shape: Shape of the parameter.
         dtype: Name of the parameter's dtype.
-        weights: N, the number of weights.
+        weights: N, the number of weights; 0 for a leaf that shares the values of an earlier one.
         kept: The number of codes that are not 0; N for a dense leaf.
         components: K; None for a dense leaf.
         windows: W; None for a dense leaf.
         original_bytes: The parameter as an array of its dtype.
-        paper_bits, fixed_bits, entropy_bits: The figures of this module's table, for the leaf.
+        paper_bits, fixed_bits, entropy_bits: The figures of this module's table, for the leaf,
+            entropy to a tenth of a bit.
         file_bits: What the leaf occupies in the file's streams, codebook included; its share of
             header and index is not.
     """
@@ -164,69 +164,83 @@ class SizeReport(_PerWeight):
         return {"file_bytes": self.file_bytes, **totals, "leaves": leaves}
 
     def __str__(self) -> str:
-        head = ["path", "shape", "dtype", "W x K", "weights", "sparsity", *FIGURES, "bytes"]
-        rows = [head, *map(_row, self.leaves)]
-        rows.append(["total", "", "", "", *_numbers(self, bool(self.compressed_weights))])
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if i < 4 else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in rows
-        ]
-        rule = "-" * max(map(len, lines))
+        head = ["path", "shape", "dtype", "W x K", "weights", "sparsity", *FIGURES]
+        head += ["bytes", "share"]
+        rows = [[*_row(leaf), *self._share(leaf.file_bits)] for leaf in self.leaves]
+        rest = self.file_bits - sum(leaf.file_bits for leaf in self.leaves)
+        rows.append(["header, index, checksums", *[""] * 9, *self._share(rest)])
+        total = ["total", "", "", "", *_numbers(self, bool(self.compressed_weights))]
+        total += self._share(self.file_bits)
+        smaller = self.ratio >= 1 or not self.original_bytes
         note = (
-            f"bits per weight: {', '.join(FIGURES)}; the file is {self.ratio:.2f}x smaller than "
-            f"the {self.original_bytes:,} bytes of the original"
+            f"bits per weight: {', '.join(FIGURES)}; the file is "
+            f"{self.ratio if smaller else 1 / self.ratio:.2f}x "
+            f"{'smaller' if smaller else 'larger'} than the {self.original_bytes:,} bytes of the "
+            "original"
         )
-        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1], note])
+        return f"{format_table(head, rows, 4, total)}\n{note}"
+
+    def _share(self, bits: int) -> list[str]:
+        return [f"{bits // 8:,}", f"{bits / self.file_bits:.1%}"]
 
 
-def leaf_size(path: str, leaf: CompressedLeaf | np.ndarray, file_bytes: int) -> LeafSize:
+def format_table(
+    head: Sequence[str], rows: Iterable[list[str]], left: int, total: list[str] | None = None
+) -> str:
+    """Return a table of text, the first `left` columns aligned to the left, the others right."""
+    table = [list(head), *rows, *([total] if total else [])]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in table
+    ]
+    rule = "-" * max(map(len, lines))
+    lines[1:1] = [rule]
+    if total:
+        lines[-1:-1] = [rule]
+    return "\n".join(lines)
+
+
+def leaf_size(path: str, spec: Spec, file_bytes: int, *, shared: bool = False) -> LeafSize:
     """Count the bits of one leaf.
 
     Args:
         path: The leaf's keys joined by "/".
-        leaf: A valid `CompressedLeaf` of numpy arrays, or a numpy array.
+        spec: The leaf, as a file describes it.
         file_bytes: What the leaf occupies in the file's streams.
+        shared: Whether it was counted before, at another path.
 
     Returns:
         The leaf's four figures, in bits.
     """
-    if not isinstance(leaf, CompressedLeaf):
-        bits = 8 * leaf.nbytes
-        return LeafSize(
-            path=path,
-            shape=leaf.shape,
-            dtype=leaf.dtype.name,
-            weights=leaf.size,
-            kept=leaf.size,
-            components=None,
-            windows=None,
-            original_bytes=leaf.nbytes,
-            paper_bits=0.0,
-            fixed_bits=bits,
-            entropy_bits=float(bits),
-            file_bits=8 * file_bytes,
-        )
-    codes, codebook = leaf.codes, leaf.codebook
-    windows, components = codebook.shape[-2:]
-    values = windows * components
-    counts = entropy.histogram(codes.ravel(), values + 1)
-    kept = int(counts[1:].sum())
+    count = 0 if shared else math.prod(spec.shape)
+    itemsize = DTYPES[spec.dtype].itemsize
+    kept, windows, components = count, None, None
+    paper, fixed, entropy = 0.0, 8 * count * itemsize, 8.0 * count * itemsize
+    match spec:
+        case LeafSpec("codebook", parts=(SymbolsSpec() as codes, ArraySpec() as book)):
+            windows, components = book.shape[-2:]
+            if not shared:
+                kept = codes.nonzero
+                values = 8 * math.prod(book.shape) * DTYPES[book.dtype].itemsize
+                paper = kept * math.log2(components)
+                fixed = count + kept * (codes.alphabet - 2).bit_length() + values
+                entropy = codes.entropy_bits
     return LeafSize(
         path=path,
-        shape=codes.shape,
-        dtype=codebook.dtype.name,
-        weights=codes.size,
+        shape=spec.shape,
+        dtype=spec.dtype,
+        weights=count,
         kept=kept,
         components=components,
         windows=windows,
-        original_bytes=codes.size * codebook.dtype.itemsize,
-        paper_bits=kept * math.log2(components),
-        fixed_bits=codes.size + kept * (values - 1).bit_length() + 8 * codebook.nbytes,
-        entropy_bits=entropy.entropy_bits(counts),
+        original_bytes=count * itemsize,
+        paper_bits=paper,
+        fixed_bits=fixed,
+        entropy_bits=entropy,
         file_bits=8 * file_bytes,
     )
 
@@ -239,5 +253,4 @@ def _row(leaf: LeafSize) -> list[str]:
 
 def _numbers(size: LeafSize | SizeReport, compressed: bool) -> list[str]:
     rates = [f"{getattr(size, f'{figure}_bits_per_weight'):.3f}" for figure in FIGURES]
-    sparsity = f"{size.sparsity:.1%}" if compressed else "-"
-    return [f"{size.weights:,}", sparsity, *rates, f"{size.file_bits // 8:,}"]
+    return [f"{size.weights:,}", f"{size.sparsity:.1%}" if compressed else "-", *rates]

@@ -1,38 +1,38 @@
-"""The container: named byte streams in a safetensors file, one of which is the index.
+"""The container: a safetensors file of two byte streams, "index" and "data".
 
     8 bytes             length of the header, little-endian
     header              JSON, padded with spaces to a multiple of 8: safetensors' own
-    data                the streams "index", "codes", "codebooks", "dense", each of dtype U8,
-                        in this order; empty ones are left out
+    "index"             JSON, compressed in the .lzma format, and its CRC-32
+    "data"              the bytes of each leaf and their CRC-32; left out if there are no leaves
 
-`__metadata__` is {"format": "sqs", "version": "1"}. The index is zlib-compressed JSON.
+Both are of dtype U8. `__metadata__` is {"format": "sqs", "version": "1.0"}.
 """
 
-import itertools
 import json
-import math
+import lzma
 import struct
 import zlib
-from collections.abc import Callable
-from typing import Any
-
-from safetensors import SafetensorError, deserialize
-
-from sqs_jax.artifact.storage import DTYPES
+from typing import Any, BinaryIO, NamedTuple
 
 __all__ = [
+    "CHECKSUM",
     "DAMAGED",
     "MAX_INDEX",
-    "cut",
-    "read_container",
+    "VERSION",
+    "Streams",
+    "read_header",
     "read_index",
-    "rows",
-    "write_container",
+    "sealed",
+    "unsealed",
+    "write_header",
     "write_index",
 ]
 
-VERSION = 1
-STREAMS = ("index", "codes", "codebooks", "dense")
+VERSION = (1, 0)
+"""A reader refuses a newer first number, and reads what it knows of a newer second one."""
+CHECKSUM = 4
+"""Bytes of the CRC-32 behind the index and behind each leaf."""
+MAX_HEADER = 1 << 16
 MAX_INDEX = 1 << 22
 """The most bytes of JSON an index may unfold to: 4 MiB, some 50,000 leaves."""
 
@@ -50,79 +50,128 @@ MAGIC = {
 DAMAGED = "the file is damaged or cut short; copy it again"
 
 
-def write_container(streams: dict[str, bytes]) -> bytes:
-    """Return the whole file.
+class Streams(NamedTuple):
+    """Where the two streams lie in a file: (start, end) in bytes from its beginning."""
 
-    The header is written here and not by safetensors, which puts the two entries of
-    `__metadata__` in a random order: the same model must be the same bytes.
+    of_index: tuple[int, int]
+    data: tuple[int, int]
+    version: tuple[int, int]
 
-    Args:
-        streams: The four streams, by name.
 
-    Returns:
-        The bytes of a valid safetensors file.
+def write_header(index_bytes: int, data_bytes: int) -> bytes:
+    """Return what stands before the streams.
+
+    It is written here and not by safetensors, which puts the two entries of `__metadata__` in a
+    random order: the same model must be the same bytes.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "sqs", "version": str(VERSION)}}
+    version = ".".join(map(str, VERSION))
+    header: dict[str, Any] = {"__metadata__": {"format": "sqs", "version": version}}
     end = 0
-    for name in STREAMS:
-        if streams[name]:
-            start, end = end, end + len(streams[name])
-            header[name] = {"dtype": "U8", "shape": [end - start], "data_offsets": [start, end]}
+    for name, size in (("index", index_bytes), ("data", data_bytes)):
+        if size:
+            start, end = end, end + size
+            header[name] = {"dtype": "U8", "shape": [size], "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return b"".join([struct.pack("<Q", len(text)), text, *(streams[name] for name in STREAMS)])
+    return struct.pack("<Q", len(text)) + text
 
 
-def read_container(data: bytes) -> dict[str, bytes]:
-    """Return the streams of a whole file.
+def read_header(file: BinaryIO, file_bytes: int) -> Streams:
+    """Find the streams of a file, which is not to be trusted.
 
     Args:
-        data: The content of a file, not to be trusted.
-
-    Returns:
-        The four streams, by name.
+        file: At its beginning.
+        file_bytes: Its length.
 
     Raises:
-        ValueError: If this is no such file; says what it seems to be.
+        ValueError: If this is no sqs file that this version reads; says what it seems to be.
     """
-    if not data:
+    if not file_bytes:
         raise ValueError("the file is empty; it was never written, copy it again")
-    try:
-        entries = deserialize(data)
-    except SafetensorError as error:
-        for magic, name in MAGIC.items():
-            if data.startswith(magic):
-                raise ValueError(
-                    f"this is {name}, not an sqs file; open it with what wrote it"
-                ) from error
-        if b'"format":"sqs"' in data[:256]:
-            raise ValueError(f"{DAMAGED} ({error})") from error
+    first = file.read(8)
+    length = struct.unpack("<Q", first)[0] if len(first) == 8 else file_bytes
+    head = file.read(min(length, file_bytes, MAX_HEADER))
+    for magic, name in MAGIC.items():
+        if first.startswith(magic):
+            raise ValueError(f"this is {name}, not an sqs file; open it with what wrote it")
+    ours = b'"format":"sqs"' in head[:256]
+    header = _object(head) if length == len(head) else None
+    if header is None:
+        if ours:
+            raise ValueError(DAMAGED)
         raise ValueError(
-            f"this is neither an sqs file nor a whole safetensors file ({error}); "
-            "give a file that sqs_jax.save wrote"
-        ) from error
-    # safetensors has checked that the header is a JSON object, but does not hand out its metadata.
-    (length,) = struct.unpack_from("<Q", data)
-    metadata = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
-    if metadata.get("format") != "sqs":
+            "this is neither an sqs file nor a whole safetensors file; give a file that "
+            "sqs_jax.save wrote"
+        )
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or metadata.get("format") != "sqs":
         raise ValueError(
             "this is a safetensors file, but its metadata does not say format 'sqs': "
-            f"{metadata!r:.200}; open it with safetensors"
+            f"{metadata!r:.200}; open it with safetensors, or compress it"
         )
-    version = metadata.get("version", "")
-    if not (version.isascii() and version.isdecimal() and len(version) < 10 and int(version) > 0):
-        raise ValueError(f"format version {version!r:.50} is not a number; {DAMAGED}")
-    if int(version) > VERSION:
-        raise ValueError(
-            f"format version {version} is newer than {VERSION}, the newest that this sqs_jax "
-            "reads; upgrade sqs_jax"
-        )
-    streams = dict.fromkeys(STREAMS, b"")
-    for name, entry in entries:
-        if name not in streams or entry["dtype"] != "U8" or len(entry["shape"]) != 1:
+    version = _version(metadata.get("version"))
+    end = 8 + length
+    spans = {"index": (end, end), "data": (end, end)}
+    for name, entry in sorted(header.items(), key=lambda item: item[0] != "index"):
+        size = entry.get("shape") if isinstance(entry, dict) else None
+        if name not in spans or not (isinstance(size, list) and len(size) == 1):
             raise ValueError(f"unknown entry {name!r:.50}; {DAMAGED}")
-        streams[name] = entry["data"]
-    return streams
+        start, end = end, end + size[0] if type(size[0]) is int and size[0] > 0 else 0
+        offsets = [start - 8 - length, end - 8 - length]
+        expected = {"dtype": "U8", "shape": size, "data_offsets": offsets}
+        # Equal as text: 1.0 and true are no offsets.
+        if not end or json.dumps(entry, sort_keys=True) != json.dumps(expected, sort_keys=True):
+            raise ValueError(f"entry {name!r} claims bytes that are not there; {DAMAGED}")
+        spans[name] = start, end
+    if end != file_bytes:
+        raise ValueError(f"the header claims {end} bytes of {file_bytes}; {DAMAGED}")
+    return Streams(spans["index"], spans["data"], version)
+
+
+def _object(text: bytes) -> dict[str, Any] | None:
+    """Return a JSON object, None if the text is none or says anything twice."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) < len(pairs):
+            raise ValueError("a name stands twice")
+        return dict(pairs)
+
+    try:
+        found = json.loads(text, object_pairs_hook=once)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _version(text: Any) -> tuple[int, int]:
+    numbers = text.split(".") if isinstance(text, str) else []
+    plain = all(n.isascii() and n.isdecimal() and len(n) < 10 for n in numbers)
+    if not (plain and len(numbers) == 2):
+        raise ValueError(f"format version {text!r:.50} is not two numbers; {DAMAGED}")
+    major, minor = map(int, numbers)
+    if not 1 <= major <= VERSION[0]:
+        raise ValueError(
+            f"format version {text} is not one that this sqs_jax reads (1.0 to {VERSION[0]}.x); "
+            "upgrade sqs_jax"
+        )
+    return major, minor
+
+
+def sealed(data: bytes) -> bytes:
+    """Return bytes with their CRC-32 behind them, little-endian."""
+    return data + struct.pack("<I", zlib.crc32(data))
+
+
+def unsealed(data: bytes) -> bytes:
+    """Return the bytes of `sealed`.
+
+    Raises:
+        ValueError: If the checksum does not match.
+    """
+    data, checksum = data[:-CHECKSUM], data[-CHECKSUM:]
+    if struct.pack("<I", zlib.crc32(data)) != checksum:
+        raise ValueError(f"a checksum does not match; {DAMAGED}")
+    return data
 
 
 def write_index(index: dict[str, Any]) -> bytes:
@@ -137,7 +186,10 @@ def write_index(index: dict[str, Any]) -> bytes:
             f"the index takes {len(text)} bytes, more than {MAX_INDEX}; keep large data out of "
             "metadata, and stack leaves"
         )
-    return zlib.compress(text, 9)
+    # The small literal contexts suit JSON; lzma, as numbers and names are a third shorter than in
+    # zlib's code.
+    filters = [{"id": lzma.FILTER_LZMA1, "dict_size": MAX_INDEX, "lc": 1, "pb": 0, "preset": 9}]
+    return sealed(lzma.compress(text, lzma.FORMAT_ALONE, filters=filters))
 
 
 def read_index(data: bytes) -> dict[str, Any]:
@@ -146,67 +198,12 @@ def read_index(data: bytes) -> dict[str, Any]:
     Raises:
         ValueError: If they are not an index, or unfold to more than 4 MiB.
     """
-    unzip = zlib.decompressobj()
+    unzip = lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=4 * MAX_INDEX)
     try:
-        text = unzip.decompress(data, MAX_INDEX)
-        if unzip.eof and not unzip.unused_data:
-            index = json.loads(text)
-            if isinstance(index, dict):
-                return index
-    except (zlib.error, ValueError, RecursionError) as error:
+        text = unzip.decompress(unsealed(data), MAX_INDEX)
+    except lzma.LZMAError as error:
         raise ValueError(f"the index cannot be read ({error}); {DAMAGED}") from error
-    raise ValueError(f"the index is too long or of another kind; {DAMAGED}")
-
-
-def rows(columns: Any, types: str, count: int) -> list[tuple[Any, ...]]:
-    """Return a table of an index by rows, each value checked by itself.
-
-    Args:
-        columns: What stands in the index, not to be trusted.
-        types: A letter per column: S is a shape, D a dtype's name, N a number of bytes.
-        count: The number of rows there must be.
-
-    Returns:
-        `count` rows.
-
-    Raises:
-        ValueError: If this is not such a table.
-    """
-    if not isinstance(columns, list) or len(columns) != (len(types) if count else 0):
-        raise ValueError("a table of the index has the wrong columns")
-    for column, type_ in zip(columns, types, strict=False):
-        if not isinstance(column, list) or len(column) != count:
-            raise ValueError("a table of the index is not as long as the tree")
-        for value in column:
-            if not _IS[type_](value):
-                raise ValueError(f"{value!r:.80} in the index is out of place")
-    return list(zip(*columns, strict=True))
-
-
-def _is_size(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 1 << 48
-
-
-def _is_shape(value: Any) -> bool:
-    # Zeros aside, so that an empty array cannot claim axes that numpy could not hold either.
-    return (
-        isinstance(value, list)
-        and len(value) <= 64
-        and all(map(_is_size, value))
-        and _is_size(math.prod(size for size in value if size))
-    )
-
-
-_IS: dict[str, Callable[[Any], bool]] = {
-    "S": _is_shape,
-    "D": lambda value: isinstance(value, str) and value in DTYPES,
-    "N": _is_size,
-}
-
-
-def cut(stream: bytes, sizes: list[int]) -> list[bytes]:
-    """Cut a stream into pieces of these sizes, which must be all of it."""
-    if sum(sizes) != len(stream):
-        raise ValueError(f"the index claims {sum(sizes)} bytes of {len(stream)}")
-    ends = itertools.accumulate(sizes)
-    return [bytes(stream[end - size : end]) for end, size in zip(ends, sizes, strict=True)]
+    index = _object(text) if unzip.eof and not unzip.unused_data else None
+    if index is None:
+        raise ValueError(f"the index is too long or no JSON object; {DAMAGED}")
+    return index

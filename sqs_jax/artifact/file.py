@@ -2,46 +2,33 @@
 
 docs/file_format.md describes the bytes. In short: the codes of each compressed leaf are one
 entropy-coded stream, codebooks and dense leaves are stored in the narrowest dtype that holds them
-exactly, and a compressed index holds the tree, shapes, dtypes, lengths, checksums and the user's
-metadata. The stored form depends on the values alone, so saving what was loaded gives the same
-bytes (with the same zlib; another zlib may pack the index differently).
+exactly, and a compressed index holds the tree, shapes, dtypes, lengths, figures and the
+user's metadata. The stored form depends on the values alone, so saving what was loaded gives the
+same bytes (with the same liblzma; another may pack the index differently).
 """
 
-import collections
-import contextlib
+import hashlib
 import json
 import math
 import os
-import zlib
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
-import numpy as np
 from numpy.typing import DTypeLike
 
-from sqs_jax.artifact import entropy, storage, tree
-from sqs_jax.artifact.atomic import write_atomically
-from sqs_jax.artifact.bits import SizeReport, leaf_size
+from sqs_jax.artifact import kinds, storage, tree
+from sqs_jax.artifact.atomic import replacing
+from sqs_jax.artifact.bits import LeafSize, SizeReport, leaf_size
 from sqs_jax.artifact.compressed import CompressedLeaf
-from sqs_jax.artifact.container import (
-    DAMAGED,
-    cut,
-    read_container,
-    read_index,
-    rows,
-    write_container,
-    write_index,
-)
+from sqs_jax.artifact.container import sealed, write_header, write_index
+from sqs_jax.artifact.parallel import mapping
+from sqs_jax.artifact.reader import Path, SqsFile, most_codes
+from sqs_jax.artifact.spec import ArraySpec, Spec, SymbolsSpec, parts_of, write_spec
 
-__all__ = ["SqsFileError", "inspect", "load", "read_metadata", "save", "summarize"]
+__all__ = ["inspect", "load", "read_metadata", "save", "summarize"]
 
-Path = str | os.PathLike[str]
-
-DATA = ("codes", "codebooks", "dense")
-
-
-class SqsFileError(ValueError):
-    """A file is not a whole, undamaged sqs file that this version can read."""
+SHARED_FROM = 4096
+"""Equal leaves of at least so many bytes (as arrays) are stored once: tied embeddings."""
 
 
 def save(
@@ -50,6 +37,7 @@ def save(
     *,
     dense_dtype: DTypeLike | None = None,
     metadata: dict[str, Any] | None = None,
+    workers: int = 1,
 ) -> int:
     """Write a compressed tree to one file, as a whole or not at all.
 
@@ -62,6 +50,7 @@ def save(
             rounded to it: "float16", "bfloat16", "float32", "float8_e4m3fn" or "float8_e5m2".
             They are loaded in their original dtype all the same. Codebooks are never rounded.
         metadata: A JSON-able dict to keep in the file, see `read_metadata`.
+        workers: How many processes share the coding of large leaves.
 
     Returns:
         The size of the file, bytes.
@@ -73,19 +62,26 @@ def save(
             overflows `dense_dtype`.
         OSError: If the file cannot be written; what stood at `path` is then untouched.
     """
-    data, _ = _pack(compressed, dense_dtype, metadata)
-    write_atomically(os.fspath(path), data)
-    return len(data)
+    pieces, report = _pack(compressed, dense_dtype, metadata, mapping(workers))
+    if report.compressed_weights > most_codes(report.file_bytes):
+        raise ValueError(
+            f"{report.compressed_weights} codes in a file of {report.file_bytes} bytes are more "
+            f"than a reader accepts ({most_codes(report.file_bytes)}); leave out leaves that are "
+            "pruned entirely"
+        )
+    with replacing(os.fspath(path)) as file:
+        file.writelines(pieces)
+    return report.file_bytes
 
 
-def load(path: Path) -> Any:
+def load(path: Path, *, workers: int = 1) -> Any:
     """Read a compressed tree.
 
-    Reads files of strangers safely: nothing in a file is executed, and memory stays in proportion
-    to the file (see `_most_codes`).
+    Reads files of strangers safely, see `SqsFile`, which reads single leaves.
 
     Args:
         path: A file that `save` wrote.
+        workers: How many processes share the decoding of large leaves.
 
     Returns:
         The tree that was saved, with the same structure and dtypes; all arrays are numpy's.
@@ -95,11 +91,14 @@ def load(path: Path) -> Any:
             path, what was found and the way out.
         OSError: If there is no such file (FileNotFoundError) or it cannot be read.
     """
-    return _read(path).tree
+    with SqsFile(path, workers=workers) as file:
+        return file.tree()
 
 
 def inspect(path: Path) -> SizeReport:
     """Report what a file's leaves weigh in it.
+
+    The figures are those of the index; all checksums are compared, nothing is decoded.
 
     Args:
         path: A file that `save` wrote.
@@ -110,22 +109,32 @@ def inspect(path: Path) -> SizeReport:
     Raises:
         SqsFileError, OSError: As `load`.
     """
-    return _read(path).report()
+    with SqsFile(path) as file:
+        file.check()
+        return file.report()
 
 
-def summarize(compressed: Any) -> SizeReport:
+def summarize(
+    compressed: Any,
+    *,
+    dense_dtype: DTypeLike | None = None,
+    metadata: dict[str, Any] | None = None,
+) -> SizeReport:
     """Report what a compressed tree would weigh in a file.
 
     Args:
         compressed: A tree as `save` takes it.
+        dense_dtype: As given to `save`.
+        metadata: As given to `save`.
 
     Returns:
-        The four figures per leaf and in total; the file is exactly what `save` writes by default.
+        The four figures per leaf and in total; the file is exactly what `save` writes with the
+        same options.
 
     Raises:
         TypeError, ValueError: As `save`.
     """
-    return _pack(compressed, None, None)[1].report()
+    return _pack(compressed, dense_dtype, metadata, map)[1]
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -137,72 +146,58 @@ def read_metadata(path: Path) -> dict[str, Any]:
     Raises:
         SqsFileError, OSError: As `load`.
     """
-    return _open(path)[0]["metadata"]
-
-
-class _Content(NamedTuple):
-    """A tree, and per leaf its path, its arrays and its bytes in the streams."""
-
-    tree: Any
-    leaves: list[tuple[str, CompressedLeaf | np.ndarray, int]]
-    file_bytes: int
-
-    def report(self) -> SizeReport:
-        return SizeReport(tuple(leaf_size(*leaf) for leaf in self.leaves), self.file_bytes)
-
-
-def _most_codes(file_bytes: int) -> int:
-    """Return how many codes a file may unfold to: 2**28, and 4,096 per byte of it.
-
-    A pruned tensor takes a few bytes whatever its size, so a file of a kilobyte could ask for any
-    amount of memory. `save` and `load` agree on this bound.
-    """
-    return (1 << 28) + 4096 * file_bytes
+    with SqsFile(path) as file:
+        return file.metadata
 
 
 def _pack(
-    compressed: Any, dense_dtype: DTypeLike | None, metadata: dict[str, Any] | None
-) -> tuple[bytes, _Content]:
+    compressed: Any,
+    dense_dtype: DTypeLike | None,
+    metadata: dict[str, Any] | None,
+    map: Callable[..., Any],
+) -> tuple[list[bytes], SizeReport]:
+    """Return a file's bytes in pieces, and its report."""
     rounding = storage.rounding_dtype(dense_dtype)
     _check_metadata(metadata)
-    skeleton, named = tree.flatten(compressed)
-    parts: dict[str, list[bytes]] = {name: [] for name in DATA}
-    table: dict[str, list[tuple[Any, ...]]] = {"compressed": [], "dense": []}
-    leaves = []
-    for path, given in named:
+    specs: list[Spec] = []
+    sizes: list[LeafSize] = []
+    pieces: list[bytes] = []
+    seen: dict[Any, int] = {}
+
+    def describe(path: str, given: Any) -> Any:
         where = path or "(root)"
         leaf = storage.check_leaf(where, given)
-        if isinstance(leaf, CompressedLeaf):
-            codes, codebook = leaf.codes, storage.narrow(leaf.codebook)
-            values = math.prod(codebook.shape[-2:])
-            stream = entropy.encode(codes.ravel(), values + 1)
-            size = len(stream) + codebook.nbytes
-            parts["codes"].append(stream)
-            parts["codebooks"].append(codebook.tobytes())
-            names = (leaf.codebook.dtype.name, codebook.dtype.name)
-            table["compressed"].append((codes.shape, codebook.shape, *names, len(stream)))
+        if rounding is not None and not isinstance(leaf, CompressedLeaf):
+            leaf = storage.round_dense(where, leaf, rounding)
+        spec, chunks = kinds.pack(leaf, map)
+        data = b"".join(chunks)
+        node: Any = write_spec(spec)
+        shared = None
+        if math.prod(spec.shape) * storage.DTYPES[spec.dtype].itemsize >= SHARED_FROM:
+            shared = seen.setdefault((repr(spec), hashlib.sha256(data).digest()), len(sizes))
+        if shared is not None and shared < len(sizes):
+            node, data = ["r", shared], b""
         else:
-            if rounding is not None:
-                leaf = storage.round_dense(where, leaf, rounding)
-            stored = storage.narrow(leaf)
-            size = stored.nbytes
-            parts["dense"].append(stored.tobytes())
-            table["dense"].append((leaf.shape, leaf.dtype.name, stored.dtype.name))
-        leaves.append((path, leaf, size))
-    streams = {name: b"".join(chunks) for name, chunks in parts.items()}
+            specs.append(spec)
+            pieces.append(sealed(data))
+        sizes.append(leaf_size(path, spec, len(data), shared=node[:1] == ["r"]))
+        return node
+
+    skeleton = tree.flatten(compressed, describe)
+    parts = [part for spec in specs for part in parts_of(spec)]
     index: dict[str, Any] = {"tree": skeleton, "metadata": metadata or {}}
     # By column and not by leaf: what repeats stands together, and packs to almost nothing.
-    index["compressed"] = [list(column) for column in zip(*table["compressed"], strict=True)]
-    index["dense"] = [list(column) for column in zip(*table["dense"], strict=True)]
-    index["crc32"] = [zlib.crc32(streams[name]) for name in DATA]
-    data = write_container({"index": write_index(index), **streams})
-    count = sum(math.prod(row[0]) for row in table["compressed"])
-    if count > _most_codes(len(data)):
+    for name, type_ in (("arrays", ArraySpec), ("symbols", SymbolsSpec)):
+        table = [part for part in parts if isinstance(part, type_)]
+        index[name] = [list(column) for column in zip(*table, strict=True)]
+    packed = write_index(index)
+    pieces[:0] = [write_header(len(packed), sum(map(len, pieces))), packed]
+    if sum(len(size.path) for size in sizes) > tree.MAX_PATHS:
         raise ValueError(
-            f"{count} codes in a file of {len(data)} bytes are more than a reader accepts "
-            f"({_most_codes(len(data))}); leave out leaves that are pruned entirely"
+            f"the paths of the leaves have more than {tree.MAX_PATHS} characters together, more "
+            "than a reader accepts; shorten the keys"
         )
-    return data, _Content(compressed, leaves, len(data))
+    return pieces, SizeReport(tuple(sizes), sum(map(len, pieces)))
 
 
 def _check_metadata(metadata: dict[str, Any] | None) -> None:
@@ -217,72 +212,10 @@ def _check_metadata(metadata: dict[str, Any] | None) -> None:
             "metadata does not survive JSON: use a dict with str keys, of dicts, lists, str, "
             f"numbers, bools and None; got {metadata!r:.200}"
         )
+    if _deeper(metadata, tree.MAX_DEPTH):  # what a reader's stack can take is not known here
+        raise TypeError(f"metadata is nested deeper than {tree.MAX_DEPTH}; flatten it")
 
 
-def _open(path: Path) -> tuple[dict[str, Any], dict[str, bytes], int]:
-    """Return a file's index, its streams and its size, container and checksums being right."""
-    with open(path, "rb") as file:
-        data = file.read()
-    with _named(path):
-        streams = read_container(data)
-        index = read_index(streams["index"])
-        whole = index.get("crc32") == [zlib.crc32(streams[name]) for name in DATA]
-        if not (whole and isinstance(index.get("metadata"), dict)):
-            raise ValueError(f"a checksum does not match; {DAMAGED}")
-    return index, streams, len(data)
-
-
-def _read(path: Path) -> _Content:
-    index, streams, file_bytes = _open(path)
-    with _named(path, DAMAGED):
-        leaves = list(_unfold(index, streams, file_bytes))
-        restored = tree.unflatten(index["tree"], iter([leaf for _, leaf, _ in leaves]))
-    return _Content(restored, leaves, file_bytes)
-
-
-@contextlib.contextmanager
-def _named(path: Path, *way_out: str) -> Iterator[None]:
-    """Turn what is wrong with a file's content into an error that names the file."""
-    try:
-        yield
-    except (ValueError, RecursionError) as error:
-        raise SqsFileError(f"{os.fspath(path)}: {'; '.join([str(error), *way_out])}") from error
-
-
-def _unfold(
-    index: dict[str, Any], streams: dict[str, bytes], file_bytes: int
-) -> Iterator[tuple[str, CompressedLeaf | np.ndarray, int]]:
-    """Yield path, leaf and stored bytes. All that the index claims is checked before any of it."""
-    kinds = tree.kinds(index.get("tree"))
-    number = collections.Counter(kind for _, kind in kinds)
-    compressed = rows(index.get("compressed"), "SSDDN", number["c"])
-    dense = rows(index.get("dense"), "SDD", number["d"])
-    for shape, book, dtype, stored, _ in compressed:
-        storage.check_codebook(shape, book, storage.DTYPES[dtype])
-        storage.check_stored(dtype, stored)
-    for _, dtype, stored in dense:
-        storage.check_stored(dtype, stored)
-    if sum(math.prod(row[0]) for row in compressed) > _most_codes(file_bytes):
-        raise ValueError("the index claims more weights than a file of this size may hold")
-    codes = cut(streams["codes"], [row[4] for row in compressed])
-    books = cut(streams["codebooks"], [_nbytes(row[1], row[3]) for row in compressed])
-    arrays = cut(streams["dense"], [_nbytes(row[0], row[2]) for row in dense])
-
-    compressed_leaves = zip(compressed, codes, books, strict=True)
-    dense_leaves = zip(dense, arrays, strict=True)
-    for path, kind in kinds:
-        try:
-            if kind == "c":
-                (shape, book, dtype, stored, _), stream, values = next(compressed_leaves)
-                codebook = storage.load_array(values, book, dtype, stored)
-                leaf = storage.load_codes(stream, shape, codebook)
-                yield path, leaf, len(stream) + len(values)
-            else:
-                (shape, dtype, stored), values = next(dense_leaves)
-                yield path, storage.load_array(values, shape, dtype, stored), len(values)
-        except ValueError as error:
-            raise ValueError(f"leaf {path!r}: {error}") from error
-
-
-def _nbytes(shape: list[int], dtype: str) -> int:
-    return math.prod(shape) * storage.DTYPES[dtype].itemsize
+def _deeper(node: Any, levels: int) -> bool:
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    return any(levels == 0 or _deeper(child, levels - 1) for child in children)

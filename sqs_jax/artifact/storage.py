@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import DTypeLike
 
-from sqs_jax.artifact import entropy
 from sqs_jax.artifact.compressed import MAX_VALUES, CompressedLeaf
 
 __all__ = [
@@ -19,7 +18,6 @@ __all__ = [
     "check_stored",
     "code_dtype",
     "load_array",
-    "load_codes",
     "narrow",
     "round_dense",
     "rounding_dtype",
@@ -114,7 +112,7 @@ def _to_numpy(path: str, x: Any) -> np.ndarray:
             raise TypeError(f"{path!r}: a key array; store jax.random.key_data(key)")
         if not x.is_fully_addressable:
             raise ValueError(f"{path!r}: the array lies on other hosts too; gather it first")
-    elif not isinstance(x, np.ndarray | np.generic):
+    elif not isinstance(x, np.ndarray | np.generic) and not hasattr(x, "__array__"):
         raise TypeError(f"{path!r}: expected an array, not {type(x).__name__}")
     array = np.asarray(x)
     if array.dtype.name not in DTYPES or array.dtype.names is not None:
@@ -204,7 +202,7 @@ def _cast(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
         return array.astype(dtype)
 
 
-def load_array(data: bytes, shape: list[int], dtype: str, stored: str) -> np.ndarray:
+def load_array(data: bytes, shape: Sequence[int], dtype: str, stored: str) -> np.ndarray:
     """Rebuild an array from its bytes.
 
     Args:
@@ -223,14 +221,3 @@ def load_array(data: bytes, shape: list[int], dtype: str, stored: str) -> np.nda
         raise ValueError("a bool leaf holds bytes other than 0 and 1")
     array = np.frombuffer(data, DTYPES[stored]).reshape(shape)
     return _cast(array, DTYPES[dtype])
-
-
-def load_codes(data: bytes, shape: list[int], codebook: np.ndarray) -> CompressedLeaf:
-    """Rebuild a compressed leaf from its symbol stream and its codebook.
-
-    Raises:
-        ValueError: If the stream is not one of such codes.
-    """
-    values = math.prod(codebook.shape[-2:])
-    codes = entropy.decode(data, math.prod(shape), values + 1, code_dtype(values))
-    return CompressedLeaf(codes.reshape(shape), codebook)

@@ -7,12 +7,13 @@ A skeleton is what stays of a tree without its arrays:
     ["l", skeleton, ...]                   list
     ["t", skeleton, ...]                   tuple
     null                                   None
-    "c", "d"                               a compressed leaf, a dense leaf
+    "d", "c", ["k", ...]                   a leaf, see spec.py
+    ["r", n]                               the n-th leaf again: weights that are shared
 
 Keys are sorted, as `jax.tree` sorts them, so equal trees have equal skeletons.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -20,27 +21,28 @@ import numpy as np
 
 from sqs_jax.artifact.compressed import CompressedLeaf
 
-__all__ = ["flatten", "kinds", "unflatten"]
+__all__ = ["MAX_PATHS", "flatten", "leaf_nodes", "unflatten"]
 
 MAX_DEPTH = 200
 """The deepest tree: far beyond any model, and far below Python's own recursion limit."""
+MAX_PATHS = 1 << 25
+"""The most characters that the paths of all leaves have together: one long key above many leaves
+would multiply."""
 
 
-def flatten(tree: Any) -> tuple[Any, list[tuple[str, Any]]]:
-    """Return a tree's skeleton and its leaves with their paths, in the order of `jax.tree`.
+def flatten(tree: Any, describe: Callable[[str, Any], Any]) -> Any:
+    """Return a tree's skeleton, having described its leaves in the order of `jax.tree`.
 
     Args:
         tree: dicts (str keys or int keys), lists, tuples and None around `CompressedLeaf`s, numpy
-            arrays and scalars, and JAX arrays.
-
-    Returns:
-        The skeleton and a list of (path, leaf), a path being the keys joined by "/".
+            arrays and scalars, JAX arrays, and array-likes with shape, dtype and `__array__`.
+        describe: (path, leaf) -> the leaf's node in the skeleton, a path being the keys joined by
+            "/".
 
     Raises:
         TypeError: If anything else is in the tree; says where, and what to do.
         ValueError: If the tree is deeper than 200.
     """
-    leaves: list[tuple[str, Any]] = []
 
     def visit(node: Any, path: tuple[str, ...]) -> Any:
         where = "/".join(path)
@@ -48,12 +50,8 @@ def flatten(tree: Any) -> tuple[Any, list[tuple[str, Any]]]:
             raise ValueError(f"{where[:80]!r}...: the tree is deeper than {MAX_DEPTH}")
         if node is None:
             return None
-        if isinstance(node, CompressedLeaf):
-            leaves.append((where, node))
-            return "c"
-        if isinstance(node, np.ndarray | np.generic | jax.Array):
-            leaves.append((where, node))
-            return "d"
+        if isinstance(node, CompressedLeaf) or is_array(node):
+            return describe(where, node)
         if type(node) is list or type(node) is tuple:
             tag = "l" if type(node) is list else "t"
             return [tag, *(visit(child, (*path, str(i))) for i, child in enumerate(node))]
@@ -70,28 +68,39 @@ def flatten(tree: Any) -> tuple[Any, list[tuple[str, Any]]]:
             return ["i", list(children), *children.values()]
         return children
 
-    return visit(tree, ()), leaves
+    return visit(tree, ())
 
 
-def kinds(skeleton: Any) -> list[tuple[str, str]]:
+def is_array(node: Any) -> bool:
+    """Whether a node is an array, or becomes one when it is asked to (a tensor read lazily)."""
+    lazy = all(hasattr(node, name) for name in ("shape", "dtype", "__array__"))
+    return lazy or isinstance(node, np.ndarray | np.generic | jax.Array)
+
+
+def leaf_nodes(skeleton: Any) -> list[tuple[str, Any]]:
     """Check a skeleton that was read from a file, and list its leaves.
 
     Args:
         skeleton: What JSON gave, not to be trusted.
 
     Returns:
-        (path, "c" or "d") for each leaf, in order.
+        (path, node) for each leaf, in order; the nodes themselves are not checked.
 
     Raises:
         ValueError: If this is not the skeleton of a tree.
     """
-    leaves: list[tuple[str, str]] = []
+    leaves: list[tuple[str, Any]] = []
+    characters = 0
 
     def visit(node: Any, path: tuple[str, ...]) -> None:
+        nonlocal characters
         if len(path) > MAX_DEPTH:
             raise ValueError(f"the tree in the index is deeper than {MAX_DEPTH}")
-        if node == "c" or node == "d":
+        if _is_leaf(node):
             leaves.append(("/".join(path), node))
+            characters += len(leaves[-1][0])
+            if characters > MAX_PATHS:
+                raise ValueError(f"the paths of the leaves are longer than {MAX_PATHS} together")
         elif node is not None:
             for key, child in _children(node):
                 visit(child, (*path, str(key)))
@@ -101,10 +110,10 @@ def kinds(skeleton: Any) -> list[tuple[str, str]]:
 
 
 def unflatten(skeleton: Any, leaves: Iterator[Any]) -> Any:
-    """Rebuild the tree of a skeleton that `kinds` has checked.
+    """Rebuild the tree of a skeleton.
 
     Args:
-        skeleton: A checked skeleton.
+        skeleton: A skeleton that `leaf_nodes` has checked.
         leaves: As many leaves as it has, in order.
 
     Returns:
@@ -112,13 +121,17 @@ def unflatten(skeleton: Any, leaves: Iterator[Any]) -> Any:
     """
     if skeleton is None:
         return None
-    if isinstance(skeleton, str):
+    if _is_leaf(skeleton):
         return next(leaves)
     built = [(key, unflatten(child, leaves)) for key, child in _children(skeleton)]
     if isinstance(skeleton, dict) or skeleton[0] == "i":
         return dict(built)
     values = [value for _, value in built]
     return values if skeleton[0] == "l" else tuple(values)
+
+
+def _is_leaf(node: Any) -> bool:
+    return isinstance(node, str) or (isinstance(node, list) and node[:1] in (["k"], ["r"]))
 
 
 def _children(node: Any) -> list[tuple[Any, Any]]:

@@ -2,9 +2,12 @@
 
 from sqs_jax.transform import saliency
 from sqs_jax.transform.averaging import bayesian_average
+from sqs_jax.transform.budget import compress_to_budget, rules_for
+from sqs_jax.transform.folding import fold_batch_norm
 from sqs_jax.transform.objective import ElboAux, elbo
 from sqs_jax.transform.partition import combine, param_labels, partition
 from sqs_jax.transform.pruning import prune, refit, revive
+from sqs_jax.transform.rounding import round_to_tolerance
 from sqs_jax.transform.rules import DEFAULT_RULES, Rule
 from sqs_jax.transform.transform import Transform, spike_slab_gmm
 
@@ -15,12 +18,16 @@ __all__ = [
     "Transform",
     "bayesian_average",
     "combine",
+    "compress_to_budget",
     "elbo",
+    "fold_batch_norm",
     "param_labels",
     "partition",
     "prune",
     "refit",
     "revive",
+    "round_to_tolerance",
+    "rules_for",
     "saliency",
     "spike_slab_gmm",
 ]

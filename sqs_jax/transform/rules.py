@@ -87,13 +87,7 @@ class Rule:
                 "that matches this path before it."
             )
         if not isinstance(leaf, jax.core.Tracer):
-            bad = int(np.size(leaf) - np.sum(np.isfinite(np.asarray(leaf, np.float64))))
-            if bad:
-                raise ValueError(
-                    f"{path}: {bad} of {np.size(leaf)} weights are not finite; compression needs "
-                    "a network that works. Mend them, or leave the leaf dense with a rule with "
-                    "components=None."
-                )
+            require_finite(path, leaf)
         if self.structure is not None:
             m = self.structure[1]
             if leaf.ndim - self.stacked < 2 or leaf.shape[-2] % m:
@@ -133,6 +127,16 @@ def deployed(value: Any) -> Any:
 def is_sub_distribution(node: Any) -> bool:
     """Return whether a node of a posterior is a compressed tensor's SubDistribution."""
     return isinstance(node, SubDistribution)
+
+
+def require_finite(path: str, leaf: Any) -> None:
+    """Raise ValueError if any weight of a leaf that is to be compressed is NaN or infinite."""
+    bad = int(np.size(leaf) - np.sum(np.isfinite(np.asarray(leaf))))
+    if bad:
+        raise ValueError(
+            f"{path}: {bad} of {np.size(leaf)} weights are not finite; compression needs a network "
+            "that works. Mend them, or leave the leaf dense with a rule with components=None."
+        )
 
 
 def require_whole(path: str, leaf: SubDistribution) -> SubDistribution:

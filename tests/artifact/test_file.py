@@ -21,8 +21,10 @@ from sqs_jax.artifact import (
     save,
     summarize,
 )
+from sqs_jax.artifact.coding import CHUNK
 from sqs_jax.artifact.storage import DTYPES
-from tests.artifact.trees import compressed, model, run_python, same
+from tests.artifact import reference_reader as reference
+from tests.artifact.trees import compressed, model, run_python, same, structured
 
 # What goes in comes out.
 
@@ -69,11 +71,13 @@ def test_a_fresh_process_loads_it_and_writes_the_same_bytes(path, tmp_path):
 def test_it_is_a_safetensors_file_of_byte_streams(path):
     save(path, model())
     entries = safetensors.numpy.load_file(path)
-    assert set(entries) == {"index", "codes", "codebooks", "dense"}
+    assert list(entries) == ["data", "index"] or list(entries) == ["index", "data"]
     assert all(entry.dtype == np.uint8 and entry.ndim == 1 for entry in entries.values())
     with safetensors.safe_open(path, "numpy") as file:
-        assert file.metadata() == {"format": "sqs", "version": "1"}
+        assert file.metadata() == {"format": "sqs", "version": "1.0"}
     assert b"pickle" not in path.read_bytes() and path.read_bytes()[8:9] == b"{"
+    save(path, {"none": None})
+    assert list(safetensors.numpy.load_file(path)) == ["index"] and load(path) == {"none": None}
 
 
 @pytest.mark.parametrize("name", DTYPES)
@@ -282,16 +286,90 @@ def test_metadata_that_json_would_change_is_refused(metadata, path):
         save(path, {}, metadata=metadata)
 
 
+def test_metadata_that_is_too_deep_for_a_reader_is_refused(path):
+    deep = []
+    for _ in range(199):
+        deep = [deep]
+    save(path, {}, metadata={"a": deep})
+    assert read_metadata(path) == {"a": deep}
+    for more in (1, 700):
+        for _ in range(more):
+            deep = {"x": deep}
+        with pytest.raises(TypeError, match=r"metadata (is nested deeper|cannot be stored)"):
+            save(path, {}, metadata={"a": deep})
+
+
 def test_an_index_no_reader_would_accept_is_not_written(path):
     with pytest.raises(ValueError, match="index"):
         save(path, {}, metadata={"a": "x" * (1 << 24)})
 
 
+# Weights of any value, and arrays that are not there yet.
+
+
+def test_values_that_are_not_finite_travel(path):
+    odd = np.float32([np.nan, np.inf, -np.inf, -0.0, 1e-45, 3e38])
+    tree = {
+        "dense": odd,
+        "double": odd.astype(np.float64),
+        "half": np.float16([np.nan, np.inf, 6e-8]),
+        "complex": np.array([complex(np.nan, -np.inf), 1j], np.complex64),
+        "codes": CompressedLeaf(np.arange(7, dtype=np.uint8), odd[None]),
+        "flags": np.array([True, False]),
+        "big": np.array([2**63 - 1, -(2**63)]),
+        "scalar": np.uint8(7),
+        "empty": [np.zeros((0,), bool), np.zeros((3, 0), np.complex128), compressed((0, 4))],
+    }
+    size = save(path, tree)
+    data = path.read_bytes()
+    assert same(load(path), tree)
+    assert save(path, load(path)) == size and path.read_bytes() == data
+
+
+class Lazy:
+    """An array that is read when it is asked for, and not before."""
+
+    def __init__(self, array):
+        self.array, self.shape, self.dtype, self.reads = array, array.shape, array.dtype, 0
+
+    def __array__(self, dtype=None, copy=None):
+        self.reads += 1
+        return np.asarray(self.array, dtype)
+
+
+def test_arrays_that_are_read_lazily_can_be_saved(path):
+    arrays = [np.arange(6.0).reshape(2, 3), np.float32(2), np.zeros(0, np.int8)]
+    lazy = [Lazy(np.asarray(array)) for array in arrays]
+    codes = compressed((9, 9))
+    save(path, [*lazy, CompressedLeaf(Lazy(codes.codes), Lazy(codes.codebook))])
+    assert same(load(path), [*arrays, codes]) and all(array.reads == 1 for array in lazy)
+    data = path.read_bytes()
+    save(path, [*arrays, codes])
+    assert path.read_bytes() == data
+    with pytest.raises(TypeError, match=r"'0'.*dtype"):
+        save(path, [Lazy(np.array(["text"]))])
+
+
+def test_two_processes_write_the_same_bytes_as_one(path):
+    leaves = [structured((800, CHUNK // 700)), structured((CHUNK // 500, 900), 90, axes=(1,))]
+    book = np.random.default_rng(0).normal(size=(1, 90)).astype(np.float32)
+    tree = [CompressedLeaf(leaves[0], book[:, :4]), CompressedLeaf(leaves[1], book)]
+    size = save(path, tree, workers=2)
+    data = path.read_bytes()
+    assert same(load(path, workers=2), tree)
+    assert save(path, tree) == size and path.read_bytes() == data
+    for workers in (0, -1, True, "2", 2.0, None):
+        for call in (lambda w: save(path, tree, workers=w), lambda w: load(path, workers=w)):
+            with pytest.raises(ValueError, match=r"workers.*int >= 1"):
+                call(workers)
+    assert path.read_bytes() == data
+
+
 # Size beside the streams.
 
 
-@pytest.mark.parametrize(("layers", "limit"), [(4, 650), (26, 1200)])
-def test_header_and_index_are_small(layers, limit):
+@pytest.mark.parametrize(("layers", "today"), [(4, 459), (26, 888)])
+def test_header_and_index_are_small(layers, today):
     tree = {}
     for i in range(layers):
         norm = {k: np.full(16, 0.1 + i, np.float32) for k in ("scale", "bias")}
@@ -299,7 +377,8 @@ def test_header_and_index_are_small(layers, limit):
         tree[f"BatchNorm_{i}"] = norm if i % 2 else {"scale": norm["scale"]}
     report = summarize({"params": tree, "batch_stats": {}})
     assert len(report.leaves) == 5 * layers // 2
-    assert report.file_bytes - sum(leaf.file_bits for leaf in report.leaves) // 8 < limit
+    beside = report.file_bytes - sum(leaf.file_bits for leaf in report.leaves) // 8
+    assert beside < 1.05 * today  # bytes, checksums included; liblzma may change a little
 
 
 # Written as a whole or not at all.
@@ -356,30 +435,47 @@ def test_a_link_is_followed_and_permissions_are_those_of_a_new_file(tmp_path):
 # The format stays.
 
 
-def test_a_file_of_version_1_stays_readable(path):
-    path.write_bytes(base64.b64decode(VERSION_1))
-    assert same(load(path), golden()) and read_metadata(path) == {"made": "by version 1"}
+def test_a_file_of_version_1_0_stays_readable(path):
+    path.write_bytes(base64.b64decode(VERSION_1_0))
+    again = load(path)
+    assert same(again, golden()) and again["tied"][0] is again["tied"][1]
+    assert read_metadata(path) == {"made": "by version 1.0"}
+    reference.FORMS.clear()
+    reference.read_file(path.read_bytes())
+    assert {"context, pairs first", "pairs", "packed"} <= reference.FORMS  # no form was lost
+    assert inspect(path).leaves[0].weights == 600
 
 
 def golden():
-    codes = (np.arange(600) * 7 % 31 // 6).astype(np.uint8).reshape(20, 30)
-    leaf = CompressedLeaf(codes, np.array([[0.1, -0.1], [0.3, 0.7], [9, 9]], np.float32))
+    """A leaf of each form: one table, a context model (shared), packed; stacked and windows."""
+    i, j = np.ogrid[:40, :30]
+    quiet = ((7 * i * i + 3 * j * j) % 31 % 5 * (i % 3 == 0)).astype(np.uint8)
+    tied = CompressedLeaf(quiet, np.float32([[0.1, -0.1, 0.3, 9]]))
+    one = (np.arange(600) ** 2 % 997 // 400).astype(np.uint8).reshape(2, 10, 30)
+    stacked = CompressedLeaf(one, np.float32([[[1.5], [-2]], [[0.25], [np.inf]]]))
+    packed = CompressedLeaf(np.arange(8, dtype=np.uint8), np.float64([[1, 2, 3, 4], [5, 6, 7, 8]]))
     dense = [np.arange(4, dtype=np.int16), np.float64(0.5), np.zeros((0, 2), jnp.bfloat16)]
-    return {"kernel": leaf, "rest": dense, "tail": {1: (None,)}}
+    return {
+        "once": stacked,
+        "packed": packed,
+        "rest": dense,
+        "tied": [tied, tied],
+        "to": {1: (None,)},
+    }
 
 
-VERSION_1 = """
-KAEAAAAAAAB7Il9fbWV0YWRhdGFfXyI6eyJmb3JtYXQiOiJzcXMiLCJ2ZXJzaW9uIjoiMSJ9LCJpbmRleCI6eyJkdHlwZSI6
-IlU4Iiwic2hhcGUiOlsyMDBdLCJkYXRhX29mZnNldHMiOlswLDIwMF19LCJjb2RlcyI6eyJkdHlwZSI6IlU4Iiwic2hhcGUi
-OlsxOTRdLCJkYXRhX29mZnNldHMiOlsyMDAsMzk0XX0sImNvZGVib29rcyI6eyJkdHlwZSI6IlU4Iiwic2hhcGUiOlsyNF0s
-ImRhdGFfb2Zmc2V0cyI6WzM5NCw0MThdfSwiZGVuc2UiOnsiZHR5cGUiOiJVOCIsInNoYXBlIjpbOV0sImRhdGFfb2Zmc2V0
-cyI6WzQxOCw0MjddfX0gIHjaZU/RCsMgDPyVkWcfbKyt7a9IGa6mUGbtsG4wSv996TYG28DgmTvvkhX6ebokWhby0FprUQol
-u05YqwTuNwxhdlkh/OCiKZmGPvX8bi2aqkGlKmUEGokSUTe10FJrNE2tWekpLvTMKPk7H/kOGGMuKhAv86pkdHpCbv7R5kjl
-pIb4JWLzibLzLjtoV5ic5xw43Q83Sss4x0MBm4CciHb6TClSYEHPJrx55pkgMPafYsPsxrATI/Cq+xgZRLyG0HXb9gDXfVoA
-CQVjYmNjEQCAgoa6mZO5wNqGCbbfnAybrbrL6Za77eyM6gUAnLYrN+TI+6leFCBLKh40sEwAqgVGS4Y1c0YZleopdkKzdS2W
-6ltF0llxOHyqX2q4k2VCyeaDuio6iF3776jlPVukWqVi/Ohj69IiwT3OFW6x0cBOXSoBz0oZyW2RJJBdB1PjQ2k1fNcaIEmM
-E2rv6khXrAgpiCdeJEB9wRiU3pivpslGho5cUy3yrzT6qvKAVPgn5D7NaPaiIk4vawTNzMw9zczMvZqZmT4zMzM/AAAQQQAA
-EEEAAAEAAgADADA=
+VERSION_1_0 = """
+sAAAAAAAAAB7Il9fbWV0YWRhdGFfXyI6eyJmb3JtYXQiOiJzcXMiLCJ2ZXJzaW9uIjoiMS4wIn0sImluZGV4Ijp7ImR0eXBlIjoi
+VTgiLCJzaGFwZSI6WzI2M10sImRhdGFfb2Zmc2V0cyI6WzAsMjYzXX0sImRhdGEiOnsiZHR5cGUiOiJVOCIsInNoYXBlIjpbMzY1
+XSwiZGF0YV9vZmZzZXRzIjpbMjYzLDYyOF19fSAgICAgIAEAAEAA//////////8APYjLxU8elIsMi7tDr/iOObEhsmXOjHj0mND4
+31+Luwt4PmH2zYZ2BpsVtl+RinVANrAOK0MpCJcLO4mOsQ6Cpzy8CjSPyxeHcfFLyZNrqVJ7s4ypEJGbsQoFwTg1WOcw0piIU5Ei
+uFTTbvNoRJZYhb+0i2IrhDMWz4ibh8kf1dZ08fpBX9A0D9ylnNUPbZTXPQ4PTCgVHfpepnkFt8bGfJTRLPR+OVD45AH4CaF+u72s
+cbkYgY0XOrG/hZUeYPZ9QYpvJOXQ6wToZ9vf1XuWq4/CVY3bLsiLEpIlDkNb5qzU2XeULTxs9Fb5A99oPNce2/tWDQLcNwcOBgRq
+egDADPB0L7FjF2O4TVZr+4QIeve22+Or0J0tC5Q6ZbR0Wsj0kmAOhIHnUfJ1HDxtestfZP8TzYHBds1ystlq1NrXadUaChJ2vOP7
+NH/wgU5V4+9sWGlpGPgbPQcI8Vef6PbY3xMr0JpBjaP4t1ElKnSLqihqIj7ANHya2O0kgwU5dzhAREhKTE5QEkkuewAAAQACAAMA
+hJdaLzAh39v0AAAAAEAZABQCDggAAw4CAD+kAABAeHhY2IPDAgMDXgAA/LEDgx/+BgJNAHD9mi+bdTZTBVEAAIAEEC3d2AAA0Mrn
+sfgnVtS9kEb22M8rX4tcoDS00KXkBuX9acR0Wm22rTFFKZB7zcX71nsZLlMEwThnbD5jRNSitgyCU9igopPRzSWqpo3rdgSiytXK
+c27Xnlt+mmiVs59xtdq+Dk+XdDznpn3Qa/DJz963nuwhMaYMvHQ3NuBQzczMPc3MzL2amZk+AAAQQRs54ps=
 """
 
 

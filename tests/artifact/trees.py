@@ -51,3 +51,14 @@ def run_python(code, *args, check=True):
         check=check,
         cwd=Path(__file__).resolve().parents[2],
     )
+
+
+def structured(shape, components=4, axes=(0, 1), seed=0):
+    """Codes that are pruned by rows and columns: some are quiet, some are not."""
+    rng = np.random.default_rng(seed)
+    keep = np.ones(shape)
+    for axis in axes:
+        share = rng.random(shape[axis]) ** 2
+        keep *= share.reshape([-1 if i == axis else 1 for i in range(len(shape))])
+    codes = np.where(rng.random(shape) < keep, rng.integers(1, components + 1, shape), 0)
+    return codes.astype(np.uint8 if components <= 255 else np.uint16)

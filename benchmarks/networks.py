@@ -1,0 +1,226 @@
+"""Real pretrained networks as pure functions of their published state dicts.
+
+A benchmark compresses a network's flat dict of weights and measures on fixed real inputs what that
+does to the outputs.
+"""
+
+import lzma
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import stories
+
+NAMES = ("cifar10_resnet20", "cifar10_resnet56", "cifar100_resnet32", "stories260K")
+
+_IMAGES = 256  # the first of the test set
+_WINDOWS, _LENGTH = 16, 256  # of text, tokens
+
+
+class Network(NamedTuple):
+    """A pretrained network and the fixed real inputs it is measured on.
+
+    Attributes:
+      name: as given to `load_network`.
+      weights: arrays under their published PyTorch names, convolutions OIHW, linear [out, in].
+      outputs: a dict like `weights` to float32 logits: [images, classes], or [windows, length,
+        vocabulary].
+      quality: a dict like `weights` to one number on the same inputs, named by `quality_name`.
+      quality_name: "accuracy", a fraction, higher is better; or "nats/token", lower is better.
+    """
+
+    name: str
+    weights: dict[str, np.ndarray]
+    outputs: Callable[[dict[str, Any]], np.ndarray]
+    quality: Callable[[dict[str, Any]], float]
+    quality_name: str
+
+
+def load_network(name: str, data: Path) -> Network:
+    """Read a network, its inputs and their labels.
+
+    Args:
+      name: one of `NAMES`, or "cifar100_resnet20".
+      data: the folder with the networks, test sets and texts as files.
+
+    Raises:
+      ValueError: no such network.
+      FileNotFoundError: a file that the network needs is not in the folder.
+    """
+    if name not in (*NAMES, "cifar100_resnet20"):
+        raise ValueError(f"no network {name!r}; there are {', '.join(NAMES)}, cifar100_resnet20")
+    return _load_stories(name, data) if name == "stories260K" else _load_vision(name, data)
+
+
+def _load_vision(name: str, data: Path) -> Network:
+    dataset = name.partition("_")[0]
+    with np.load(_file(data, f"{name}.npz")) as state:
+        # a training counter, not a weight
+        weights = {k: state[k] for k in state if not k.endswith("num_batches_tracked")}
+    with np.load(_file(data, f"{dataset}_labels.npz")) as labels:
+        targets = labels["test_labels"][:_IMAGES]
+    images = read_images(_file(data, f"{dataset}_test.med.xz"), _IMAGES)
+    forward = _FORWARD[dataset]
+    outputs = partial(_outputs, forward, inputs=normalize(images, dataset))
+
+    def quality(weights: dict[str, Any]) -> float:
+        return float(np.mean(outputs(weights).argmax(-1) == targets))
+
+    return Network(name, weights, outputs, quality, "accuracy")
+
+
+def _load_stories(name: str, data: Path) -> Network:
+    weights, heads = stories.read_weights(_file(data, f"{name}.bin"))
+    vocabulary = stories.read_vocabulary(_file(data, "tok512.bin"))
+    text = lzma.decompress(_file(data, "tinystories_cased_a.txt.xz").read_bytes()).decode()
+    inputs, targets = stories.windows(stories.encode(text, vocabulary), _WINDOWS, _LENGTH)
+    outputs = partial(_outputs, stories.forward, inputs=inputs, heads=heads)
+
+    def quality(weights: dict[str, Any]) -> float:
+        log_probs = jax.nn.log_softmax(outputs(weights))
+        return -float(jnp.mean(jnp.take_along_axis(log_probs, targets[..., None], -1)))
+
+    return Network(name, weights, outputs, quality, "nats/token")
+
+
+def _file(data: Path, name: str) -> Path:
+    if not (data / name).is_file():
+        raise FileNotFoundError(f"{name} is not in the data folder {data}")
+    return data / name
+
+
+def _outputs(
+    forward: Callable[..., jax.Array], weights: dict[str, Any], **inputs: Any
+) -> np.ndarray:
+    # accelerators round float32 products by default, which would hide what small errors do
+    with jax.default_matmul_precision("highest"):
+        return np.asarray(forward(weights, **inputs))
+
+
+# --- images -------------------------------------------------------------------------------------
+
+
+def read_images(path: Path, count: int) -> np.ndarray:
+    """Decode the first images of a chunk; uint8 [count, 32, 32, 3], RGB.
+
+    The file is an xz stream of uint8 [3, N, 32, 32]: residuals mod 256 of the median edge
+    detector (LOCO-I, Weinberger et al. 2000) on the planes G, R - G, B - G.
+    """
+    residuals = np.frombuffer(lzma.decompress(path.read_bytes()), np.uint8).reshape(3, -1, 32, 32)
+    residuals = residuals[:, :count].astype(np.int16)
+    planes = np.zeros_like(residuals)
+    for row, column in np.ndindex(32, 32):
+        left = planes[..., row, column - 1] if column else 0
+        up = planes[..., row - 1, column] if row else 0
+        if row and column:
+            corner = planes[..., row - 1, column - 1]
+            low, high = np.minimum(left, up), np.maximum(left, up)
+            predicted = np.clip(left + up - corner, low, high)  # the median of the three
+        else:
+            predicted = left + up  # the only neighbour
+        planes[..., row, column] = (residuals[..., row, column] + predicted) & 255
+    green, red, blue = planes
+    return np.stack([(red + green) & 255, green, (blue + green) & 255], -1).astype(np.uint8)
+
+
+_MEAN_STD = {
+    "cifar10": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "cifar100": ((0.507, 0.487, 0.441), (0.267, 0.256, 0.276)),
+}
+
+
+def normalize(images: np.ndarray, dataset: str) -> np.ndarray:
+    """Scale uint8 images [N, H, W, 3] as in the networks' training; float32."""
+    mean, std = np.array(_MEAN_STD[dataset], np.float32)
+    return (images.astype(np.float32) / 255 - mean) / std
+
+
+# --- residual networks --------------------------------------------------------------------------
+
+
+@jax.jit
+def cifar10_resnet(weights: dict[str, jax.Array], inputs: jax.Array) -> jax.Array:
+    """The CIFAR-10 network of He et al. 2016 with option A shortcuts.
+
+    Args:
+      weights: the state dict; the depth is read from its names.
+      inputs: [N, 32, 32, 3], normalised.
+
+    Returns:
+      Logits [N, 10].
+    """
+    x = jax.nn.relu(_conv_norm(weights, "conv1", "bn1", inputs))
+    for block, stride in _blocks(weights):
+        shortcut = x[:, ::stride, ::stride]
+        x = _block(weights, block, x, stride)
+        # option A: no parameters, the missing channels are zeros on both sides
+        missing = x.shape[-1] - shortcut.shape[-1]
+        shortcut = jnp.pad(shortcut, ((0, 0), (0, 0), (0, 0), (missing // 2, missing // 2)))
+        x = jax.nn.relu(x + shortcut)
+    return _linear(weights, x.mean((1, 2)))
+
+
+@jax.jit
+def cifar100_resnet(weights: dict[str, jax.Array], inputs: jax.Array) -> jax.Array:
+    """The published CIFAR-100 variant: a wide stem, and ReLU after stages instead of blocks.
+
+    Args:
+      weights: the state dict; the depth is read from its names.
+      inputs: [N, 32, 32, 3], normalised.
+
+    Returns:
+      Logits [N, 100].
+    """
+    x = jax.nn.relu(_conv_norm(weights, "conv1", "bn1", inputs))
+    for block, stride in _blocks(weights):
+        first = block.endswith(".0")
+        if first and not block.startswith("layer1"):
+            x = jax.nn.relu(x)  # the end of the stage before
+        shortcut = x
+        if first:
+            names = f"{block}.shortcut.0", f"{block}.shortcut.1"
+            shortcut = _conv_norm(weights, *names, x, stride)
+        x = _block(weights, block, x, stride) + shortcut
+    x = jax.nn.relu(x)
+    x = x.reshape(-1, 2, 4, 2, 4, 64).mean((2, 4))  # 4x4 average pool, [N, 2, 2, 64]
+    return _linear(weights, x.transpose(0, 3, 1, 2).reshape(-1, 256))  # flattened as CHW
+
+
+_FORWARD = {"cifar10": cifar10_resnet, "cifar100": cifar100_resnet}
+
+
+def _blocks(weights: dict[str, jax.Array]) -> list[tuple[str, int]]:
+    """Return name and stride of every block, in order; stages 2 and 3 begin by halving."""
+    names = [f"layer{stage}.{index}" for stage in (1, 2, 3) for index in range(len(weights))]
+    return [
+        (name, 2 if name in ("layer2.0", "layer3.0") else 1)
+        for name in names
+        if f"{name}.conv1.weight" in weights
+    ]
+
+
+def _block(weights: dict[str, jax.Array], name: str, x: jax.Array, stride: int) -> jax.Array:
+    x = jax.nn.relu(_conv_norm(weights, f"{name}.conv1", f"{name}.bn1", x, stride))
+    return _conv_norm(weights, f"{name}.conv2", f"{name}.bn2", x)
+
+
+def _conv_norm(
+    weights: dict[str, jax.Array], conv: str, norm: str, x: jax.Array, stride: int = 1
+) -> jax.Array:
+    """Convolution without a bias and batch normalisation by its running statistics; NHWC."""
+    kernel = weights[f"{conv}.weight"]
+    pad = (kernel.shape[-1] // 2,) * 2  # PyTorch's; "SAME" would shift strided windows
+    x = jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), (pad, pad), dimension_numbers=("NHWC", "OIHW", "NHWC")
+    )
+    scale = weights[f"{norm}.weight"] * jax.lax.rsqrt(weights[f"{norm}.running_var"] + 1e-5)
+    return (x - weights[f"{norm}.running_mean"]) * scale + weights[f"{norm}.bias"]
+
+
+def _linear(weights: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+    return x @ weights["linear.weight"].T + weights["linear.bias"]

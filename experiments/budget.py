@@ -1,0 +1,136 @@
+"""Train towards a file of a given size: `config.sqs.target_bytes`.
+
+The allocator chooses K and sparsity of every tensor from the dense network's weights. The K become
+rules; the sparsities become one unit per tensor for the pruning scores, so that a single threshold
+meets them all and a single number, the overall sparsity, moves the file's size. That number is
+solved for where the ramp ends, where the mask is frozen, and once more when training is over; in
+between it is read from the masks, so that a resumed run needs no memory of its own.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import sqs_jax
+from experiments.export import shipped
+from experiments.phases import Phase
+from experiments.trees import flat_leaves, map_leaves, sparsity
+
+_LEAST = 0.985  # of the budget, within what is promised: 0.98 to 1
+_MOST = 0.99  # sparsity
+_TRIALS = 24
+
+
+class Budget(NamedTuple):
+    """The size of a file, and the compression that is to meet it.
+
+    Attributes:
+      target: bytes of the whole file.
+      transform: of the posterior.
+      config: the experiment.
+    """
+
+    target: int
+    transform: sqs_jax.Transform
+    config: Any
+
+    def fit(
+        self,
+        posterior: Any,
+        fraction: float,
+        model_state: Any,
+        prune: Callable[[Any, float], Any],
+    ) -> Any:
+        """Prune as little as the budget allows.
+
+        Args:
+          posterior: a posterior.
+          fraction: the sparsity to begin with.
+          model_state: the network's other collections, which the file holds too.
+          prune: (posterior, sparsity) -> posterior.
+
+        Returns:
+          The pruned posterior, whose file takes 98.5 to 100 % of the target, or as much as one
+          weight more or less lets it.
+
+        Raises:
+          ValueError: if the file is too large even with 99 % of the weights pruned.
+        """
+        low, high, best = 0.0, 1.0, None
+        for _ in range(_TRIALS):
+            candidate = prune(posterior, fraction)
+            found = self.file_bytes(candidate, model_state)
+            if found > self.target:
+                if fraction >= _MOST:
+                    raise ValueError(
+                        f"config.sqs.target_bytes is {self.target}: with {_MOST:.0%} of the "
+                        f"weights pruned the file still takes {found} bytes; raise it, or round "
+                        "more (config.sqs.dense_dtype)."
+                    )
+                low = fraction
+            else:
+                high, best = fraction, candidate
+                if found >= _LEAST * self.target:
+                    break
+            fraction = min((low + high) / 2, _MOST) if best is not None else _MOST
+        assert best is not None  # or the error above
+        return best
+
+    def land(self, posterior: Any, model_state: Any) -> Any:
+        """Return the trained posterior, with some weights more or less if its size asks for it."""
+        if _LEAST * self.target <= self.file_bytes(posterior, model_state) <= self.target:
+            return posterior
+        return self.fit(posterior, sparsity(posterior), model_state, sqs_jax.prune)
+
+    def file_bytes(self, posterior: Any, model_state: Any) -> int:
+        """Return the size of the file that this posterior ships as."""
+        tree, options = shipped(self.transform.compress(posterior), model_state, self.config)
+        return sqs_jax.summarize(jax.device_get(tree), **options).file_bytes
+
+
+def with_budget(phase: Phase, dense: Any, config: Any) -> Phase:
+    """Return the compression with K and sparsity as the budget has them.
+
+    Args:
+      phase: the compression as the config's rules describe it.
+      dense: variables of the dense network.
+      config: the experiment; `config.sqs.target_bytes` is positive.
+    """
+    sqs, mask = config.sqs, phase.mask
+    assert mask is not None  # a compression prunes
+    model_state = {name: value for name, value in dense.items() if name != "params"}
+    tree, options = shipped(dense["params"], model_state, config)
+    compressed = sqs_jax.compress_to_budget(
+        jax.device_get(tree),
+        target_bytes=sqs.target_bytes,
+        rules=[sqs_jax.Rule(pattern=f"params/(?:{sqs.pattern})")],
+        **options,
+    )["params"]
+    prior = sqs_jax.SpikeSlabPrior(inclusion=sqs.prior_inclusion, scale=sqs.prior_scale)
+    transform = sqs_jax.spike_slab_gmm(sqs_jax.rules_for(compressed), prior=prior)
+    codes = {
+        path: leaf.codes
+        for path, leaf in flat_leaves(compressed).items()
+        if isinstance(leaf, sqs_jax.CompressedLeaf)
+    }
+    zeros = {path: float(np.mean(found == 0)) for path, found in codes.items()}
+    overall = sum(zeros[path] * found.size for path, found in codes.items())
+    overall /= sum(found.size for found in codes.values())
+    # At the allocated sparsity, every tensor's threshold is 1 in these units.
+    weights = flat_leaves(dense["params"])
+    units = {path: float(np.quantile(np.abs(weights[path]), zeros[path])) for path in zeros}
+
+    def scores(posterior: Any) -> Any:
+        magnitude = sqs_jax.saliency.magnitude(posterior)
+        return map_leaves(lambda path, x: x / max(units[path], 1e-30), magnitude)
+
+    ramp = mask.sparsity  # from 0 to 1, see phases.py
+    mask = mask._replace(
+        sparsity=lambda step: overall * ramp(step),
+        scores=scores,
+        scope="global",
+        budget=Budget(sqs.target_bytes, transform, config),
+    )
+    return phase._replace(transform=transform, mask=mask)

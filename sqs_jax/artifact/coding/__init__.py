@@ -1,0 +1,10 @@
+"""Codes of one tensor to bytes and back: knows numpy and constriction, nothing of models or files.
+
+`stream` chooses the shortest of three forms: fixed-length codes, asymmetric numeral systems (ANS)
+with one frequency table, or ANS with a table per context. docs/file_format.md states each of them
+to the bit.
+"""
+
+from sqs_jax.artifact.coding.stream import CHUNK, decode, encode, entropy_bits, histogram
+
+__all__ = ["CHUNK", "decode", "encode", "entropy_bits", "histogram"]

@@ -1,0 +1,267 @@
+"""The context model: a frequency table for each kind of surroundings that a code has.
+
+Networks have quiet rows, quiet columns and quiet kernels. The codes of a tensor are viewed as
+[A, B, P]: pairs (a, b) of a row and a column, and P steps (the positions of a convolution kernel;
+1 for a matrix). The context of a code has two parts:
+
+    score   level_A[a] + level_B[b] + level_P[p] - bias, clipped to 0..15: what the coder says of
+            its row, column and step
+    past    0 at the first step, else 1 + how active the codes at the earlier steps of its pair
+            were, in 0..6: (16 * the sum of their activities // p - low) // width, clipped
+
+`activity` is a small integer per symbol, its code length in half bits above the cheapest symbol.
+Contexts with similar codes share a table: as many tables as save more than they cost.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from sqs_jax.artifact.coding import ans
+from sqs_jax.artifact.coding.table import best_table
+
+__all__ = ["CONTEXTS", "MAX_ALPHABET", "MAX_LEVEL", "MAX_STEPS", "Context", "fit", "view"]
+
+SCORES, PASTS = 16, 8
+CONTEXTS = SCORES * PASTS
+MAX_ALPHABET = 1024
+MAX_STEPS = 64
+MAX_LEVEL = 32
+MAX_ACTIVITY = 16
+_LEVEL_STEP = 0.25  # levels are this far apart, in standard deviations of the activity
+_PAST_STEP = 0.4
+_ROWS = 1 << 16
+
+
+class Context(NamedTuple):
+    """The model of one tensor's codes, all that a decoder needs beside the words.
+
+    Attributes:
+        leading: Whether the steps are the leading axes, the last two being the pair, or the
+            trailing ones, the first two being the pair.
+        levels: Three integer arrays `[A]`, `[B]`, `[P]`, values below `MAX_LEVEL`.
+        bias, low, width: See above; width is at least 1.
+        activity: Integer array `[alphabet]`, values below `MAX_ACTIVITY`.
+        table_of: Integer array `[CONTEXTS]`, the table that each context uses.
+        tables: Frequencies `[alphabet]`, one array per table.
+    """
+
+    leading: bool
+    levels: tuple[np.ndarray, ...]
+    bias: int
+    low: int
+    width: int
+    activity: np.ndarray
+    table_of: np.ndarray
+    tables: list[np.ndarray]
+
+    def encode(self, codes: np.ndarray, start: int) -> bytes:
+        """Code the pairs `start`, `start + 1`, ... of which `codes` `[n, P]` holds the symbols."""
+        runs, total = [], np.zeros(len(codes), np.int32)
+        scores = self._scores(start, len(codes))
+        for step, column in enumerate(codes.T):
+            tables = self._tables(scores, total, step)
+            order = np.argsort(tables, kind="stable")
+            ends = np.cumsum(np.bincount(tables, minlength=len(self.tables)))
+            runs.append(np.split(column[order], ends[:-1]))
+            total += self.activity[column]
+        models = [ans.Model(table, paired=False) for table in self.tables]
+        coder = ans.AnsCoder()
+        for run in reversed(runs):
+            for model, symbols in reversed(list(zip(models, run, strict=True))):
+                model.encode(coder, symbols)
+        return ans.words_of(coder)
+
+    def decode(self, words: bytes, start: int, out: np.ndarray) -> None:
+        """Fill `out` `[n, P]` with the symbols of the pairs `start`, `start + 1`, ...
+
+        Raises:
+            ValueError: If the words do not end where the symbols do.
+        """
+        models = [ans.Model(table, paired=False) for table in self.tables]
+        coder = ans.coder_of(words)
+        total = np.zeros(len(out), np.int32)
+        scores = self._scores(start, len(out))
+        column = np.empty(len(out), out.dtype)
+        for step in range(out.shape[1]):
+            tables = self._tables(scores, total, step)
+            order = np.argsort(tables, kind="stable")
+            first = 0
+            for model, count in zip(models, np.bincount(tables), strict=False):
+                if count:
+                    model.decode(coder, column[first : first + count])
+                first += count
+            out[order, step] = column
+            total += self.activity[out[:, step]]
+        if not coder.is_empty():
+            raise ValueError("a symbol stream does not end where its symbols do")
+
+    def _scores(self, start: int, count: int) -> np.ndarray:
+        """Return the scores of `count` pairs, but for the level of the step."""
+        rows, columns, _ = self.levels
+        row, column = np.divmod(np.arange(start, start + count), len(columns))
+        return rows[row].astype(np.int32) + columns[column] - np.int32(self.bias)
+
+    def _tables(self, scores: np.ndarray, total: np.ndarray, step: int) -> np.ndarray:
+        """Return the table of each of a range of pairs, given their past activity."""
+        context = np.clip(scores + self.levels[2][step], 0, SCORES - 1) * PASTS
+        if step:
+            context += _past(total, step, self.low, self.width)
+        return self.table_of.astype(np.uint8)[context]  # small integers are sorted fastest
+
+
+def _past(total: np.ndarray, step: int, low: int, width: int) -> np.ndarray:
+    return np.asarray(1 + np.clip((16 * total // step - low) // width, 0, PASTS - 2))
+
+
+def view(shape: tuple[int, ...], leading: bool) -> tuple[int, int, int] | None:
+    """Return A, B and P of a tensor of this shape, None if it has no such view."""
+    if len(shape) < 2 or (leading and len(shape) == 2):
+        return None
+    (rows, columns), rest = (shape[-2:], shape[:-2]) if leading else (shape[:2], shape[2:])
+    steps = math.prod(rest)
+    return (rows, columns, steps) if steps <= MAX_STEPS else None
+
+
+def fit(codes: np.ndarray, alphabet: int) -> tuple[Context, float] | None:
+    """Choose the contexts that make codes shortest.
+
+    Args:
+        codes: Unsigned integer array, any shape.
+        alphabet: The number of different symbols there can be.
+
+    Returns:
+        The best model found and how many bytes of words it codes them in; None if the shape or the
+        alphabet has none.
+    """
+    if alphabet > MAX_ALPHABET or codes.size < 2:
+        return None
+    fits = []
+    for leading in (False, True):
+        shape = view(codes.shape, leading)
+        if shape is not None:
+            viewed = codes.reshape(shape[2], -1).T if leading else codes.reshape(-1, shape[2])
+            fits.append(_fit(viewed, shape, alphabet, leading))
+    return min(fits, key=lambda found: found[0])[1:] if fits else None
+
+
+def _fit(
+    codes: np.ndarray, shape: tuple[int, int, int], alphabet: int, leading: bool
+) -> tuple[float, Context, float]:
+    """Return about how many bytes codes `[A * B, P]` take, their model, and those of the words."""
+    counts = np.bincount(codes.reshape(-1), minlength=alphabet)
+    shares = counts / counts.sum()
+    lengths = np.where(counts, -np.log2(np.maximum(shares, 1e-12)), 0.0)
+    floor = lengths[counts > 0].min()
+    activity = np.clip(np.round(2 * (lengths - floor)), 0, MAX_ACTIVITY - 1).astype(np.int64)
+    mean = float(shares @ activity)
+    spread = math.sqrt(max(float(shares @ (activity - mean) ** 2), 1e-12))
+
+    levels = [np.zeros(size, np.int64) for size in shape]
+    active = activity.astype(np.uint8)[codes].reshape(shape)
+    score = np.zeros(shape, np.int8)
+    bias = 0
+    best: float = _merge(_histogram(codes, score.reshape(codes.shape), 1, alphabet))[0]
+    for axis, size in enumerate(shape):
+        if size == 1:
+            continue
+        others = tuple(other for other in range(3) if other != axis)
+        sums = active.sum(axis=others, dtype=np.int64)
+        # Shrunk towards the mean by two codes' worth: short rows prove little.
+        means = (sums + 2 * mean) / (active.size // size + 2)
+        level = np.clip(np.round((means - mean) / (_LEVEL_STEP * spread)), -4, 4).astype(np.int8)
+        trial = score + np.expand_dims(level, others)
+        middle = int(np.median(level))  # of the scores' bulk, roughly
+        trial_bias = bias + middle
+        clipped = np.clip(trial - trial_bias + SCORES // 2, 0, SCORES - 1)
+        merged = _merge(_histogram(codes, clipped.reshape(codes.shape), SCORES, alphabet))
+        cost = merged[0] + _side_bytes(level)
+        if cost < best:
+            score, bias, best = trial, trial_bias, cost
+            levels[axis] = level.astype(np.int64)
+
+    low = max(0, round(16 * (mean - 2 * _PAST_STEP * spread)))
+    width = max(1, round(16 * _PAST_STEP * spread))
+    context = np.clip(score.reshape(codes.shape) - bias + SCORES // 2, 0, SCORES - 1) * PASTS
+    context = context.astype(np.uint8)
+    plain = _merge(_histogram(codes, context, CONTEXTS, alphabet))
+    total = np.zeros(len(codes), np.int32)
+    for step in range(1, shape[2]):
+        total += active.reshape(codes.shape)[:, step - 1]
+        context[:, step] += _past(total, step, low, width).astype(np.uint8)
+    with_past = _merge(_histogram(codes, context, CONTEXTS, alphabet))
+    if with_past[0] >= plain[0]:  # one context per score: the decoder's `past` then changes nothing
+        plain[1].reshape(SCORES, PASTS)[:] = plain[1].reshape(SCORES, PASTS)[:, :1]
+        with_past = plain
+    total_bytes, table_of, tables = with_past
+    lifted = tuple(level - level.min() for level in levels)
+    bias -= sum(int(level.min()) for level in levels) + SCORES // 2
+    chosen = [best_table(counts) for counts in tables]
+    words = sum(length - len(table) for _, table, length in chosen)
+    model = Context(
+        leading, lifted, bias, low, width, activity, table_of, [table[0] for table in chosen]
+    )
+    return total_bytes, model, words
+
+
+def _histogram(codes: np.ndarray, context: np.ndarray, contexts: int, alphabet: int) -> np.ndarray:
+    """Count the symbols of each context, `[contexts, alphabet]`, in bounded working memory."""
+    counts = np.zeros(contexts * alphabet, np.int64)
+    for start in range(0, len(codes), _ROWS):
+        part, where = codes[start : start + _ROWS], context[start : start + _ROWS]
+        index = where.astype(np.int32) * alphabet + part
+        counts += np.bincount(index.reshape(-1), minlength=counts.size)
+    return counts.reshape(contexts, alphabet)
+
+
+def _merge(counts: np.ndarray) -> tuple[float, np.ndarray, list[np.ndarray]]:
+    """Join contexts as long as that saves bytes.
+
+    Args:
+        counts: int64 array `[contexts, alphabet]`.
+
+    Returns:
+        About how many bytes tables and codes take, the table of each context, and the counts of
+        each table.
+    """
+    used = np.flatnonzero(counts.sum(1))
+    groups = [[int(context)] for context in used]
+    tables = counts[used].astype(np.float64)
+    cost = _bytes(tables)
+    # joined[i, j]: what a table of both would cost, beyond the two.
+    joined = np.full((len(used), len(used)), np.inf)
+    for i in range(len(used)):
+        joined[i, :i] = _bytes(tables[:i] + tables[i]) - cost[:i] - cost[i]
+    while joined.size and joined.min() < 0:
+        i, j = divmod(int(joined.argmin()), len(joined))
+        groups[j] += groups[i]
+        tables[j] += tables[i]
+        cost[j] = _bytes(tables[j][None])[0]
+        cost[i] = 0.0
+        groups[i] = []
+        joined[i, :] = joined[:, i] = np.inf
+        alive = np.array([bool(group) for group in groups])
+        again = np.where(alive, _bytes(tables + tables[j]) - cost - cost[j], np.inf)
+        joined[j, :j], joined[j + 1 :, j] = again[:j], again[j + 1 :]
+    groups = [sorted(group) for group in groups if group]
+    # A context that does not occur has table 0, which most others have too: cheap to write down.
+    groups.sort(key=len, reverse=True)
+    table_of = np.zeros(len(counts), np.int64)
+    for number, group in enumerate(groups):
+        table_of[group] = number
+    totals = [counts[group].sum(0) for group in groups]
+    return float(cost.sum()) + len(used) / 4, table_of, totals
+
+
+def _bytes(counts: np.ndarray) -> np.ndarray:
+    """Return about what tables `[n, alphabet]` and the symbols they code take, bytes `[n]`."""
+    totals = counts.sum(-1, keepdims=True)
+    shares = np.where(counts > 0, counts / np.maximum(totals, 1), 1.0)
+    words = -(counts * np.log2(shares)).sum(-1)
+    return (words + 10 * (counts > 0).sum(-1) + 16) / 8
+
+
+def _side_bytes(level: np.ndarray) -> float:
+    counts = np.unique(level, return_counts=True)[1]
+    return float(-(counts @ np.log2(counts / counts.sum()))) / 8 + counts.size + 1

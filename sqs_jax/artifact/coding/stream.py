@@ -1,0 +1,338 @@
+"""Codes of a tensor to bytes and back, at their order-0 entropy or below.
+
+One call codes one tensor. The first byte says how:
+
+    (no bytes)     no codes
+    128 + width    fixed-length codes of `width` bits, most significant bit first, zero-padded
+    0..24          ANS with one table; the byte is the table's first, its number of bits
+    64, 65         ANS with a table per context, the steps being trailing or leading axes
+
+whichever is shortest. ANS streams are cut in chunks of `CHUNK` codes, each decodable by itself, so
+that many processes can share the work: `map` may be an executor's.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from sqs_jax.artifact.coding import ans, context
+from sqs_jax.artifact.coding.table import (
+    PRECISION,
+    best_table,
+    read_numbers,
+    read_table,
+    write_numbers,
+    write_table,
+)
+
+__all__ = ["CHUNK", "decode", "encode", "entropy_bits", "histogram"]
+
+MAX_ALPHABET = 1 << 16
+PACKED = 128
+CONTEXT = 64
+CHUNK = 1 << 19
+"""Codes per chunk of a stream; also bounds the memory beside it (a multiple of 8)."""
+
+Map = Callable[..., Any]
+
+
+def encode(codes: np.ndarray, alphabet: int, *, map: Map = map) -> bytes:
+    """Code a tensor's codes, in about their order-0 entropy or less.
+
+    Args:
+        codes: Unsigned integer array, every code below `alphabet`.
+        alphabet: The number of different codes there can be, 1 to 65,536.
+        map: What maps a function over chunks, in order: an executor's, for several processes.
+
+    Returns:
+        The coded stream. It holds neither shape nor alphabet: `decode` must be told both.
+
+    Raises:
+        ValueError: If the codes are not unsigned, or not all below `alphabet`.
+    """
+    if codes.dtype.kind != "u":
+        raise ValueError(f"symbols must be unsigned integers, not {codes.dtype}")
+    counts = histogram(codes.reshape(-1), alphabet)
+    if not codes.size:
+        return b""
+    flat = codes.reshape(-1)
+    frequencies, table, size = best_table(counts)
+    if table[0] > PRECISION // 2 and np.count_nonzero(counts) <= ans.MOST_PAIRED:
+        # Coarse enough to be coded in pairs, which takes half the steps.
+        coarse = best_table(counts, PRECISION // 2)
+        if coarse[2] <= 1.0005 * size:
+            frequencies, table, size = coarse
+    width = max(1, int(np.flatnonzero(counts)[-1]).bit_length())
+    packed = 1 + math.ceil(flat.size * width / 8)
+    if np.count_nonzero(counts) > 1 and (fitted := context.fit(codes, alphabet)) is not None:
+        model, words = fitted
+        header = _write_context(model)
+        if len(header) + words < min(size, packed):
+            data = _encode_contexts(header, model, codes, map)
+            if len(data) < min(size, packed):
+                return data
+    if packed <= size:
+        return bytes([PACKED + width]) + b"".join(_pack(part, width) for part in _chunks(flat))
+    starts = range(0, flat.size, CHUNK)
+    jobs = [flat[start : start + CHUNK] for start in starts], [frequencies] * len(starts)
+    return table + _join(list(map(_encode_static, *jobs)))
+
+
+def decode(
+    data: bytes, shape: tuple[int, ...], alphabet: int, dtype: DTypeLike, *, map: Map = map
+) -> np.ndarray:
+    """Return the codes that `encode` coded.
+
+    Safe on hostile bytes: ends after as many codes as the shape has, and allocates these and a
+    bounded working space. A few bytes can stand for any number of codes, so whoever takes `shape`
+    from a stranger has to bound it. A shape that is too large, or bytes that are missing, are not
+    always noticed: past its end an ANS stream goes on with the first code. Checksums are for that.
+
+    Args:
+        data: What `encode` returned.
+        shape: Of the codes.
+        alphabet: As given to `encode`.
+        dtype: An unsigned integer dtype that can hold `alphabet - 1`.
+        map: As for `encode`.
+
+    Returns:
+        Array of this shape and dtype, every code below `alphabet`.
+
+    Raises:
+        ValueError: If `data` is not exactly one stream of such codes.
+    """
+    _check_alphabet(alphabet)
+    count = math.prod(shape)
+    if np.iinfo(dtype).max < alphabet - 1:
+        raise ValueError(f"symbols of an alphabet of {alphabet} do not fit in {np.dtype(dtype)}")
+    if not count:
+        if data:
+            raise ValueError(f"{len(data)} bytes are left over after an empty symbol stream")
+        return np.zeros(shape, dtype)
+    if not data:
+        raise ValueError(f"the symbol stream is empty, {count} symbols were expected")
+    if data[0] > PACKED:
+        flat = _decode_packed(data[1:], data[0] - PACKED, count, alphabet, dtype)
+    elif data[0] <= PRECISION:
+        frequencies, end = read_table(data, 0, alphabet)
+        sizes = [part.size for part in _chunks(np.empty(count, np.void))]
+        words = _split(data, end, len(sizes))
+        several = [frequencies] * len(sizes), [np.dtype(dtype)] * len(sizes)
+        flat = _gather(count, dtype, map(_decode_static, words, sizes, *several))
+    elif data[0] - CONTEXT in (0, 1):
+        return _decode_contexts(data, shape, alphabet, dtype, map)
+    else:
+        raise ValueError(f"unknown coding method {data[0]} of a symbol stream")
+    return flat.reshape(shape)
+
+
+def histogram(symbols: np.ndarray, alphabet: int) -> np.ndarray:
+    """Count each symbol.
+
+    Args:
+        symbols: Unsigned integer array `[N]`.
+        alphabet: The number of different symbols there can be, 1 to 65,536.
+
+    Returns:
+        int64 array `[alphabet]`, which sums to N.
+
+    Raises:
+        ValueError: If a symbol is not below `alphabet`.
+    """
+    _check_alphabet(alphabet)
+    if symbols.size and symbols.max() >= alphabet:
+        raise ValueError(f"symbol {symbols.max()} is outside of the alphabet 0..{alphabet - 1}")
+    counts = np.zeros(alphabet, np.int64)
+    for part in _chunks(symbols):
+        counts += np.bincount(part, minlength=alphabet)
+    return counts
+
+
+def entropy_bits(counts: np.ndarray) -> float:
+    """Return the order-0 entropy N * H of a stream with these symbol counts, in bits."""
+    present = counts[counts > 0]
+    return float(present @ np.log2(present.sum() / present)) if present.size > 1 else 0.0
+
+
+def _check_alphabet(alphabet: int) -> None:
+    if not 1 <= alphabet <= MAX_ALPHABET:
+        raise ValueError(f"the alphabet must have 1 to {MAX_ALPHABET} symbols, not {alphabet}")
+
+
+def _chunks(flat: np.ndarray) -> Iterator[np.ndarray]:
+    return (flat[start : start + CHUNK] for start in range(0, flat.size, CHUNK))
+
+
+# Chunks of ANS words. The length of the only chunk is not stored.
+
+
+def _join(chunks: list[bytes]) -> bytes:
+    lengths = write_numbers([len(words) for words in chunks]) if len(chunks) > 1 else b""
+    return lengths + b"".join(chunks)
+
+
+def _split(data: bytes, start: int, count: int) -> list[bytes]:
+    if count == 1:
+        return [data[start:]]
+    lengths, start = read_numbers(data, start, count)
+    ends = list(itertools.accumulate(lengths.tolist(), initial=start))
+    if ends[-1] != len(data):
+        raise ValueError(f"the chunks of a symbol stream claim {ends[-1]} bytes of {len(data)}")
+    return [data[a:b] for a, b in itertools.pairwise(ends)]
+
+
+def _gather(count: int, dtype: DTypeLike, parts: Iterator[np.ndarray]) -> np.ndarray:
+    out, end = np.empty(count, dtype), 0
+    for part in parts:
+        out[end : end + part.size] = part.reshape(-1)
+        end += part.size
+    return out
+
+
+# One table.
+
+
+def _encode_static(symbols: np.ndarray, frequencies: np.ndarray) -> bytes:
+    coder = ans.AnsCoder()
+    ans.Model(frequencies, paired=True).encode(coder, symbols)
+    return ans.words_of(coder)
+
+
+def _decode_static(words: bytes, count: int, frequencies: np.ndarray, dtype: Any) -> np.ndarray:
+    coder, out = ans.coder_of(words), np.empty(count, dtype)
+    ans.Model(frequencies, paired=True).decode(coder, out)
+    if not coder.is_empty():
+        raise ValueError("a symbol stream does not end where its symbols do")
+    return out
+
+
+# A table per context. Chunks are ranges of pairs, so that a code and its past are in one.
+
+
+def _pairs_per_chunk(steps: int) -> int:
+    return CHUNK // steps
+
+
+def _encode_contexts(header: bytes, model: context.Context, codes: np.ndarray, map: Map) -> bytes:
+    shape = context.view(codes.shape, model.leading)
+    assert shape is not None  # the model was fitted to it
+    viewed = codes.reshape(shape[2], -1).T if model.leading else codes.reshape(-1, shape[2])
+    step = _pairs_per_chunk(shape[2])
+    starts = range(0, len(viewed), step)
+    parts = [viewed[start : start + step] for start in starts]
+    return header + _join(list(map(_encode_chunk, [model] * len(parts), parts, starts)))
+
+
+def _encode_chunk(model: context.Context, codes: np.ndarray, start: int) -> bytes:
+    return model.encode(codes, start)
+
+
+def _decode_contexts(
+    data: bytes, shape: tuple[int, ...], alphabet: int, dtype: DTypeLike, map: Map
+) -> np.ndarray:
+    leading = data[0] == CONTEXT + 1
+    viewed = context.view(shape, leading)
+    if viewed is None or alphabet > context.MAX_ALPHABET:
+        raise ValueError(f"codes of shape {shape} and {alphabet} values have no such contexts")
+    model, end = _read_context(data, viewed, alphabet)
+    rows, columns, steps = viewed
+    step = _pairs_per_chunk(steps)
+    starts = range(0, rows * columns, step)
+    sizes = [min(step, rows * columns - start) for start in starts]
+    words = _split(data, end, len(starts))
+    several = [model] * len(starts), [steps] * len(starts), [np.dtype(dtype)] * len(starts)
+    flat = _gather(
+        rows * columns * steps, dtype, map(_decode_chunk, words, starts, sizes, *several)
+    )
+    pairs = flat.reshape(rows * columns, steps)
+    return np.ascontiguousarray(pairs.T if leading else pairs).reshape(shape)
+
+
+def _decode_chunk(
+    words: bytes, start: int, size: int, model: context.Context, steps: int, dtype: Any
+) -> np.ndarray:
+    out = np.empty((size, steps), dtype)
+    model.decode(words, start, out)
+    return out
+
+
+def _write_context(model: context.Context) -> bytes:
+    """Write a context model: numbers, five short streams, tables. See docs/file_format.md."""
+    lists = [
+        *((level, context.MAX_LEVEL) for level in model.levels),
+        (model.activity, context.MAX_ACTIVITY),
+        (model.table_of, len(model.tables)),
+    ]
+    # A stream of zeros is left out.
+    streams = [encode(x.astype(np.uint16), size) if x.any() else b"" for x, size in lists]
+    numbers = [model.bias + context.MAX_LEVEL, model.low, model.width, len(model.tables)]
+    head = write_numbers([*numbers, *map(len, streams)])
+    tables = [write_table(frequencies) for frequencies in model.tables]
+    return bytes([CONTEXT + model.leading]) + head + b"".join(streams) + b"".join(tables)
+
+
+def _read_context(
+    data: bytes, viewed: tuple[int, int, int], alphabet: int
+) -> tuple[context.Context, int]:
+    """Read a context model of codes viewed as `[A, B, P]`; returns it and where it ends."""
+    numbers, end = read_numbers(data, 1, 9)
+    bias, low, width, tables, *lengths = numbers.tolist()
+    if not (1 <= tables <= context.CONTEXTS and width):
+        raise ValueError(f"a context model of {tables} tables, width {width}")
+    if sum(lengths) > len(data) - end:
+        raise ValueError("a context model is cut short")
+    counts = [*viewed, alphabet, context.CONTEXTS]
+    sizes = [*[context.MAX_LEVEL] * 3, context.MAX_ACTIVITY, tables]
+    lists = [np.zeros(count, np.uint8) for count in counts]  # as long as a tensor may be
+    for i, (length, size) in enumerate(zip(lengths, sizes, strict=True)):
+        if length:
+            lists[i][:] = decode(data[end : end + length], (counts[i],), size, np.uint8)
+        end += length
+    frequencies = []
+    for _ in range(tables):
+        table, end = read_table(data, end, alphabet)
+        frequencies.append(table)
+    *levels, activity, table_of = lists
+    model = context.Context(
+        leading=data[0] == CONTEXT + 1,
+        levels=tuple(levels),
+        bias=bias - context.MAX_LEVEL,
+        low=low,
+        width=width,
+        activity=activity,
+        table_of=table_of,
+        tables=frequencies,
+    )
+    return model, end
+
+
+# Fixed-length codes.
+
+
+def _pack(symbols: np.ndarray, width: int) -> bytes:
+    shifts = np.arange(width - 1, -1, -1, dtype=np.uint16)
+    return np.packbits(((symbols[:, None] >> shifts) & 1).astype(np.uint8)).tobytes()
+
+
+def _decode_packed(
+    data: bytes, width: int, count: int, alphabet: int, dtype: DTypeLike
+) -> np.ndarray:
+    if width > 16 or len(data) != math.ceil(count * width / 8):
+        raise ValueError(f"{len(data)} bytes do not hold {count} symbols of {width} bits")
+    if data[-1] & ((1 << (-count * width % 8)) - 1):
+        raise ValueError("bits are left over after a packed symbol stream")
+    raw = np.frombuffer(data, np.uint8)
+    weights = 1 << np.arange(width - 1, -1, -1, dtype=np.uint32)
+    out = np.zeros(count, dtype)
+    for start in range(0, count, CHUNK):
+        size = min(CHUNK, count - start)
+        octets = raw[start * width // 8 :][: math.ceil(size * width / 8)]
+        symbols = np.unpackbits(octets, count=size * width).reshape(size, width) @ weights
+        if symbols.max() >= alphabet:
+            raise ValueError(f"symbol {symbols.max()} is outside of 0..{alphabet - 1}")
+        out[start : start + size] = symbols
+    return out

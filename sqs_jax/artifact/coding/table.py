@@ -1,0 +1,212 @@
+"""Frequency tables: the coder's model of the symbols, and its bytes.
+
+A table of `bits` gives every symbol an integer frequency; all of them sum to 2**bits. Its bytes:
+
+    bits                0 to 24
+    order + 16 * sparse order: 0 to 15, of the Exp-Golomb codes of frequencies; sparse: 0 or 1
+    a bit string        most significant bit first, zero-padded, of Exp-Golomb codes:
+                        last, of order 0: the last symbol that is present, 0 if that is symbol 0
+                        dense: the frequency of each symbol 1..last
+                        sparse: for each present symbol 1..last, the number of absent ones before
+                        it, of order 0, and its frequency less 1
+
+Symbol 0 has what the others leave over. The Exp-Golomb code of order k of a number v, with
+u = (v >> k) + 1 of n bits, is n - 1 zeros, u in n bits, and the k low bits of v.
+"""
+
+import numpy as np
+
+__all__ = [
+    "PRECISION",
+    "best_table",
+    "quantize",
+    "read_numbers",
+    "read_table",
+    "write_numbers",
+    "write_table",
+]
+
+PRECISION = 24
+"""The most bits of a table: constriction's fixed-point precision."""
+
+
+def best_table(counts: np.ndarray, most: int = PRECISION) -> tuple[np.ndarray, bytes, float]:
+    """Choose how fine a table is: coarse frequencies make it short, fine ones what it codes.
+
+    Args:
+        counts: int64 array `[alphabet]`, not all zero.
+        most: The most bits it may have.
+
+    Returns:
+        The frequencies `[alphabet]`, the table's bytes, and the length of these and of the coded
+        symbols together, in bytes.
+
+    Raises:
+        ValueError: If more symbols are present than fit a table of `most` bits.
+    """
+    present = np.flatnonzero(counts)
+    least = (present.size - 1).bit_length()
+    if least > most:
+        raise ValueError(f"{present.size} symbols do not fit a table of {most} bits")
+    best: tuple[np.ndarray, float] | None = None
+    for bits in range(least, most + 1):
+        frequencies = quantize(counts, bits)
+        words = counts[present] @ (bits - np.log2(frequencies[present])) / 8
+        size = _cheapest(frequencies)[0] + float(words)
+        if best is None or size < best[1]:
+            best = frequencies, size
+        elif size > 1.01 * best[1] + 8:
+            break  # finer ones only get longer
+        if present.size == 1:
+            break
+    assert best is not None
+    return best[0], write_table(best[0]), best[1]
+
+
+def quantize(counts: np.ndarray, bits: int) -> np.ndarray:
+    """Scale counts to integers that sum to 2**bits, at least 1 where a symbol is present.
+
+    Each present symbol gets 1 and a share of the rest by largest remainder. Integers only, so the
+    result is the same everywhere (and exact in int64 below 2**39 symbols).
+    """
+    present = np.flatnonzero(counts)
+    share, remainder = np.divmod(
+        counts[present] * ((1 << bits) - present.size), counts[present].sum()
+    )
+    left = (1 << bits) - present.size - int(share.sum())
+    share[np.argsort(-remainder, kind="stable")[:left]] += 1
+    frequencies = np.zeros_like(counts)
+    frequencies[present] = 1 + share
+    return frequencies
+
+
+def write_table(frequencies: np.ndarray) -> bytes:
+    """Write frequencies `[alphabet]` whose sum is a power of two."""
+    _, order, sparse = _cheapest(frequencies)
+    bits = int(frequencies.sum()).bit_length() - 1
+    gaps, values = _entries(frequencies, sparse)
+    codes = [_golomb(int(np.flatnonzero(frequencies)[-1]), 0)]
+    for gap, value in zip(gaps.tolist(), values.tolist(), strict=True):
+        codes += [_golomb(gap, 0)] if sparse else []
+        codes.append(_golomb(value, order))
+    text = "".join(codes)
+    text += "0" * (-len(text) % 8)
+    return bytes([bits, order + 16 * sparse]) + int(text, 2).to_bytes(len(text) // 8, "big")
+
+
+def _entries(frequencies: np.ndarray, sparse: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return the gap before, and the number that stands for, each frequency that is written."""
+    symbols = np.flatnonzero(frequencies)
+    if sparse:
+        symbols = symbols[symbols > 0]
+        return np.diff(symbols, prepend=0) - 1, frequencies[symbols] - 1
+    values = frequencies[1 : symbols[-1] + 1]
+    return np.zeros_like(values), values
+
+
+def _cheapest(frequencies: np.ndarray) -> tuple[int, int, bool]:
+    """Return the bytes, the order and the form of the shortest table."""
+    last = _golomb_bits(np.flatnonzero(frequencies)[-1:], np.zeros(1, np.int64))
+    forms = []
+    for sparse in (False, True):
+        gaps, values = _entries(frequencies, sparse)
+        fixed = last + (_golomb_bits(gaps, np.zeros(1, np.int64)) if sparse else 0)
+        bits = fixed + _golomb_bits(values, np.arange(16))
+        order = int(bits.argmin())
+        forms.append((2 + (int(bits[order]) + 7) // 8, order, sparse))
+    return min(forms)
+
+
+def _golomb_bits(values: np.ndarray, orders: np.ndarray) -> np.ndarray:
+    """Return the length of the Exp-Golomb codes of numbers together, for each order."""
+    exponents = np.frexp((values >> orders[:, None]) + 1.0)[1]
+    return np.asarray((2 * exponents - 1).sum(1) + orders * values.size)
+
+
+def _golomb(value: int, order: int) -> str:
+    head = bin((value >> order) + 1)[2:]
+    low = f"{value & ((1 << order) - 1):0{order}b}" if order else ""
+    return "0" * (len(head) - 1) + head + low
+
+
+def read_table(data: bytes, start: int, alphabet: int) -> tuple[np.ndarray, int]:
+    """Read a table.
+
+    Args:
+        data: Bytes that are not to be trusted.
+        start: Where in them the table begins.
+        alphabet: The number of different symbols there can be.
+
+    Returns:
+        The frequencies, int64 array `[alphabet]` whose sum is a power of two, and where the table
+        ends.
+
+    Raises:
+        ValueError: If this is no such table.
+    """
+    if len(data) < start + 3:
+        raise ValueError("a frequency table is cut short")
+    bits, form = data[start], data[start + 1]
+    if bits > PRECISION or form > 31:
+        raise ValueError(f"unknown form {form} of a frequency table of {bits} bits")
+    order, sparse = form % 16, form >= 16
+    # A code has at most 2 * 25 + 15 bits, and a symbol at most two codes.
+    raw = np.frombuffer(data, np.uint8)[start + 2 : start + 2 + 17 * (alphabet + 1)]
+    text = (np.unpackbits(raw) + ord("0")).tobytes().decode()
+    at = 0
+
+    def number(order: int) -> int:
+        nonlocal at
+        one = text.find("1", at, at + PRECISION + 1)
+        end = 2 * one - at + 1 + order
+        if one < 0 or end > len(text):
+            raise ValueError("a frequency table is cut short or none")
+        head, low = text[one : end - order], text[end - order : end]
+        at = end
+        return (int(head, 2) - 1 << order) + int(low or "0", 2)
+
+    last, symbol, total = number(0), 0, 0
+    if last >= alphabet:
+        raise ValueError(f"a frequency table of {last} symbols for {alphabet}")
+    frequencies = np.zeros(alphabet, np.int64)
+    while symbol < last:
+        symbol += 1 + (number(0) if sparse else 0)
+        if symbol > last:
+            raise ValueError("a frequency table runs past its end")
+        frequencies[symbol] = number(order) + sparse
+        total += int(frequencies[symbol])
+        if total > 1 << bits:
+            raise ValueError(f"a frequency table does not fit {bits} bits")
+    if "1" in text[at : at + -at % 8]:
+        raise ValueError("bits are left over after a frequency table")
+    frequencies[0] = (1 << bits) - total
+    if not frequencies[last]:
+        raise ValueError("a frequency table ends with an absent symbol")
+    return frequencies, start + 2 + (at + 7) // 8
+
+
+def write_numbers(numbers: np.ndarray | list[int]) -> bytes:
+    """Write integers below 2**28 as LEB128: seven bits a byte, lowest first, top bit = more."""
+    septets = np.asarray(numbers, np.int64)[:, None] >> np.arange(0, 28, 7)
+    used = (septets > 0) | (np.arange(4) == 0)
+    more = np.append(used[:, 1:], np.zeros((len(used), 1), bool), 1)
+    return ((septets & 127) | more * 128)[used].astype(np.uint8).tobytes()
+
+
+def read_numbers(data: bytes, start: int, count: int) -> tuple[np.ndarray, int]:
+    """Return `count` LEB128 numbers that start at `start`, and where they end.
+
+    Raises:
+        ValueError: If there are not as many.
+    """
+    if not count:
+        return np.zeros(0, np.int64), start
+    raw = np.frombuffer(data, np.uint8)[start : start + 4 * count]
+    ends = np.flatnonzero(raw < 128)[:count]
+    lengths = np.diff(ends, prepend=-1)
+    if ends.size < count or (lengths > 4).any():
+        raise ValueError("a list of numbers is cut short or none")
+    starts = ends - lengths + 1
+    raw = raw[: ends[-1] + 1].astype(np.int64)
+    shifts = 7 * (np.arange(raw.size) - np.repeat(starts, lengths))
+    return np.add.reduceat((raw & 127) << shifts, starts), start + int(ends[-1]) + 1

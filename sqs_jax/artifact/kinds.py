@@ -1,0 +1,128 @@
+"""The kinds of leaves, taken apart into symbols and arrays, and put together again.
+
+A new kind is one more entry of `KINDS`: the container, the index, the coder, checksums and the
+size figures know symbols and arrays only.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sqs_jax.artifact import coding, storage
+from sqs_jax.artifact.compressed import CompressedLeaf
+from sqs_jax.artifact.spec import ArraySpec, LeafSpec, Spec, SymbolsSpec
+
+__all__ = ["KINDS", "Kind", "Symbols", "check", "check_known", "pack", "unpack"]
+
+Map = Callable[..., Any]
+
+
+class Symbols(NamedTuple):
+    """Unsigned integers below `alphabet`, to be entropy-coded."""
+
+    values: np.ndarray
+    alphabet: int
+
+
+class Kind(NamedTuple):
+    """How a kind of leaf is stored.
+
+    Attributes:
+        type: Of its leaves.
+        take_apart: (leaf) -> (shape, dtype, attributes, parts): of the tensor that it stands for, a
+            JSON-able dict, and `Symbols`, arrays or leaves.
+        put_together: (attributes, parts) -> leaf; symbols arrive as their values.
+        check: (spec) -> None; raises ValueError unless such parts can be put together.
+    """
+
+    type: type
+    take_apart: Callable[[Any], tuple[tuple[int, ...], str, dict[str, Any], Sequence[Any]]]
+    put_together: Callable[[dict[str, Any], list[Any]], Any]
+    check: Callable[[LeafSpec], None]
+
+
+def _check_codebook(spec: LeafSpec) -> None:
+    codes, book = spec.parts if len(spec.parts) == 2 else (None, None)
+    if not isinstance(codes, SymbolsSpec) or not isinstance(book, ArraySpec):
+        raise ValueError("a codebook leaf is symbols and an array")
+    values = storage.check_codebook(codes.shape, book.shape, storage.DTYPES[book.dtype])
+    if codes.alphabet != values + 1 or (codes.shape, book.dtype) != (spec.shape, spec.dtype):
+        raise ValueError(f"codes of {codes.alphabet} values for a codebook of {values}")
+
+
+KINDS = {
+    "codebook": Kind(
+        type=CompressedLeaf,
+        take_apart=lambda leaf: (
+            leaf.codes.shape,
+            leaf.codebook.dtype.name,
+            {},
+            [Symbols(leaf.codes, math.prod(leaf.codebook.shape[-2:]) + 1), leaf.codebook],
+        ),
+        put_together=lambda _, parts: CompressedLeaf(*parts),
+        check=_check_codebook,
+    ),
+}
+
+
+def pack(leaf: Any, map: Map = map) -> tuple[Spec, list[bytes]]:
+    """Return a leaf's spec and the bytes of its parts, in order.
+
+    Args:
+        leaf: A numpy array, `Symbols`, or a valid leaf of a kind, of numpy arrays.
+        map: See `coding.encode`.
+    """
+    if isinstance(leaf, np.ndarray):
+        stored = storage.narrow(leaf)
+        return ArraySpec(leaf.shape, leaf.dtype.name, stored.dtype.name), [stored.tobytes()]
+    if isinstance(leaf, Symbols):
+        data = coding.encode(leaf.values, leaf.alphabet, map=map)
+        counts = coding.histogram(leaf.values.reshape(-1), leaf.alphabet)
+        excess = round(8 * len(data) - coding.entropy_bits(counts), 1)
+        nonzero = int(counts[1:].sum())
+        return SymbolsSpec(leaf.values.shape, leaf.alphabet, len(data), nonzero, excess), [data]
+    name, kind = next((n, k) for n, k in KINDS.items() if isinstance(leaf, k.type))
+    shape, dtype, attributes, parts = kind.take_apart(leaf)
+    packed = [pack(part, map) for part in parts]
+    spec = LeafSpec(name, shape, dtype, attributes, tuple(part for part, _ in packed))
+    return spec, [data for _, chunks in packed for data in chunks]
+
+
+def check(spec: Spec) -> None:
+    """Raise ValueError if a leaf's parts do not fit its kind; unknown kinds are passed over."""
+    if isinstance(spec, LeafSpec):
+        if spec.kind in KINDS:
+            KINDS[spec.kind].check(spec)
+        for part in spec.parts:
+            check(part)
+
+
+def check_known(spec: Spec) -> None:
+    """Raise ValueError if a leaf is, or has a part that is, of an unknown kind."""
+    if isinstance(spec, LeafSpec):
+        if spec.kind not in KINDS:
+            raise ValueError(
+                f"leaf kind {spec.kind!r:.50} is not known to this sqs_jax; upgrade it"
+            )
+        for part in spec.parts:
+            check_known(part)
+
+
+def unpack(spec: Spec, data: bytes, map: Map = map) -> Any:
+    """Put a leaf together from its bytes, `spec` having been checked, also for being known.
+
+    Raises:
+        ValueError: If the bytes are not such a leaf.
+    """
+    if isinstance(spec, ArraySpec):
+        return storage.load_array(data, spec.shape, spec.dtype, spec.stored)
+    if isinstance(spec, SymbolsSpec):
+        dtype = storage.code_dtype(spec.alphabet - 1)
+        return coding.decode(data, spec.shape, spec.alphabet, dtype, map=map)
+    parts, end = [], 0
+    for part in spec.parts:
+        start, end = end, end + part.nbytes
+        parts.append(unpack(part, data[start:end], map))
+    return KINDS[spec.kind].put_together(spec.attributes, parts)

@@ -1,0 +1,108 @@
+"""Which kind of checkpoint a path is: by what is in it, and by its name only in doubt."""
+
+import os
+import stat
+import struct
+
+from sqs_jax.checkpoints.huggingface_folder import is_huggingface, read_huggingface
+from sqs_jax.checkpoints.lazy import Checkpoint, CheckpointError, SourceFile
+from sqs_jax.checkpoints.msgpack_file import read_msgpack
+from sqs_jax.checkpoints.npz_file import PICKLE, read_npz
+from sqs_jax.checkpoints.orbax_folder import is_orbax, read_orbax
+from sqs_jax.checkpoints.safetensors_file import MAX_HEADER, SQS, read_safetensors
+
+__all__ = ["open_checkpoint"]
+
+KINDS = (
+    ".safetensors, .npz, a msgpack file of Flax, a folder of Hugging Face with safetensors, or a "
+    "folder of orbax"
+)
+_PYTORCH = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_PICKLES = tuple(b"\x80" + bytes([protocol]) for protocol in range(2, 6))
+_OTHERS = {
+    b"\x93NUMPY": "one numpy array without a name (.npy); save it with numpy.savez",
+    b"\x89HDF": "an HDF5 file; convert it to safetensors first",
+    b"\x1f\x8b": "a gzip file; unpack it first",
+    b"GGUF": "a GGUF file; give the safetensors that it was made of",
+}
+
+
+def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Open a checkpoint of another tool; values are read when numpy asks for them.
+
+    Reads files of strangers safely: nothing in them is executed, and a header's claims are checked
+    against the file before memory is taken for them.
+
+    Args:
+        path: A file (safetensors, npz, msgpack of Flax) or a folder (Hugging Face, orbax). A
+            msgpack file is read whole; from all others one tensor is in memory at a time.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        CheckpointError: If it is none of these, or damaged. Names the path, what was found and the
+            way out.
+        OSError: If there is nothing (FileNotFoundError) or it cannot be read.
+    """
+    path = os.fspath(path)
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        return _open_folder(path)
+    if not stat.S_ISREG(mode):
+        raise CheckpointError(f"{path}: neither a file nor a folder; give {KINDS}")
+    source = SourceFile(path)
+    extension = os.path.splitext(path)[1].lower()
+    with source.open() as file:
+        head = file.read(16)
+    if not head:
+        raise source.error("the file is empty; it was never written, copy it again")
+    if extension == ".sqs":
+        raise source.error(SQS)
+    # First, because the length that a safetensors file begins with may look like anything.
+    if _is_safetensors(head):
+        return read_safetensors(source)
+    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        return read_npz(source)
+    if head.startswith(_PICKLES):
+        raise source.error(f"a PyTorch file, or another with {PICKLE}")
+    for magic, what in _OTHERS.items():
+        if head.startswith(magic):
+            raise source.error(what)
+    if extension == ".safetensors":  # what is wrong with it, the reader says
+        return read_safetensors(source)
+    if extension == ".msgpack" or _is_msgpack(head):
+        return read_msgpack(source)
+    if extension == ".npz":
+        raise source.error("no zip archive, as .npz is; it is damaged, copy it again")
+    if extension in _PYTORCH:
+        raise source.error(f"a PyTorch file, or another with {PICKLE}")
+    raise source.error(f"no checkpoint of a known kind, it begins with {head!r}; give {KINDS}")
+
+
+def _is_safetensors(head: bytes) -> bool:
+    return head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] <= MAX_HEADER
+
+
+def _is_msgpack(head: bytes) -> bool:
+    """Return whether this begins a map whose first key is a string."""
+    for first, keys_at in ((range(0x81, 0x90), 1), (range(0xDE, 0xDF), 3), (range(0xDF, 0xE0), 5)):
+        if head[0] in first and len(head) > keys_at:
+            return 0xA0 <= head[keys_at] <= 0xBF or 0xD9 <= head[keys_at] <= 0xDB
+    return False
+
+
+def _open_folder(path: str) -> Checkpoint:
+    if is_huggingface(path):
+        return read_huggingface(path)
+    if is_orbax(path):
+        return read_orbax(path)
+    names = sorted(os.listdir(path))
+    for name in names:
+        if name.endswith(".sqs"):
+            raise CheckpointError(f"{os.path.join(path, name)}: {SQS}")
+    for name in names:
+        if name.endswith(_PYTORCH):
+            raise CheckpointError(f"{os.path.join(path, name)}: a PyTorch file, {PICKLE}")
+    found = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") or "nothing"
+    raise CheckpointError(f"{path}: no checkpoint of a known kind, found {found}; give {KINDS}")

@@ -1,0 +1,223 @@
+"""numpy's .npz files, array by array: a zip archive of .npy files, stored or deflated."""
+
+import functools
+import io
+import math
+import struct
+import warnings
+import zipfile
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+
+from sqs_jax.artifact.storage import DTYPES
+from sqs_jax.checkpoints.lazy import (
+    Checkpoint,
+    CheckpointError,
+    LazyArray,
+    SourceFile,
+    check_shape,
+    fill,
+)
+
+__all__ = ["read_npz"]
+
+MOST_INFLATED = 1032
+"""The most bytes that deflate makes of one."""
+
+_STEP = 1 << 18
+_MOST_HEADER = 1 << 16
+PICKLE = (
+    "a pickle inside, which would run code when it is loaded; convert it to safetensors first, "
+    "where you trust it: safetensors.torch.save_model(model, 'model.safetensors')"
+)
+
+
+class _Member(NamedTuple):
+    """A file in the archive: where its local header is, its sizes and its checksum."""
+
+    name: str
+    offset: int
+    packed: int
+    size: int
+    deflated: bool
+    crc: int
+
+
+class _Array(NamedTuple):
+    """What the header of a .npy file says, and how long that is."""
+
+    shape: tuple[int, ...]
+    fortran: bool
+    dtype: np.dtype
+    header: int
+
+
+def read_npz(source: SourceFile) -> Checkpoint:
+    """Open a .npz file; only the headers of its arrays are read.
+
+    Args:
+        source: The file, not to be trusted. Nothing is ever unpickled.
+
+    Returns:
+        A checkpoint; the names are those given to `numpy.savez`.
+
+    Raises:
+        CheckpointError: If the file is damaged, or has an array that is not numeric.
+    """
+    tree: dict[str, LazyArray] = {}
+    try:
+        with source.open() as file:
+            for member in _members(source, file):
+                name = member.name.removesuffix(".npy")
+                if name in tree or name == member.name:
+                    what = "stands twice" if name in tree else "is no .npy file"
+                    raise ValueError(f"the entry {member.name!r:.80} {what}")
+                array = _header(source, file, member)
+                read = functools.partial(_read, source, member, array)
+                tree[name] = LazyArray(array.shape, DTYPES[array.dtype.name], read)
+    except CheckpointError:
+        raise
+    except (ValueError, zlib.error) as error:
+        raise source.error(f"no whole .npz file: {error}; write it again") from error
+    return Checkpoint(tree, "npz", {}, source.size)
+
+
+def _members(source: SourceFile, file: BinaryIO) -> list[_Member]:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries, comment = archive.infolist(), len(archive.comment)
+    except CheckpointError:
+        raise
+    except Exception as error:  # a damaged directory fails in many ways
+        raise ValueError(f"the directory of the zip archive is damaged ({error})") from error
+    # zipfile does not count: a damaged length can hide an entry in the one before it.
+    file.seek(source.size - 22 - comment)
+    (count,) = struct.unpack_from("<10xH", file.read(22))
+    if count not in (len(entries), 0xFFFF):
+        raise ValueError(f"the zip archive counts {count} entries and lists {len(entries)}")
+    names = [entry.filename for entry in entries]
+    if any(name.split("/")[-1] == "data.pkl" for name in names):
+        raise source.error(f"a PyTorch file, {PICKLE}")
+    if len(set(names)) < len(names):
+        raise ValueError("a name stands twice in the zip archive")
+    if not any(name.endswith(".npy") for name in names):
+        raise source.error("a zip archive without .npy files, no checkpoint; unpack it first")
+    for entry in entries:
+        most = entry.compress_size
+        if entry.compress_type == zipfile.ZIP_DEFLATED:
+            most *= MOST_INFLATED
+        elif entry.compress_type != zipfile.ZIP_STORED:
+            raise ValueError(f"{entry.filename!r:.80} is neither stored nor deflated")
+        if entry.flag_bits & 1:
+            raise ValueError(f"{entry.filename!r:.80} is encrypted")
+        if not 0 <= entry.file_size <= most or entry.compress_size > source.size:
+            raise ValueError(f"{entry.filename!r:.80} has impossible sizes")
+    return [
+        _Member(
+            entry.filename,
+            entry.header_offset,
+            entry.compress_size,
+            entry.file_size,
+            entry.compress_type == zipfile.ZIP_DEFLATED,
+            entry.CRC,
+        )
+        for entry in entries
+    ]
+
+
+def _chunks(source: SourceFile, file: BinaryIO, member: _Member) -> Iterator[bytes]:
+    """Yield a member's bytes, never many at a time; it is the caller who counts and checks them."""
+    local = bytearray(30)
+    source.read(file, member.offset, memoryview(local))
+    if not local.startswith(b"PK\x03\x04"):
+        raise ValueError(f"{member.name!r:.80} is not where the directory says")
+    flags, name, extra = struct.unpack_from("<6xH18xHH", local)
+    if file.read(name).decode("utf-8" if flags & 0x800 else "cp437") != member.name:
+        raise ValueError(f"{member.name!r:.80} has another name in its own header")
+    file.seek(extra, io.SEEK_CUR)
+    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+    left = member.packed
+    while left:
+        block = file.read(min(left, _STEP))
+        if not block:
+            raise source.error("cut short while it was read; copy it again")
+        left -= len(block)
+        if not member.deflated:
+            yield block
+            continue
+        while block and not inflate.eof:
+            yield inflate.decompress(block, _STEP)
+            block = inflate.unconsumed_tail
+    if member.deflated:
+        yield inflate.flush()
+
+
+def _header(source: SourceFile, file: BinaryIO, member: _Member) -> _Array:
+    start = bytearray()
+    for chunk in _chunks(source, file, member):
+        start += chunk
+        if len(start) >= _MOST_HEADER:
+            break
+    text = io.BytesIO(start)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            version = np.lib.format.read_magic(text)
+            if version == (1, 0):
+                shape, fortran, dtype = np.lib.format.read_array_header_1_0(text)
+            elif version == (2, 0):
+                shape, fortran, dtype = np.lib.format.read_array_header_2_0(text)
+            else:
+                raise ValueError(f"version {version} of the .npy format is for structured arrays")
+    except Exception as error:  # numpy's parser fails in many ways on what is not its own
+        raise ValueError(f"{member.name!r:.80}: no .npy header ({error})") from error
+    if dtype.hasobject:
+        raise source.error(f"{member.name!r:.80} holds Python objects: {PICKLE}")
+    if dtype.kind == "V" and dtype.names is None and dtype.subdtype is None:
+        raise source.error(
+            f"{member.name!r:.80} is raw bytes of dtype {dtype.str}, as numpy saves bfloat16 and "
+            "float8, forgetting which; save it as safetensors, or cast it to float32 first"
+        )
+    if dtype.name not in DTYPES or dtype.names is not None or dtype.subdtype is not None:
+        raise source.error(f"{member.name!r:.80} is {dtype}, no tensor; save it without this array")
+    array = _Array(check_shape(shape), fortran, dtype, text.tell())
+    if array.header + math.prod(shape) * dtype.itemsize != member.size:
+        raise ValueError(f"{member.name!r:.80} is not as long as its shape {shape} says")
+    return array
+
+
+def _read(source: SourceFile, member: _Member, array: _Array) -> np.ndarray:
+    flat = np.empty(math.prod(array.shape), array.dtype)
+    try:
+        with source.open() as file:
+            _check_all(source, file, member, array, flat)
+    except CheckpointError:
+        raise
+    except (ValueError, zlib.error) as error:
+        raise source.error(f"{member.name!r:.80}: {error}; copy it again") from error
+    values = flat.reshape(array.shape, order="F" if array.fortran else "C")
+    return values.astype(DTYPES[array.dtype.name], copy=False)
+
+
+def _check_all(
+    source: SourceFile, file: BinaryIO, member: _Member, array: _Array, flat: np.ndarray
+) -> None:
+    """Fill the flat array, and see that length and checksum of the member are right."""
+    crc = done = 0
+
+    def read(buffer: memoryview) -> None:
+        nonlocal crc, done
+        for chunk in _chunks(source, file, member):
+            crc = zlib.crc32(chunk, crc)
+            start, done = done - array.header, done + len(chunk)
+            if done > member.size:
+                break
+            kept = chunk[max(-start, 0) :]
+            buffer[max(start, 0) : max(start, 0) + len(kept)] = kept
+
+    fill(flat, read)
+    if flat.size and (done != member.size or crc != member.crc):
+        raise ValueError("its checksum does not match")

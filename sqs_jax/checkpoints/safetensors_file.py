@@ -1,0 +1,266 @@
+"""safetensors files, tensor by tensor.
+
+    8 bytes             length of the header, little-endian
+    header              JSON: {name: {"dtype", "shape", "data_offsets"}, "__metadata__": {...}}
+    data                the tensors, C order, little-endian, without holes
+
+The safetensors library reads to numpy only what numpy has a dtype for (float8 is missing) and maps
+the file, and it writes only what is in memory; hence not the library, but the same format.
+"""
+
+import functools
+import json
+import math
+import os
+import struct
+from collections.abc import Mapping
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from sqs_jax.artifact.atomic import replacing
+from sqs_jax.artifact.storage import DTYPES
+from sqs_jax.checkpoints.lazy import (
+    Checkpoint,
+    CheckpointError,
+    LazyArray,
+    SourceFile,
+    check_shape,
+    fill,
+)
+
+__all__ = ["MAX_HEADER", "SQS", "dump_json", "load_json", "read_safetensors", "write_safetensors"]
+
+MAX_HEADER = 100_000_000
+"""The longest header, bytes: the library's own bound."""
+
+_CODES = {
+    **{"BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16"},
+    **{"U32": "uint32", "I32": "int32", "U64": "uint64", "I64": "int64", "C64": "complex64"},
+    **{"F4": "float4_e2m1fn", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"},
+    **{"F8_E8M0": "float8_e8m0fnu", "F8_E4M3FNUZ": "float8_e4m3fnuz"},
+    **{"F8_E5M2FNUZ": "float8_e5m2fnuz", "F16": "float16", "BF16": "bfloat16"},
+    **{"F32": "float32", "F64": "float64"},
+}
+_NAMES = {name: code for code, name in _CODES.items()}
+SQS = "an sqs file, which is compressed already; unfold it with: sqs decompress"
+DAMAGED = "the file is damaged or cut short; copy it again"
+
+
+class _Entry(NamedTuple):
+    """A tensor's place: `start` and `end` are relative to the data."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+def read_safetensors(source: SourceFile) -> Checkpoint:
+    """Open a safetensors file; only its header is read.
+
+    Args:
+        source: The file, not to be trusted.
+
+    Returns:
+        A checkpoint whose metadata are the file's.
+
+    Raises:
+        CheckpointError: If the file breaks a rule of the format, or is an sqs file.
+    """
+    try:
+        with source.open() as file:
+            text, begin = _header_text(source, file)
+        header = load_json(text)
+        if not isinstance(header, dict):
+            raise ValueError("the header is no JSON object")
+        metadata = header.pop("__metadata__", None) or {}
+        if not isinstance(metadata, dict) or not all(map(_is_text, metadata.values())):
+            raise ValueError("__metadata__ is no object of strings")
+        if metadata.get("format") == "sqs":
+            raise source.error(SQS)
+        entries = {name: _entry(source, name, value) for name, value in header.items()}
+        _check_layout(entries, source.size - begin)
+    except CheckpointError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise source.error(f"{error}; {DAMAGED}") from error
+    tree = {
+        name: LazyArray(
+            entry.shape, entry.dtype, functools.partial(_read, source, name, entry, begin)
+        )
+        for name, entry in entries.items()
+    }
+    return Checkpoint(tree, "safetensors", metadata, source.size)
+
+
+def _header_text(source: SourceFile, file: BinaryIO) -> tuple[bytes, int]:
+    if source.size < 8:
+        raise ValueError(f"{source.size} bytes are no safetensors file")
+    (length,) = struct.unpack("<Q", file.read(8))
+    if length > MAX_HEADER:
+        raise ValueError(f"the header claims {length} bytes, more than {MAX_HEADER}")
+    if 8 + length > source.size:
+        raise ValueError(f"the header claims {length} bytes of a file of {source.size}")
+    return file.read(length), 8 + length
+
+
+def load_json(text: bytes) -> Any:
+    """Return what JSON text says, if no object of it has a key twice.
+
+    Raises:
+        ValueError: If it has, or the text is not JSON.
+        RecursionError: If it is nested too deep.
+    """
+    return json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
+
+
+def dump_json(value: Any) -> bytes:
+    """Return a value as compact JSON.
+
+    Raises:
+        ValueError: If a string in it is no Unicode.
+    """
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        key.encode("utf-8")  # a lone surrogate could be neither printed nor written again
+        if key in found:
+            raise ValueError(f"the name {key!r:.80} stands twice")
+        found[key] = value
+    return found
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _entry(source: SourceFile, name: str, value: Any) -> _Entry:
+    match value:
+        case {"dtype": str(code), "shape": [*shape], "data_offsets": [int(start), int(end)]}:
+            pass
+        case _:
+            raise ValueError(f"{name!r:.80} is described by {value!r:.80}")
+    if code not in _CODES:
+        raise source.error(
+            f"{name!r:.80} is of dtype {code!r:.20}; cast it to one of {', '.join(_CODES)}"
+        )
+    entry = _Entry(DTYPES[_CODES[code]], check_shape(shape), start, end)
+    bits = math.prod(entry.shape) * _bits(entry.dtype)
+    if bits % 8 or end - start != bits // 8:
+        raise ValueError(f"{name!r:.80}: {code}{shape} does not take bytes {start} to {end}")
+    return entry
+
+
+def _bits(dtype: np.dtype) -> int:
+    return 4 if dtype.name == "float4_e2m1fn" else 8 * dtype.itemsize
+
+
+def _check_layout(entries: dict[str, _Entry], data: int) -> None:
+    """See that the tensors follow one another and are all of the data."""
+    end = 0
+    for name, entry in sorted(entries.items(), key=lambda item: item[1][2:]):
+        if entry.start != end:
+            kind = "overlaps another tensor" if 0 <= entry.start < end else "lies behind a hole"
+            raise ValueError(f"{name!r:.80} {kind}: bytes {entry.start} to {entry.end}")
+        end = entry.end
+    if end != data:
+        raise ValueError(f"the header claims {end} bytes of data, the file has {data}")
+
+
+def _read(source: SourceFile, name: str, entry: _Entry, begin: int) -> np.ndarray:
+    if _bits(entry.dtype) == 4:
+        # Two values a byte, the first in the low half.
+        packed = entry._replace(shape=(entry.end - entry.start,), dtype=np.dtype(np.uint8))
+        pairs = _read(source, name, packed, begin)
+        return np.stack([pairs & 15, pairs >> 4], -1).reshape(entry.shape).view(entry.dtype)
+    array = np.empty(entry.shape, entry.dtype)
+    try:
+        with source.open() as file:
+            return fill(array, lambda buffer: source.read(file, begin + entry.start, buffer))
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise source.error(f"{name!r:.80}: {error}; {DAMAGED}") from error
+
+
+def write_safetensors(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Any],
+    metadata: Mapping[str, str] | None = None,
+) -> int:
+    """Write a safetensors file, tensor by tensor; as a whole or not at all.
+
+    Tensors of wide dtypes come first, then by name: so each is aligned to its dtype.
+
+    Args:
+        path: Where to write.
+        tensors: Arrays of numpy or JAX, or `LazyArray`s, by name. No two are in memory at a time
+            unless the caller holds them.
+        metadata: Strings for the header's `__metadata__`, or None.
+
+    Returns:
+        The size of the file, bytes.
+
+    Raises:
+        CheckpointError: If the format cannot hold a tensor, a name or the metadata; or if a lazy
+            array cannot be read.
+        OSError: If the file cannot be written; what stood at `path` is then untouched.
+    """
+    target = os.fspath(path)
+    dtypes = {name: _stored_dtype(target, name, tensor) for name, tensor in tensors.items()}
+    order = sorted(tensors, key=lambda name: (-_bits(dtypes[name]), name))
+    header: dict[str, Any] = {}
+    if metadata:
+        if not all(map(_is_text, (*metadata, *metadata.values()))):
+            raise CheckpointError(f"{target}: metadata must be strings: {dict(metadata)!r:.80}")
+        header["__metadata__"] = dict(metadata)
+    end = 0
+    for name in order:
+        shape, code = list(tensors[name].shape), _NAMES[dtypes[name].name]
+        start, end = end, end + math.prod(shape) * _bits(dtypes[name]) // 8
+        header[name] = {"dtype": code, "shape": shape, "data_offsets": [start, end]}
+    try:
+        text = dump_json(header)
+    except UnicodeEncodeError as error:
+        raise CheckpointError(f"{target}: a name or metadata are no Unicode: {error}") from error
+    text += b" " * (-len(text) % 8)
+    if len(text) > MAX_HEADER:
+        raise CheckpointError(f"{target}: the header takes {len(text)} bytes; write fewer tensors")
+    with replacing(target) as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name in order:
+            _write(file, target, name, tensors[name], dtypes[name])
+    return 8 + len(text) + end
+
+
+def _stored_dtype(target: str, name: Any, tensor: Any) -> np.dtype:
+    dtype = getattr(tensor, "dtype", None)
+    found = getattr(dtype, "name", type(tensor).__name__)
+    if not isinstance(name, str) or name == "__metadata__":
+        raise CheckpointError(f"{target}: {name!r:.80} cannot be a tensor's name; rename it")
+    if found not in _NAMES:
+        raise CheckpointError(
+            f"{target}: {name!r:.80} is {found}, which safetensors does not have; "
+            "cast it, e.g. to float32"
+        )
+    if _bits(DTYPES[found]) == 4 and math.prod(tensor.shape) % 2:
+        raise CheckpointError(
+            f"{target}: {name!r:.80} has an odd number of 4-bit values; cast it to float8_e4m3fn"
+        )
+    return DTYPES[found]
+
+
+def _write(file: BinaryIO, target: str, name: str, tensor: Any, dtype: np.dtype) -> None:
+    # In a function of its own, so that one array is freed before the next is read.
+    array = np.asarray(np.asarray(tensor), dtype, order="C")
+    if array.shape != tuple(tensor.shape):
+        raise CheckpointError(f"{target}: {name!r:.80} is {array.shape}, not {tensor.shape}")
+    flat: np.ndarray = array.reshape(-1).view(np.uint8)
+    if _bits(dtype) == 4:
+        flat = flat[0::2] | flat[1::2] << 4
+    if flat.size:
+        file.write(flat.data)

@@ -1,0 +1,49 @@
+"""The `sqs` command: any checkpoint to one small file, and what such a file holds."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from sqs_jax.cli.compress import add_compress, add_decompress
+from sqs_jax.cli.look import add_diff, add_inspect, add_verify
+from sqs_jax.cli.plot import add_plot
+
+__all__ = ["main"]
+
+_EPILOG = """examples:
+  sqs compress model.safetensors -o model.sqs --target-ratio 20
+  sqs compress Llama-3.2-1B/ -o Llama-3.2-1B-sqs/ --target-bytes 400MB
+  sqs inspect model.sqs
+  sqs verify model.sqs model.safetensors
+  sqs decompress model.sqs -o again.safetensors
+
+exit codes: 0 all well; 1 verify or diff found something; 2 the command makes no sense; 3 a file
+cannot be read, written or made so small."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line, `sys.argv` by default; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="sqs",
+        description="Make the file of a neural network small, and look into such files.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add in (add_compress, add_decompress, add_inspect, add_verify, add_diff, add_plot):
+        add(commands)
+    args = parser.parse_args(argv)
+    try:
+        code = int(args.run(args))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        print(f"sqs: {error}", file=sys.stderr)
+        return 3
+    except KeyboardInterrupt:
+        print("sqs: interrupted; nothing was written", file=sys.stderr)
+        return 130

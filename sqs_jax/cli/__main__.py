@@ -1,0 +1,7 @@
+"""python -m sqs_jax.cli is the `sqs` command."""
+
+import sys
+
+from sqs_jax.cli import main
+
+sys.exit(main())

@@ -1,0 +1,110 @@
+"""What the commands share: opening files, progress, tables, JSON."""
+
+import argparse
+import contextlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from sqs_jax.artifact import SqsFile
+from sqs_jax.artifact.compressed import materialize
+from sqs_jax.checkpoints import LazyArray
+
+__all__ = ["MODEL", "add_command", "lazy_tensors", "open_sqs", "print_json", "progress"]
+
+MODEL = "model.sqs"
+"""The name of the compressed weights in a folder."""
+
+_PARALLEL_FROM = 1 << 25
+"""So many weights are worth starting processes for: a second's decoding."""
+
+
+def add_command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int], help: str, example: str
+) -> argparse.ArgumentParser:
+    """Add a command with one example in its help, and --json."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=help,
+        description=help[0].upper() + help[1:] + ".",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    return parser
+
+
+def open_sqs(path: str) -> SqsFile:
+    """Open an sqs file, or the one in a compressed folder; all cores decode a large one."""
+    if os.path.isdir(path):
+        inner = os.path.join(path, MODEL)
+        if not os.path.isfile(inner):
+            raise ValueError(f"{path}: a folder without {MODEL}; give an sqs file, or compress it")
+        path = inner
+    with SqsFile(path) as file:
+        weights = sum(math.prod(leaf.spec.shape) for leaf in file.leaves)
+    return SqsFile(path, workers=workers(weights))
+
+
+def workers(weights: int) -> int:
+    """Return how many processes code so many weights."""
+    return (os.cpu_count() or 1) if weights >= _PARALLEL_FROM else 1
+
+
+def lazy_tensors(file: SqsFile) -> dict[str, LazyArray]:
+    """Return the dense tensors of a file by path, each decoded when it is asked for."""
+
+    def lazy(path: str, shape: tuple[int, ...], dtype: str) -> LazyArray:
+        return LazyArray(shape, dtype, lambda: materialize(file.read(path)))
+
+    tensors = {leaf.path: lazy(leaf.path, leaf.spec.shape, leaf.spec.dtype) for leaf in file.leaves}
+    if len(tensors) < len(file.leaves):
+        paths = [leaf.path for leaf in file.leaves]
+        twice = next(path for path in paths if paths.count(path) > 1)
+        raise ValueError(
+            f"{file.path}: two tensors are called {twice!r}; load it with sqs_jax.load"
+        )
+    return tensors
+
+
+@contextlib.contextmanager
+def progress(what: str, total: float) -> Iterator[Callable[[float], None]]:
+    """Show a bar on stderr, where that is a terminal; yields advance(amount)."""
+    columns = TextColumn(what), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda amount: bar.update(task, advance=amount)
+
+
+def tracked(tensors: dict[str, LazyArray], advance: Callable[[float], None]) -> dict[str, Any]:
+    """Return the tensors, telling of each that is read by its size in bytes."""
+
+    def tell(tensor: LazyArray) -> LazyArray:
+        def read() -> Any:
+            array = tensor.__array__()
+            advance(tensor.nbytes)
+            return array
+
+        return LazyArray(tensor.shape, tensor.dtype, read)
+
+    return {name: tell(tensor) for name, tensor in tensors.items()}
+
+
+def print_json(value: Any) -> None:
+    """Print a result for another program; what is not finite becomes null."""
+    print(json.dumps(_finite(value), indent=1))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,197 @@
+"""sqs inspect, verify, diff: what is in a file, whether it is whole, and how two differ."""
+
+import argparse
+from typing import Any
+
+import numpy as np
+
+from sqs_jax.artifact import CompressedLeaf, SqsFile
+from sqs_jax.artifact.bits import format_table
+from sqs_jax.artifact.coding import entropy_bits, histogram
+from sqs_jax.artifact.compressed import materialize
+from sqs_jax.artifact.reader import Leaf
+from sqs_jax.artifact.spec import LeafSpec, SymbolsSpec
+from sqs_jax.checkpoints import flat_names, open_checkpoint
+from sqs_jax.cli.common import add_command, lazy_tensors, open_sqs, print_json, progress
+
+__all__ = ["add_diff", "add_inspect", "add_verify"]
+
+
+def add_inspect(commands: Any) -> None:
+    """Add `sqs inspect`."""
+    help = "show what each tensor weighs in a file, by four ways to count"
+    parser = add_command(commands, "inspect", _inspect, help, "sqs inspect model.sqs")
+    parser.add_argument("file", help="an sqs file, or a folder with one")
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    with open_sqs(args.file) as file:
+        file.check()
+        report = file.report()
+        version = ".".join(map(str, file.version))
+        if args.json:
+            print_json({"version": version, "metadata": file.metadata, **report.as_dict()})
+            return 0
+        print(report)
+        print(f"format {version}, {file.file_bytes:,} bytes: {file.path}")
+        for key, value in file.metadata.items():
+            text = str(value)
+            print(f"{key}: {text if len(text) <= 300 else text[:300] + ' ... (--json shows all)'}")
+    return 0
+
+
+def add_verify(commands: Any) -> None:
+    """Add `sqs verify`."""
+    help = "check that a file is whole, and how far it is from the original weights"
+    example = "sqs verify model.sqs model.safetensors"
+    parser = add_command(commands, "verify", _verify, help, example)
+    parser.add_argument("file", help="an sqs file, or a folder with one")
+    parser.add_argument("original", nargs="?", help="the checkpoint it was made from")
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        metavar="X",
+        help="fail if the relative L2 error of any tensor is larger",
+    )
+
+
+def _verify(args: argparse.Namespace) -> int:
+    if args.tolerance is not None and not args.original:
+        raise ValueError("--tolerance compares with an original; give that too")
+    with open_sqs(args.file) as file:
+        original = flat_names(open_checkpoint(args.original).tree) if args.original else None
+        rows, problems = [], []
+        if original is not None:
+            paths = {leaf.path for leaf in file.leaves}
+            problems += [f"{name}: not in the file" for name in original.keys() - paths]
+            problems += [f"{name}: not in the original" for name in paths - original.keys()]
+        with progress("verifying", len(file.leaves)) as advance:
+            for leaf in file.leaves:
+                value = file.read(leaf.path)
+                problems += _misstated(leaf, value)
+                if original is not None and leaf.path in original:
+                    row = _errors(leaf.path, materialize(value), original[leaf.path])
+                    rows.append(row)
+                    error = row["relative_error"]
+                    if error is None or (
+                        args.tolerance is not None and not error <= args.tolerance
+                    ):
+                        problems.append(
+                            f"{leaf.path}: {row['note'] or f'relative error {error:.3g}'}"
+                        )
+                advance(1)
+        problems.sort()
+        count = len(file.leaves)
+        summary = f"{file.path}: {count} tensors, all checksums match"
+    if args.json:
+        print_json({"file": args.file, "tensors": count, "errors": rows, "problems": problems})
+        return 1 if problems else 0
+    if rows:
+        print(format_table(["tensor", "max error", "relative error", ""], map(_cells, rows), 1))
+    print(summary)
+    for problem in problems:
+        print(f"problem: {problem}")
+    return 1 if problems else 0
+
+
+def _misstated(leaf: Leaf, value: Any) -> list[str]:
+    """Compare the figures that the index states with those of the values."""
+    spec = leaf.spec
+    if not (isinstance(spec, LeafSpec) and isinstance(value, CompressedLeaf)):
+        return []
+    stated = spec.parts[0]
+    assert isinstance(stated, SymbolsSpec)  # a codebook leaf's first part
+    counts = histogram(value.codes.reshape(-1), stated.alphabet)
+    right = int(counts[1:].sum()) == stated.nonzero
+    if right and abs(entropy_bits(counts) - stated.entropy_bits) < 1:
+        return []
+    return [f"{leaf.path}: the index misstates sparsity or entropy"]
+
+
+def _errors(path: str, weights: Any, original: Any) -> dict[str, Any]:
+    """Compare a tensor with the original; what must be equal and is not has no error figures."""
+    row: dict[str, Any] = {"tensor": path, "max_error": None, "relative_error": None, "note": ""}
+    want = np.asarray(original)
+    if (weights.shape, weights.dtype) != (want.shape, want.dtype):
+        row["note"] = f"{weights.dtype}{list(weights.shape)}, the original is " + (
+            f"{want.dtype}{list(want.shape)}"
+        )
+        return row
+    if weights.tobytes() == want.tobytes():
+        return {**row, "max_error": 0.0, "relative_error": 0.0, "note": "exact"}
+    if want.dtype.kind in "biu":
+        return {**row, "note": "differs, and is not of a floating dtype"}
+    wide = np.complex128 if want.dtype.kind == "c" else np.float64
+    difference = np.abs(weights.astype(wide) - want.astype(wide))
+    norm = float(np.linalg.norm(want.astype(wide)))
+    error = float(np.linalg.norm(difference))
+    row["max_error"] = float(difference.max())
+    row["relative_error"] = error / norm if norm else float("inf")
+    if not np.isfinite(error):
+        row["note"] = "not finite"
+    return row
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    figures = [row["max_error"], row["relative_error"]]
+    return [row["tensor"], *("-" if x is None else f"{x:.4g}" for x in figures), row["note"]]
+
+
+def add_diff(commands: Any) -> None:
+    """Add `sqs diff`."""
+    help = "show in what two files differ"
+    parser = add_command(commands, "diff", _diff, help, "sqs diff before.sqs after.sqs")
+    parser.add_argument("first", help="an sqs file, or a folder with one")
+    parser.add_argument("second", help="another")
+
+
+def _diff(args: argparse.Namespace) -> int:
+    with open_sqs(args.first) as first, open_sqs(args.second) as second:
+        one, two = ({leaf.path: leaf for leaf in file.leaves} for file in (first, second))
+        lazy_tensors(first), lazy_tensors(second)  # names are unique, or this says so
+        rows = []
+        with progress("comparing", len(one.keys() | two.keys())) as advance:
+            for path in [*one, *(two.keys() - one.keys())]:
+                row = _difference(first, second, path, one, two)
+                if row is not None:
+                    rows.append(row)
+                advance(1)
+        metadata = first.metadata == second.metadata
+        sizes = first.file_bytes, second.file_bytes
+    rows.sort(key=lambda row: row["tensor"])
+    same = not rows and metadata
+    if args.json:
+        print_json({"same": same, "bytes": sizes, "metadata": metadata, "differences": rows})
+    else:
+        if rows:
+            head = ["tensor", "bytes", "bytes", "relative change", ""]
+            print(format_table(head, map(_diff_cells, rows), 1))
+        print(f"{sizes[0]:,} and {sizes[1]:,} bytes; {len(rows)} tensors differ")
+        if not metadata:
+            print("the metadata differ")
+    return 0 if same else 1
+
+
+def _difference(
+    first: SqsFile, second: SqsFile, path: str, one: dict[str, Leaf], two: dict[str, Leaf]
+) -> dict[str, Any] | None:
+    a, b = one.get(path), two.get(path)
+    row: dict[str, Any] = {
+        "tensor": path,
+        "bytes": [leaf and leaf.file_bytes for leaf in (a, b)],
+        "relative_change": None,
+        "note": "",
+    }
+    if a is None or b is None:
+        return {**row, "note": f"only in the {'second' if a is None else 'first'}"}
+    left, right = (materialize(file.read(path)) for file in (first, second))
+    found = _errors(path, right, left)
+    if found["note"] == "exact":
+        return None
+    return {**row, "relative_change": found["relative_error"], "note": found["note"]}
+
+
+def _diff_cells(row: dict[str, Any]) -> list[str]:
+    sizes = ["-" if size is None else f"{size:,}" for size in row["bytes"]]
+    change = row["relative_change"]
+    return [row["tensor"], *sizes, "-" if change is None else f"{change:.4g}", row["note"]]

@@ -1,0 +1,243 @@
+"""A byte budget as an input: levels and sparsity of every tensor by rate and distortion."""
+
+import math
+import numbers
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import DTypeLike
+
+from sqs_jax.artifact import CompressedLeaf, summarize
+from sqs_jax.artifact.storage import rounding_dtype
+from sqs_jax.transform.allocation import Allocation
+from sqs_jax.transform.alternatives import Choice, Tensor, as_array, read_tensor
+from sqs_jax.transform.rules import (
+    DEFAULT_RULES,
+    Rule,
+    assign,
+    check_rules,
+    flatten,
+    is_sub_distribution,
+    path_string,
+)
+
+_AIM = 0.995  # of the budget
+_GOOD, _PROMISED = 0.99, 0.98
+_ATTEMPTS = 16  # one is usual
+
+
+def compress_to_budget(
+    params: Any,
+    *,
+    target_bytes: float | None = None,
+    target_ratio: float | None = None,
+    sensitivity: Any = None,
+    rules: Iterable[Rule] = DEFAULT_RULES,
+    dense_dtype: DTypeLike | None = None,
+    metadata: dict[str, Any] | None = None,
+) -> Any:
+    """Compress weights so that the file takes 98 to 100 % of a budget, everything counted.
+
+    Without data and without training: every tensor gets the levels and the sparsity at which one
+    more bit would lower the distortion equally everywhere. docs/budget.md says how.
+
+    Example:
+      >>> compressed = sqs_jax.compress_to_budget(params, target_ratio=8)
+      >>> sqs_jax.save("model.sqs", compressed)
+
+    Args:
+      params: tree of arrays, or of array-likes with shape, dtype and `__array__`, which are read
+        one at a time.
+      target_bytes: the most bytes that the file may take.
+      target_ratio: bytes of the original, every leaf as an array of its dtype, over those of the
+        file. Exactly one of the two is given.
+      sensitivity: tree with, at paths of params, s >= 0 that broadcasts to the weights, such as
+        E[g^2] or second moments of the inputs; the distortion is then sum s_i (w_i - v_i)^2.
+        Leaves without one have their squared error over their norm, and levels scaled to keep
+        that norm, in a unit in which pruning all leaves with a sensitivity costs the same by both
+        measures.
+      rules: which leaves may be compressed, and their `prunable` and `stacked`. K and sparsity
+        are chosen here; windows are not used. Integer, bool and complex leaves stay as they are.
+      dense_dtype: as it will be given to `save`.
+      metadata: as it will be given to `save`.
+
+    Returns:
+      A tree of `CompressedLeaf` and dense leaves, same paths; the same bytes for the same input.
+      The file is smaller than 98 % of the budget where it loses nothing at all, or where so few
+      weights are left to choose for that nothing lies between.
+
+    Raises:
+      ValueError: if not exactly one positive finite target is given, or it is below the least
+        possible file; naming the path, if weights or sensitivities cannot be used.
+    """
+    rules = check_rules(rules)
+    rounding = rounding_dtype(dense_dtype)
+    pairs, treedef = _flatten(params)
+    budget = _budget(target_bytes, target_ratio, pairs)
+    tensors = _read(pairs, assign(rules, [path for path, _ in pairs]), sensitivity, rounding)
+    dense = [None if t else as_array(leaf) for t, (_, leaf) in zip(tensors, pairs, strict=True)]
+    allocation = Allocation([tensor for tensor in tensors if tensor])
+
+    def build(choices: Sequence[Choice], learn: bool = True) -> tuple[Any, int]:
+        chosen = iter(choices)
+        leaves = [
+            tensor.build(next(chosen)) if tensor else array
+            for tensor, array in zip(tensors, dense, strict=True)
+        ]
+        tree = treedef.unflatten(leaves)
+        report = summarize(tree, dense_dtype=dense_dtype, metadata=metadata)
+        if learn:
+            bits = [leaf.file_bits for leaf, t in zip(report.leaves, tensors, strict=True) if t]
+            allocation.learn(choices, bits, report.file_bits)
+        return tree, report.file_bytes
+
+    best, size = build(allocation.least())
+    if size > budget:
+        raise ValueError(_too_small(budget, size, dense, rounding))
+    exact = allocation.exact()
+    if allocation.bytes(exact) < 1.02 * budget:
+        tree, file_bytes = build(exact)
+        if file_bytes <= budget:
+            return tree
+
+    # Two files teach what the coder makes of the estimates. Then the aim is what is corrected:
+    # by false position between what was too small and what was too large.
+    aim, under, over = _AIM * budget, None, None
+    for attempt in range(_ATTEMPTS):
+        tree, file_bytes = build(allocation.search(aim), learn=attempt < 2)
+        if size < file_bytes <= budget:
+            best, size = tree, file_bytes
+        if size >= (_GOOD if attempt < 3 else _PROMISED) * budget:
+            break
+        if attempt < 2:
+            continue
+        if file_bytes > budget:
+            over = aim, file_bytes
+        else:
+            under = aim, file_bytes
+        if under and over:
+            share = (_AIM * budget - under[1]) / (over[1] - under[1])
+            aim = under[0] + min(max(share, 0.1), 0.9) * (over[0] - under[0])
+            if over[0] - under[0] < 1e-3 * budget:
+                break  # a jump that nothing fills
+        else:
+            aim *= _AIM * budget / file_bytes
+    return best
+
+
+def rules_for(compressed: Any) -> tuple[Rule, ...]:
+    """Return the rules that give each leaf the K it has in a compressed tree.
+
+    They make a posterior of the same allocation, to be trained: `spike_slab_gmm(rules_for(tree))`.
+
+    Args:
+      compressed: a tree as `compress_to_budget` returns it.
+
+    Returns:
+      A rule per compressed leaf, then one that leaves the others dense, if there are any.
+    """
+    leaves, _ = jax.tree_util.tree_flatten_with_path(compressed, is_leaf=_is_compressed)
+    rules = [
+        Rule(
+            pattern=re.escape(path_string(path)),
+            components=math.prod(leaf.codebook.shape[-2:]),
+            min_ndim=0,
+            stacked=leaf.codebook.ndim - 2,
+        )
+        for path, leaf in leaves
+        if _is_compressed(leaf)
+    ]
+    return (*rules, Rule(components=None)) if len(rules) < len(leaves) else tuple(rules)
+
+
+def _is_compressed(node: Any) -> bool:
+    return isinstance(node, CompressedLeaf)
+
+
+def _flatten(params: Any) -> tuple[list[tuple[str, Any]], Any]:
+    """List (path, leaf), or say which leaf is no array of weights."""
+    done = jax.tree.leaves(params, is_leaf=lambda x: _is_compressed(x) or is_sub_distribution(x))
+    if any(_is_compressed(x) or is_sub_distribution(x) for x in done):
+        raise ValueError(
+            "compress_to_budget takes plain params; this tree has leaves that are compressed "
+            "already. Pass sqs_jax.materialize(compressed), or transform.mode(posterior)."
+        )
+    return flatten(params)
+
+
+def _spec(leaf: Any) -> jax.ShapeDtypeStruct:
+    """Return shape and dtype, without reading what has them."""
+    if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    array = np.asarray(leaf)
+    return jax.ShapeDtypeStruct(array.shape, array.dtype)
+
+
+def _budget(target_bytes: Any, target_ratio: Any, pairs: Sequence[tuple[str, Any]]) -> int:
+    """Return the budget in bytes."""
+    given = {"target_bytes": target_bytes, "target_ratio": target_ratio}
+    given = {name: value for name, value in given.items() if value is not None}
+    if len(given) != 1:
+        raise ValueError(
+            f"Give exactly one of target_bytes and target_ratio; got {given or 'neither'}."
+        )
+    ((name, value),) = given.items()
+    number = (
+        isinstance(value, numbers.Real | np.ndarray | np.generic) and getattr(value, "ndim", 0) == 0
+    )
+    if isinstance(value, bool) or not number or not 0 < float(value) < math.inf:
+        raise ValueError(f"{name} is {value!r}; it must be a positive finite number.")
+    if name == "target_bytes":
+        return int(value)
+    original = sum(math.prod(s.shape) * s.dtype.itemsize for s in (_spec(x) for _, x in pairs))
+    return int(original / float(value))
+
+
+def _read(
+    pairs: Sequence[tuple[str, Any]],
+    rules: Sequence[Rule | None],
+    sensitivity: Any,
+    rounding: np.dtype | None,
+) -> list[Tensor | None]:
+    """Read what may be compressed, one leaf at a time; None for leaves that stay dense."""
+    given = dict(flatten(sensitivity)[0])
+    unknown = sorted(given.keys() - {path for path, _ in pairs})
+    if unknown:
+        raise ValueError(
+            f"sensitivity has {', '.join(unknown[:8])}, where params have no leaf; it must be a "
+            "tree with params' own paths."
+        )
+    tensors: list[Tensor | None] = []
+    for (path, leaf), rule in zip(pairs, rules, strict=True):
+        spec = _spec(leaf)
+        weights = jnp.issubdtype(spec.dtype, jnp.floating) and math.prod(spec.shape)
+        if weights and rule is not None and rule.compresses(spec):
+            tensors.append(read_tensor(path, leaf, rule, given.get(path), rounding))
+        else:
+            tensors.append(None)
+    return _in_one_unit(tensors)
+
+
+def _in_one_unit(tensors: list[Tensor | None]) -> list[Tensor | None]:
+    """Scale distortions: with a sensitivity and without alike, and 1 for pruning everything."""
+    given = [tensor for tensor in tensors if tensor and not tensor.norms]
+    plain = sum(tensor.norm for tensor in given)
+    unit = sum(tensor.energy for tensor in given) / plain if plain else 1.0
+    total = sum(t.energy if t.norms else t.energy / (unit or 1.0) for t in tensors if t) or 1.0
+    return [t and t.scaled(1 / total if t.norms else 1 / (unit or 1.0) / total) for t in tensors]
+
+
+def _too_small(budget: int, least: int, dense: Sequence[Any], rounding: np.dtype | None) -> str:
+    arrays = [array for array in dense if array is not None]
+    size = sum(array.size * array.dtype.itemsize for array in arrays)
+    return (
+        f"The budget of {budget:,} bytes is below the least possible file: {least:,} bytes, with "
+        f"every weight pruned that may be. {len(arrays)} leaves that stay dense take {size:,} "
+        "bytes of it, uncompressed. Give a larger budget, a dense_dtype such as 'bfloat16' (here "
+        f"and to save{'; it is ' + rounding.name if rounding else ''}), or rules that compress "
+        "more leaves, such as Rule(min_ndim=1)."
+    )

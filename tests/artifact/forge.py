@@ -1,0 +1,75 @@
+"""Files with whatever content, right lengths and checksums around it, and their refusal."""
+
+import json
+import lzma
+import time
+import tracemalloc
+
+import pytest
+
+from sqs_jax.artifact import SqsFile, SqsFileError, inspect, load, read_metadata
+from sqs_jax.artifact import container as box
+
+SECONDS, BYTES = 2, 200 << 20
+
+
+def refuse(path, data, says=None, *, by=(load, inspect, read_metadata)):
+    """The readers refuse these bytes, quickly and in little memory."""
+    path.write_bytes(data)
+    for read in by:
+        start = time.process_time()
+        with pytest.raises(SqsFileError, match=says) as error:
+            read(path)
+        assert time.process_time() - start < SECONDS
+        assert str(path) in str(error.value) and len(str(error.value)) < 1000
+    tracemalloc.start()
+    try:
+        with pytest.raises(SqsFileError):
+            by[0](path)
+        assert tracemalloc.get_traced_memory()[1] < BYTES
+    finally:
+        tracemalloc.stop()
+
+
+def assemble(index, leaves, *, packed=False):
+    """Return the bytes of a file.
+
+    Args:
+        index: Anything that JSON can write, or the JSON itself, as bytes.
+        leaves: The bytes of each leaf, without checksums.
+        packed: Whether `index` is bytes that are compressed already.
+    """
+    text = index if isinstance(index, bytes) else json.dumps(index).encode()
+    head = box.sealed(text if packed else lzma.compress(text, lzma.FORMAT_ALONE))
+    data = b"".join(map(box.sealed, leaves))
+    return box.write_header(len(head), len(data)) + head + data
+
+
+def parts(path):
+    """Return the index of a file and the bytes of its leaves."""
+    data = path.read_bytes()
+    with open(path, "rb") as file:
+        streams = box.read_header(file, len(data))
+    with SqsFile(path) as file:
+        own = [leaf for leaf in file.leaves if leaf.shared_with is None]
+    leaves = [data[leaf.offset : leaf.offset + leaf.spec.nbytes] for leaf in own]
+    return box.read_index(data[slice(*streams.of_index)]), leaves
+
+
+def forge(path, change):
+    """Return the bytes of a file after `change(index, leaves)`, checksums and all."""
+    index, leaves = parts(path)
+    change(index, leaves)
+    return assemble(index, leaves)
+
+
+def put(value, *keys):
+    """Return a change of one place in the index."""
+
+    def change(index, leaves):
+        node = index
+        for key in keys[:-1]:
+            node = node[key]
+        node[keys[-1]] = value
+
+    return change

@@ -1,0 +1,94 @@
+"""Training towards a size: the allocation becomes rules and units, and the file lands."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sqs_jax
+from experiments.budget import with_budget
+from experiments.configs import digits
+from experiments.evaluate import build_model
+from experiments.phases import phases
+from experiments.trees import sparsity, sub_distributions
+from sqs_jax.cli import main
+from tests.experiments.test_train import SHORT
+
+TARGET = 12_000
+
+
+@pytest.fixture(scope="module")
+def compression():
+    config = digits.get_config()
+    config.sqs.target_bytes = TARGET
+    model = build_model(config, 10)
+    dense = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    phase = with_budget(phases(config, num_train=1280)[-1], dense, config)
+    return phase, phase.transform.init(dense["params"])
+
+
+def test_rules_and_ramp_are_those_of_the_allocation(compression):
+    phase, posterior = compression
+    leaves = sub_distributions(posterior)
+    assert set(leaves) == {f"{name}/kernel" for name in ("Conv_0", "Conv_1", "Dense_0", "Dense_1")}
+    levels = {path: leaf.means.shape[-1] for path, leaf in leaves.items()}
+    assert len(set(levels.values())) > 1  # not the same K everywhere
+    end = float(phase.mask.sparsity(phase.mask.end))
+    pruned = phase.mask.prune(posterior, end)
+    # At the allocated sparsity the one threshold is every tensor's own.
+    assert sparsity(pruned) == pytest.approx(end, abs=1e-4)
+    size = phase.mask.budget.file_bytes(pruned, {})
+    assert 0.8 * TARGET < size < 1.2 * TARGET
+
+
+def test_the_decision_after_the_ramp_meets_the_size_and_is_repeatable(compression):
+    phase, posterior = compression
+    mask = phase.mask
+    step = next(s for s in range(mask.end, phase.steps) if mask.due(s))
+    posterior = mask.prune(posterior, float(mask.sparsity(step)))
+    decided = mask.decide(posterior, step, {})
+    assert 0.98 * TARGET <= mask.budget.file_bytes(decided, {}) <= TARGET
+    again = mask.decide(posterior, step, {})
+    jax.tree.map(np.testing.assert_array_equal, decided, again)
+    # Later ones keep that sparsity: it is in the masks, so that a resumed run knows it.
+    later = mask.decide(decided, step + mask.every, {})
+    assert sparsity(later) == pytest.approx(sparsity(decided), abs=1e-12)
+    frozen = mask.decide(later, mask.freeze, {})
+    assert 0.98 * TARGET <= mask.budget.file_bytes(frozen, {}) <= TARGET
+    assert mask.budget.land(frozen, {}) is frozen
+
+
+def test_a_size_that_cannot_be_met_is_named(compression):
+    phase, posterior = compression
+    budget = phase.mask.budget._replace(target=500)
+    with pytest.raises(ValueError, match=r"target_bytes is 500.*still takes \d+ bytes"):
+        budget.fit(posterior, 0.5, {}, sqs_jax.prune)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({"target_bytes": -1}, "-1"), ({"target_bytes": 9, "window_kind": "equal"}, "'equal'")],
+)
+def test_contradictions_are_named(changes, said):
+    config = digits.get_config()
+    config.sqs.update(changes)
+    with pytest.raises(ValueError, match=said):
+        phases(config, num_train=1280)
+
+
+def test_a_training_lands_and_its_file_is_whole(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "experiments.train", *SHORT, f"--workdir={tmp_path}"]
+    command.append("--config.sqs.target_bytes=12000")
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-4000:]
+    path = tmp_path / "model.sqs"
+    assert 0.98 * TARGET <= os.path.getsize(path) <= TARGET
+    assert main(["verify", str(path)]) == 0
+    recipe = sqs_jax.read_metadata(path)["recipe"]
+    assert recipe == json.loads((tmp_path / "config.json").read_text())
