@@ -8,6 +8,9 @@ from loky import get_reusable_executor
 
 __all__ = ["mapping"]
 
+_IDLE = 120
+"""Seconds that a process waits for the next call before it ends."""
+
 
 def mapping(workers: int) -> Callable[..., Any]:
     """Return what maps a function over chunks, in order: this process and `workers` - 1 others.
@@ -35,7 +38,7 @@ def mapping(workers: int) -> Callable[..., Any]:
 
 
 def _executor(workers: int) -> Any:
-    return get_reusable_executor(max_workers=workers - 1)
+    return get_reusable_executor(max_workers=workers - 1, timeout=_IDLE)
 
 
 def _run(function: Callable[..., Any], jobs: list[tuple[Any, ...]]) -> list[Any]:

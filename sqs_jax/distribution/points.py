@@ -91,5 +91,7 @@ def _points(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
         sums[2, first + 1 : first + cuts.size] = np.add.reduceat(part * part, inner)
     sums[0, 1:] = np.diff(ends)
     values = ordered[starts].astype(np.float64) if distinct else sums[1, 1:] / sums[0, 1:]
-    spread = 0.0 if distinct else max(0.0, float(sums[2].sum() - sums[0, 1:] @ values**2))
+    spread = 0.0
+    if not distinct:
+        spread = max(1e-300, float(sums[2].sum() - sums[0, 1:] @ values**2))
     return values, np.cumsum(sums, axis=1), spread

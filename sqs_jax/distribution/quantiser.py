@@ -76,7 +76,7 @@ def quantise(sources: Sequence[Source], slope: float, *, prunable: bool = True) 
     lengths[0] = 0.0 if prunable else np.inf
     square = sum(source.energy for source in sources)
     previous = np.inf
-    for _ in range(_STEPS):
+    for step in range(_STEPS):
         count, mass, moment = _statistics(sources, levels, lengths, slope)
         used = count[1:] > 0
         kept = np.append(True, used)
@@ -88,11 +88,13 @@ def quantise(sources: Sequence[Source], slope: float, *, prunable: bool = True) 
         objective = distortion + slope * (entropy_bits(count) + LEVEL_BITS * levels.shape[1])
         if objective > previous - _TOLERANCE * abs(previous):
             merged = _merge(levels, count, mass, slope)
-            if merged is None:
+            if merged is None or step == _STEPS - 1:
                 break
             levels, lengths = merged
         previous = objective
-    levels = np.sort(levels, axis=1)
+    # sensitivities may have moved levels past each other, unused ones of a slice may lie anywhere
+    order = np.argsort(levels, axis=1, kind="stable")
+    levels, mass = (np.take_along_axis(x, order, axis=1) for x in (levels, mass))
     bits = entropy_bits(count) + _TABLE_BITS * levels.shape[1]
     return Quantiser(levels, lengths, slope, mass, max(distortion, 0.0), bits)
 
@@ -106,9 +108,11 @@ def lossless(sources: Sequence[Source], *, prunable: bool = True) -> Quantiser |
         mine = np.unique(np.concatenate([s.values for s in sources if s.row == t]))
         values.append(mine[mine != 0] if prunable else mine)
     most = max(mine.size for mine in values)
-    levels = np.array(
-        [np.append(v, np.full(most - v.size, v[-1] if v.size else 0)) for v in values]
-    )
+    if most > _MAX_LEVELS:
+        return None
+    # slices with fewer values repeat their last one
+    filled = (np.append(v, np.full(most - v.size, v[-1] if v.size else 0.0)) for v in values)
+    levels = np.stack(list(filled))
     lengths = np.zeros(most + 1)
     lengths[0] = 0.0 if prunable else np.inf
     count, mass, _ = _statistics(sources, levels, lengths, _ANY_SLOPE)
@@ -212,8 +216,7 @@ def _merge(
     if not due.any():
         return None
     levels, count = levels.copy(), count.copy()
-    pruned = due & (rise <= after)
-    pruned &= best == np.min(best, where=pruned, initial=np.inf)  # one by one: each changes p(0)
+    pruned = due & (rise <= after)  # each makes pruning the others cheaper still
     (first,) = np.nonzero(due & (after < rise))
     total = np.maximum(mass[:, first] + mass[:, first + 1], 1e-300)
     share = mass[:, first + 1] / total
@@ -254,7 +257,7 @@ def thin(sources: Sequence[Source], quantiser: Quantiser, excess: float) -> Quan
     while entropy_bits(count(high)) > most:
         low, high = high, 1e3 * high
     for _ in range(40):
-        middle = math.sqrt(low * high)
+        middle = math.sqrt(low) * math.sqrt(high)
         low, high = (low, middle) if entropy_bits(count(middle)) <= most else (middle, high)
     dear, cheap = count(low), count(high)
     share, enough = 0.0, 1.0
@@ -288,11 +291,9 @@ def assign(
     share, other = quantiser.thinned
     for t, row in enumerate(weights):
         mine = [source for source in sources if source.row == t]
-        group = (
-            np.zeros(row.size, np.int8)
-            if sensitivity is None
-            else group_by_sensitivity(sensitivity[t])
-        )
+        group = np.zeros(row.size, np.int8)
+        if sensitivity is not None:
+            group = group_by_sensitivity(sensitivity[t])
         for start in range(0, row.size, _BLOCK):
             block = slice(start, start + _BLOCK)
             # multiples of the golden ratio mod 1: any share of them is spread evenly

@@ -25,14 +25,15 @@ class Allocation:
 
     Args:
       tensors: all that may be compressed; their distortions add up to 1 if all are pruned.
+      rest: bits of the file that are not theirs, about.
     """
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
+    def __init__(self, tensors: Sequence[Tensor], rest: float) -> None:
         self._tensors = tensors
         self._allowed = [tensor.fixed for tensor in tensors]
         self._coder = [_CODER] * len(tensors)
-        self._slope = 0.0
-        self._rest = 0.0  # bits of the file beside the tensors'
+        self._rest = rest
+        self._slope = 0.0  # where the last search ended
 
     def least(self) -> list[Choice]:
         """Return the choices of the smallest file."""
@@ -76,7 +77,7 @@ class Allocation:
         self._allowed = [tensor.fixed for tensor in self._tensors]
         self._slope = self._slope or self._guess(size)
         below, above = self._next_to(size, self.at(self._slope))
-        self._slope = below.slope  # where the next search begins
+        self._slope = below.slope
         while below.bytes < (1 - _GAP) * size and self._ban(below, size):
             below, above = self._next_to(size, below)
         if below.bytes < (1 - _GAP) * size:
@@ -104,11 +105,13 @@ class Allocation:
         """Bracket a size: the points that take at most so much, and more; by false position."""
         below = above = point
         while below.bytes > size and below.slope < _MOST_SLOPE:
-            above, below = below, self.at(below.slope * 8)
+            above = below
+            below = point = self.at(below.slope * 8)
         while above.bytes <= size and above.slope > _LEAST_SLOPE:
-            below, above = above, self.at(above.slope / 8)
-        if above.bytes <= size:
-            return above, above
+            below = above
+            above = point = self.at(above.slope / 8)
+        if below.bytes > size or above.bytes <= size:
+            return point, point
         for step in range(40):
             gap = math.log(below.slope / above.slope)
             if below.bytes > (1 - _CLOSE) * size or gap < 1e-4:

@@ -80,7 +80,8 @@ def compress_to_budget(
     budget = _budget(target_bytes, target_ratio, pairs)
     tensors = _read(pairs, assign(rules, [path for path, _ in pairs]), sensitivity, rounding)
     dense = [None if t else as_array(leaf) for t, (_, leaf) in zip(tensors, pairs, strict=True)]
-    allocation = Allocation([tensor for tensor in tensors if tensor])
+    rest = sum(array.nbytes for array in dense if array is not None) + 300 + 6 * len(pairs)
+    allocation = Allocation([tensor for tensor in tensors if tensor], 8 * rest)
 
     def build(choices: Sequence[Choice], learn: bool = True) -> tuple[Any, int]:
         chosen = iter(choices)
@@ -95,11 +96,8 @@ def compress_to_budget(
             allocation.learn(choices, bits, report.file_bits)
         return tree, report.file_bytes
 
-    best, size = build(allocation.least())
-    if size > budget:
-        raise ValueError(_too_small(budget, size, dense, rounding))
     exact = allocation.exact()
-    if allocation.bytes(exact) < 1.02 * budget:
+    if allocation.bytes(exact) < 1.1 * budget:
         tree, file_bytes = build(exact)
         if file_bytes <= budget:
             return tree
@@ -107,6 +105,7 @@ def compress_to_budget(
     # Two files teach what the coder makes of the estimates. Then the aim is what is corrected:
     # by false position between what was too small and what was too large.
     aim, under, over = _AIM * budget, None, None
+    best, size = None, 0
     for attempt in range(_ATTEMPTS):
         tree, file_bytes = build(allocation.search(aim), learn=attempt < 2)
         if size < file_bytes <= budget:
@@ -126,6 +125,10 @@ def compress_to_budget(
                 break  # a jump that nothing fills
         else:
             aim *= _AIM * budget / file_bytes
+    if not size:
+        best, size = build(allocation.least())
+        if size > budget:
+            raise ValueError(_too_small(budget, size, dense, rounding))
     return best
 
 

@@ -15,6 +15,7 @@ import ml_dtypes  # noqa: F401 (teaches numpy the names bfloat16, float8_e4m3fn,
 import numpy as np
 
 CHUNK = 2**19
+LZMA1 = [{"id": lzma.FILTER_LZMA1, "dict_size": 1 << 22, "lc": 0, "lp": 0, "pb": 0}]
 FORMS = set()
 
 
@@ -101,6 +102,10 @@ def read_symbols(data, shape, alphabet):
         symbols = [source.bits(width) for _ in range(count)]
     elif data[0] <= 24:
         symbols = read_one_table(source, count)
+    elif data[0] == 32:
+        FORMS.add("lzma")
+        wide = "u1" if alphabet <= 256 else "<u2"
+        symbols = np.frombuffer(lzma.decompress(data[1:], lzma.FORMAT_RAW, None, LZMA1), wide)
     else:
         symbols = read_context(source, shape, alphabet)
     assert max(symbols, default=0) < alphabet

@@ -49,6 +49,13 @@ CASES = {
         [leaf(structured((120, 90), 9)), leaf(structured((2, 90, 80), axes=(1, 2)), stack=(2,))],
         {"context, pairs first", "context, pairs last"},
     ),
+    "repeats": (
+        [
+            leaf(np.tile(RNG.integers(0, 5, (30, 64)), (4, 1))),
+            leaf(np.tile(RNG.integers(0, 700, (30, 64)), (4, 1))),
+        ],
+        {"lzma"},
+    ),
     "packed": (
         [leaf(np.arange(200)), leaf(np.arange(1001) % 7), leaf(np.ones(1, int))],
         {"packed"},

@@ -5,6 +5,7 @@ One call codes one tensor. The first byte says how:
     (no bytes)     no codes
     128 + width    fixed-length codes of `width` bits, most significant bit first, zero-padded
     0..24          ANS with one table; the byte is the table's first, its number of bits
+    32             LZMA, where long stretches repeat
     64, 65         ANS with a table per context, the steps being trailing or leading axes
 
 whichever is shortest. ANS streams are cut in chunks of `CHUNK` codes, each decodable by itself, so
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from sqs_jax.artifact.coding import ans, context
+from sqs_jax.artifact.coding import ans, context, repeats
 from sqs_jax.artifact.coding.table import (
     PRECISION,
     best_table,
@@ -33,6 +34,7 @@ __all__ = ["CHUNK", "decode", "encode", "entropy_bits", "histogram"]
 
 MAX_ALPHABET = 1 << 16
 PACKED = 128
+REPEATS = 32
 CONTEXT = 64
 CHUNK = 1 << 19
 """Codes per chunk of a stream; also bounds the memory beside it (a multiple of 8)."""
@@ -68,13 +70,19 @@ def encode(codes: np.ndarray, alphabet: int, *, map: Map = map) -> bytes:
             frequencies, table, size = coarse
     width = max(1, int(np.flatnonzero(counts)[-1]).bit_length())
     packed = 1 + math.ceil(flat.size * width / 8)
+    data = None  # the shortest form other than packed and with one table
+    least = min(size, packed)
     if np.count_nonzero(counts) > 1 and (fitted := context.fit(codes, alphabet)) is not None:
         model, words = fitted
         header = _write_context(model)
-        if len(header) + words < min(size, packed):
+        if len(header) + words < least:
             data = _encode_contexts(header, model, codes, map)
-            if len(data) < min(size, packed):
-                return data
+    if repeats.repeats(flat):
+        least = min(least, len(data)) if data else least
+        repeated = bytes([REPEATS]) + repeats.encode(flat, alphabet)
+        data = repeated if len(repeated) < least else data
+    if data is not None and len(data) < min(size, packed):
+        return data
     if packed <= size:
         return bytes([PACKED + width]) + b"".join(_pack(part, width) for part in _chunks(flat))
     starts = range(0, flat.size, CHUNK)
@@ -123,6 +131,8 @@ def decode(
         words = _split(data, end, len(sizes))
         several = [frequencies] * len(sizes), [np.dtype(dtype)] * len(sizes)
         flat = _gather(count, dtype, map(_decode_static, words, sizes, *several))
+    elif data[0] == REPEATS:
+        flat = repeats.decode(data[1:], count, alphabet, dtype)
     elif data[0] - CONTEXT in (0, 1):
         return _decode_contexts(data, shape, alphabet, dtype, map)
     else:

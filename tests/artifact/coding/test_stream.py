@@ -51,6 +51,8 @@ CASES = {
     "65 symbols": (pruned(5001, 0.3, 64), 65),
     "uniform": (uniform(4001, 256), 256),
     "wide": (laplace(20_000, 65_536), 65_536),
+    "repeats": (np.tile(pruned(6400, 0.3, 4), 3), 5),
+    "wide repeats": (np.tile(laplace(6400, 65_536), 3), 65_536),
     "matrix": (structured((120, 90)), 5),
     "convolution": (structured((20, 30, 3, 3), 6), 7),
     "convolution, last": (structured((3, 3, 40, 50), 3, axes=(2, 3)), 4),
@@ -292,3 +294,19 @@ def test_any_bytes_give_symbols_or_a_value_error(streams):
         good += 1
         assert out.shape == shape and (not out.size or out.max() < alphabet)
     assert good > 50
+
+
+def test_rows_that_come_again_take_a_dictionary_coder():
+    rows = pruned(64 * 400, 0.4, 4).reshape(400, 64)
+    again = np.concatenate([rows, rows[np.random.default_rng(1).integers(0, 400, 400)]])
+    again[::50, 3] = 1  # nearly the same is enough
+    data = encode(again, 5)
+    assert data[0] == 32 and len(data) < 0.7 * entropy_bits(histogram(again.ravel(), 5)) / 8
+    assert encode(rows, 5)[0] != 32  # nothing repeats: not tried
+    for wrong in (data + b"\0", data[:-1], data[:20]):
+        with pytest.raises(ValueError):
+            decode(wrong, again.shape, 5, np.uint8)
+    with pytest.raises(ValueError, match="end"):
+        decode(data, (10, 64), 5, np.uint8)
+    with pytest.raises(ValueError, match="outside"):
+        decode(data, again.shape, 4, np.uint8)
