@@ -34,8 +34,9 @@ def run(_: Path, data: Path) -> list[dict[str, Any]]:
             best = min(trials, key=lambda trial: trial["error"])
             rows.append({"network": name, "ratio": ratio, "budget": budget, "dense": quality,
                          "seconds": seconds, **ours, "uniform": best})  # fmt: skip
-            print(f"{name:>17} {ratio:>5} {seconds:>5.1f} {_figures(ours)}  {best['components']:>3} "
-                  f"{best['sparsity']:>8.3f} {_figures(best)}", flush=True)  # fmt: skip
+            print(f"{name:>17} {ratio:>5} {seconds:>5.1f} {_figures(ours)}  "
+                  f"{best['components']:>3} {best['sparsity']:>8.3f} {_figures(best)}",
+                  flush=True)  # fmt: skip
     return rows
 
 

@@ -231,13 +231,13 @@ def _coded(quantiser: Quantiser, dtype: np.dtype, sources: list[Source], norms: 
         return Choice(distortion, bits + 8 * codebook.size, codebook, quantiser)
     wanted = levels * _gains(quantiser, sources)[:, None] if norms else levels
     most = float(jnp.finfo(dtype).max)
-    wanted = np.clip(wanted, -most, most).astype(dtype)
+    wanted = np.clip(wanted, -most, most).astype(dtype).astype(np.float64)
     choices = []
-    for stored in _dtypes(wanted.dtype):
-        codebook = _rounded(wanted, stored)
+    for stored in _dtypes(np.dtype(dtype)):
+        codebook = _rounded(wanted.astype(dtype), stored)
         if np.isfinite(codebook).all():
-            # levels are means of their weights, so moving one adds its distance squared
-            moved = float(np.sum(quantiser.mass * (codebook.astype(np.float64) - levels) ** 2))
+            # of means of weights, so moving one adds its distance squared; their gain is no loss
+            moved = float(np.sum(quantiser.mass * (codebook.astype(np.float64) - wanted) ** 2))
             size = 8.0 * stored.itemsize * levels.size
             choices.append(Choice(distortion + moved, bits + size, codebook, quantiser))
     return min(choices, key=lambda choice: choice.distortion + slope * choice.bits)

@@ -33,7 +33,7 @@ _ATTEMPTS = 16  # one is usual
 def compress_to_budget(
     params: Any,
     *,
-    target_bytes: float | None = None,
+    target_bytes: int | None = None,
     target_ratio: float | None = None,
     sensitivity: Any = None,
     rules: Iterable[Rule] = DEFAULT_RULES,

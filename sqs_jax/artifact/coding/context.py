@@ -124,95 +124,98 @@ def view(shape: tuple[int, ...], leading: bool) -> tuple[int, int, int] | None:
     return (rows, columns, steps) if steps <= MAX_STEPS else None
 
 
-def fit(codes: np.ndarray, alphabet: int) -> tuple[Context, float] | None:
+def fit(codes: np.ndarray, counts: np.ndarray) -> tuple[Context, float] | None:
     """Choose the contexts that make codes shortest.
 
     Args:
         codes: Unsigned integer array, any shape.
-        alphabet: The number of different symbols there can be.
+        counts: How often each symbol occurs, `[alphabet]`.
 
     Returns:
         The best model found and how many bytes of words it codes them in; None if the shape or the
-        alphabet has none.
+        alphabet has none, or the codes have no such structure.
     """
-    if alphabet > MAX_ALPHABET or codes.size < 2:
+    if counts.size > MAX_ALPHABET or codes.size < 2:
         return None
     fits = []
     for leading in (False, True):
         shape = view(codes.shape, leading)
         if shape is not None:
             viewed = codes.reshape(shape[2], -1).T if leading else codes.reshape(-1, shape[2])
-            fits.append(_fit(viewed, shape, alphabet, leading))
-    return min(fits, key=lambda found: found[0])[1:] if fits else None
+            fits.append(_fit(viewed, shape, counts, leading))
+    found = [fitted for fitted in fits if fitted is not None]
+    return min(found, key=lambda fitted: fitted[0])[1:] if found else None
 
 
 def _fit(
-    codes: np.ndarray, shape: tuple[int, int, int], alphabet: int, leading: bool
-) -> tuple[float, Context, float]:
+    codes: np.ndarray, shape: tuple[int, int, int], counts: np.ndarray, leading: bool
+) -> tuple[float, Context, float] | None:
     """Return about how many bytes codes `[A * B, P]` take, their model, and those of the words."""
-    counts = np.bincount(codes.reshape(-1), minlength=alphabet)
     shares = counts / counts.sum()
     lengths = np.where(counts, -np.log2(np.maximum(shares, 1e-12)), 0.0)
     floor = lengths[counts > 0].min()
-    activity = np.clip(np.round(2 * (lengths - floor)), 0, MAX_ACTIVITY - 1).astype(np.int64)
+    activity = np.clip(np.round(2 * (lengths - floor)), 0, MAX_ACTIVITY - 1).astype(np.uint8)
     mean = float(shares @ activity)
     spread = math.sqrt(max(float(shares @ (activity - mean) ** 2), 1e-12))
+    active = activity[codes]
 
-    levels = [np.zeros(size, np.int64) for size in shape]
-    active = activity.astype(np.uint8)[codes].reshape(shape)
-    score = np.zeros(shape, np.int8)
-    bias = 0
-    best: float = _merge(_histogram(codes, score.reshape(codes.shape), 1, alphabet))[0]
+    levels, score, bias = [np.zeros(size, np.int64) for size in shape], np.zeros(shape, np.int8), 0
+    merged = _merge(counts[None])
+    best = merged[0]
     for axis, size in enumerate(shape):
-        if size == 1:
-            continue
         others = tuple(other for other in range(3) if other != axis)
-        sums = active.sum(axis=others, dtype=np.int64)
+        sums = active.reshape(shape).sum(axis=others, dtype=np.int64)
         # Shrunk towards the mean by two codes' worth: short rows prove little.
         means = (sums + 2 * mean) / (active.size // size + 2)
         level = np.clip(np.round((means - mean) / (_LEVEL_STEP * spread)), -4, 4).astype(np.int8)
+        if size == 1 or not level.any():
+            continue
         trial = score + np.expand_dims(level, others)
-        middle = int(np.median(level))  # of the scores' bulk, roughly
-        trial_bias = bias + middle
-        clipped = np.clip(trial - trial_bias + SCORES // 2, 0, SCORES - 1)
-        merged = _merge(_histogram(codes, clipped.reshape(codes.shape), SCORES, alphabet))
-        cost = merged[0] + _side_bytes(level)
+        trial_bias = bias + int(np.median(level))  # the bulk of the scores stays in the middle
+        found = _merge(_histogram(codes, _clipped(trial, trial_bias, codes.shape), counts.size))
+        cost = found[0] + _side_bytes(level)
         if cost < best:
-            score, bias, best = trial, trial_bias, cost
+            score, bias, best, merged = trial, trial_bias, cost, found
             levels[axis] = level.astype(np.int64)
+    if len(merged[2]) == 1 and shape[2] == 1:
+        return None
 
+    total_bytes, table_of, tables = merged
+    table_of = np.repeat(np.broadcast_to(table_of, CONTEXTS)[:SCORES], PASTS)  # whatever the past
     low = max(0, round(16 * (mean - 2 * _PAST_STEP * spread)))
     width = max(1, round(16 * _PAST_STEP * spread))
-    context = np.clip(score.reshape(codes.shape) - bias + SCORES // 2, 0, SCORES - 1) * PASTS
-    context = context.astype(np.uint8)
-    plain = _merge(_histogram(codes, context, CONTEXTS, alphabet))
-    total = np.zeros(len(codes), np.int32)
-    for step in range(1, shape[2]):
-        total += active.reshape(codes.shape)[:, step - 1]
-        context[:, step] += _past(total, step, low, width).astype(np.uint8)
-    with_past = _merge(_histogram(codes, context, CONTEXTS, alphabet))
-    if with_past[0] >= plain[0]:  # one context per score: the decoder's `past` then changes nothing
-        plain[1].reshape(SCORES, PASTS)[:] = plain[1].reshape(SCORES, PASTS)[:, :1]
-        with_past = plain
-    total_bytes, table_of, tables = with_past
+    if shape[2] > 1:
+        context = _clipped(score, bias, codes.shape) * np.uint8(PASTS)
+        total = np.zeros(len(codes), np.int32)
+        for step in range(1, shape[2]):
+            total += active[:, step - 1]
+            context[:, step] += _past(total, step, low, width).astype(np.uint8)
+        with_past = _merge(_histogram(codes, context, counts.size))
+        if with_past[0] < total_bytes:
+            total_bytes, table_of, tables = with_past
     lifted = tuple(level - level.min() for level in levels)
     bias -= sum(int(level.min()) for level in levels) + SCORES // 2
-    chosen = [best_table(counts) for counts in tables]
+    chosen = [best_table(table) for table in tables]
     words = sum(length - len(table) for _, table, length in chosen)
-    model = Context(
-        leading, lifted, bias, low, width, activity, table_of, [table[0] for table in chosen]
-    )
+    frequencies = [table[0] for table in chosen]
+    model = Context(leading, lifted, bias, low, width, activity, table_of, frequencies)
     return total_bytes, model, words
 
 
-def _histogram(codes: np.ndarray, context: np.ndarray, contexts: int, alphabet: int) -> np.ndarray:
-    """Count the symbols of each context, `[contexts, alphabet]`, in bounded working memory."""
-    counts = np.zeros(contexts * alphabet, np.int64)
+def _clipped(score: np.ndarray, bias: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Return scores `[A, B, P]` as the first part of contexts, in 0..15."""
+    middle = score.reshape(shape) - np.int8(bias - SCORES // 2)
+    return np.asarray(np.clip(middle, 0, SCORES - 1).astype(np.uint8))
+
+
+def _histogram(codes: np.ndarray, context: np.ndarray, alphabet: int) -> np.ndarray:
+    """Count the symbols of each context, `[CONTEXTS, alphabet]`, in bounded working memory."""
+    counts = np.zeros(CONTEXTS * alphabet, np.int64)
     for start in range(0, len(codes), _ROWS):
         part, where = codes[start : start + _ROWS], context[start : start + _ROWS]
-        index = where.astype(np.int32) * alphabet + part
+        index = np.multiply(where, alphabet, dtype=np.int64) + part
         counts += np.bincount(index.reshape(-1), minlength=counts.size)
-    return counts.reshape(contexts, alphabet)
+    return counts.reshape(CONTEXTS, alphabet)
 
 
 def _merge(counts: np.ndarray) -> tuple[float, np.ndarray, list[np.ndarray]]:

@@ -72,7 +72,7 @@ def encode(codes: np.ndarray, alphabet: int, *, map: Map = map) -> bytes:
     packed = 1 + math.ceil(flat.size * width / 8)
     data = None  # the shortest form other than packed and with one table
     least = min(size, packed)
-    if np.count_nonzero(counts) > 1 and (fitted := context.fit(codes, alphabet)) is not None:
+    if np.count_nonzero(counts) > 1 and (fitted := context.fit(codes, counts)) is not None:
         model, words = fitted
         header = _write_context(model)
         if len(header) + words < least:
