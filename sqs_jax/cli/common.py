@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -83,8 +84,8 @@ def progress(what: str, total: float) -> Iterator[Callable[[float], None]]:
         yield lambda amount: bar.update(task, advance=amount)
 
 
-def tracked(tensors: dict[str, LazyArray], advance: Callable[[float], None]) -> dict[str, Any]:
-    """Return the tensors, telling of each that is read by its size in bytes."""
+def tracked(tree: Any, advance: Callable[[float], None]) -> Any:
+    """Return a tree of lazy arrays, telling of each that is read by its size in bytes."""
 
     def tell(tensor: LazyArray) -> LazyArray:
         def read() -> Any:
@@ -94,7 +95,7 @@ def tracked(tensors: dict[str, LazyArray], advance: Callable[[float], None]) -> 
 
         return LazyArray(tensor.shape, tensor.dtype, read)
 
-    return {name: tell(tensor) for name, tensor in tensors.items()}
+    return jax.tree.map(tell, tree)
 
 
 def print_json(value: Any) -> None:

@@ -29,6 +29,7 @@ from sqs_jax.cli.common import (
 
 __all__ = ["add_compress", "add_decompress"]
 
+_PASSES = 4  # over the weights, about: one to sort them, then one for each file that is tried
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 _UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 
@@ -93,16 +94,19 @@ def _compress(args: argparse.Namespace) -> int:
     metadata = _metadata(args, source)
     sensitivity = open_checkpoint(args.sensitivity).tree if args.sensitivity else None
     options = {"dense_dtype": args.dense_dtype, "metadata": metadata}
-    compressed = sqs_jax.compress_to_budget(
-        source.tree,
-        target_bytes=args.target_bytes,
-        target_ratio=args.target_ratio,
-        sensitivity=sensitivity,
-        rules=[*rules, *sqs_jax.DEFAULT_RULES],
-        **options,
-    )
-    weights = sum(tensor.size for tensor in flat_names(source.tree).values())
-    options["workers"] = workers(weights)
+    tensors = flat_names(source.tree).values()
+    original = sum(tensor.nbytes for tensor in tensors)
+    with progress("compressing", _PASSES * original) as advance:
+        compressed = sqs_jax.compress_to_budget(
+            tracked(source.tree, advance),
+            target_bytes=args.target_bytes,
+            target_ratio=args.target_ratio,
+            sensitivity=sensitivity,
+            rules=[*rules, *sqs_jax.DEFAULT_RULES],
+            **options,
+        )
+        advance(_PASSES * original)
+    options["workers"] = workers(sum(tensor.size for tensor in tensors))
     if source.kind == "huggingface":
         with replacing_folder(args.output) as folder:
             skipped = copy_other_files(args.input, folder)
@@ -110,7 +114,6 @@ def _compress(args: argparse.Namespace) -> int:
     else:
         skipped = []
         written = sqs_jax.save(args.output, compressed, **options)
-    original = sum(tensor.nbytes for tensor in flat_names(source.tree).values())
     result = {"output": args.output, "bytes": written, "original_bytes": original}
     result["ratio"] = original / written
     if args.json:

@@ -18,9 +18,9 @@ def round_to_tolerance(
     """Round codebooks and dense leaves as far as the outputs allow.
 
     A file stores every array in the narrowest dtype that holds its values exactly, so rounded
-    values make it smaller; they come back in the leaf's own dtype. All leaves are first rounded to one
-    dtype, the narrowest that stays within the tolerance; then each leaf, the largest first, to
-    narrower ones as long as all together stay within it.
+    values make it smaller; they come back in the leaf's own dtype. All leaves are first rounded
+    to one dtype, the narrowest that stays within the tolerance; then each leaf, the largest first,
+    to narrower ones as long as all together stay within it.
 
     Args:
       compressed: tree of CompressedLeaf and arrays.

@@ -205,6 +205,7 @@ def test_a_hugging_face_folder_comes_back_as_it_was(tmp_path, capsys):
     assert "again" in capsys.readouterr().err
 
 
+INT = ["--dense-dtype", "int3"]
 MISTAKES = {
     "no such file": (["inspect", "{tmp}/none.sqs"], "none.sqs"),
     "not an sqs file": (["inspect", "{model}"], "safetensors file"),
@@ -212,12 +213,12 @@ MISTAKES = {
     "a budget of nothing": (["compress", "{model}", "-o", "{tmp}/x", "--target-bytes", "0"], "0"),
     "too small": (["compress", "{model}", "-o", "{tmp}/x", "--target-bytes", "300"], "300"),
     "no tensor": (["compress", "{model}", "-o", "{tmp}/x", "--target-ratio=4", "--keep=z"], "'z'"),
-    "no folder": (["compress", "{model}", "-o", "{tmp}/n/x", "--target-ratio=4"], "create it first"),
+    "no folder": (["compress", "{model}", "-o", "{tmp}/n/x", "--target-ratio=4"], "create it"),
     "a folder": (["decompress", "{sqs}", "-o", "{tmp}"], "folder"),
     "no picture": (["plot", "{sqs}", "-o", "{tmp}/x.pdf"], ".png"),
     "a folder without": (["inspect", "{tmp}"], "model.sqs"),
     "tolerance alone": (["verify", "{sqs}", "--tolerance", "1"], "original"),
-    "dtype": (["compress", "{model}", "-o", "{tmp}/x", "--target-ratio=4", "--dense-dtype=int3"], "int3"),
+    "dtype": (["compress", "{model}", "-o", "{tmp}/x", "--target-ratio=4", *INT], "int3"),
 }  # fmt: skip
 
 

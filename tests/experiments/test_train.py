@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors
 
 import sqs_jax
+from sqs_jax.cli import main as sqs_command
 
 SHORT = (
     "--config=experiments/configs/digits.py",
@@ -53,6 +55,9 @@ def test_run_ends_with_a_small_file_and_a_report(finished: Path) -> None:
     assert report.original_bytes / report.file_bytes > 20
     assert report.kept == report.compressed_weights - round(0.81 * report.compressed_weights)
     assert (finished / "report.html").stat().st_size > 10_000
+    with safetensors.safe_open(finished / "model.sqs", "numpy") as file:
+        assert file.metadata() == {"format": "sqs", "version": "1.0"}
+    assert sqs_command(["verify", str(finished / "model.sqs")]) == 0
 
 
 def test_second_process_sees_the_deployed_weights(finished: Path) -> None:
