@@ -58,7 +58,7 @@ def _sizes(path: Path, data: Path) -> list[dict[str, Any]]:
     for name, weights in networks.items():
         for components, sparsity in _SETTINGS if len(weights) > 1 else _SPEEDS:
             compressed = compress(weights, components, sparsity)
-            row = {"network": name, "components": components, "sparsity": sparsity}
+            row: dict[str, Any] = {"network": name, "components": components, "sparsity": sparsity}
             row |= _size(path, compressed)
             rows.append(row)
             figures = [row[c] for c in columns]
@@ -101,7 +101,8 @@ def _heavy_tails() -> dict[str, np.ndarray]:
 def _speeds(path: Path) -> list[dict[str, Any]]:
     print("\nM weights/s, median of five, and how much faster two processes are")
     print(f"{'tensor':>22} {'coder':>8} {'save 1':>7} {'save 2':>7} {'ratio':>6} "
-          f"{'load 1':>7} {'load 2':>7} {'ratio':>6} {'peak of load':>13} {'leaf + file, MB':>16}")  # fmt: skip
+          f"{'load 1':>7} {'load 2':>7} {'ratio':>6} {'peak of load':>13} "
+          f"{'leaf + file, MB':>16}")  # fmt: skip
     # Rows of very different scale: what the context model is for.
     rng = np.random.default_rng(1)
     scales = np.exp(rng.normal(size=(_SIDE, 1)))
@@ -126,7 +127,8 @@ def _speeds(path: Path) -> list[dict[str, Any]]:
         print(f"{f'{name}, K {components}, {sparsity}':>22} {coder:>8} "
               f"{row['save 1']:>7.1f} {row['save 2']:>7.1f} {row['save 2'] / row['save 1']:>6.2f} "
               f"{row['load 1']:>7.1f} {row['load 2']:>7.1f} {row['load 2'] / row['load 1']:>6.2f} "
-              f"{row['load peak MB']:>13.1f} {row['leaf and file MB']:>16.1f}", flush=True)  # fmt: skip
+              f"{row['load peak MB']:>13.1f} {row['leaf and file MB']:>16.1f}",
+              flush=True)  # fmt: skip
     return rows
 
 

@@ -176,7 +176,7 @@ def _decompress(args: argparse.Namespace) -> int:
                     args.output, read, kept or {}, others=args.file
                 )
             else:
-                plain = kept if provenance.get("kind") == "safetensors" else None
+                plain = (kept or None) if provenance.get("kind") == "safetensors" else None
                 written = write_safetensors(args.output, read, plain)
     result = {"output": args.output, "bytes": written, "tensors": len(tensors)}
     if args.json:

@@ -13,6 +13,7 @@ import pytest
 import safetensors.numpy
 
 import sqs_jax
+from sqs_jax.checkpoints import write_safetensors
 from sqs_jax.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,6 +71,29 @@ def test_compress_lands_and_decompress_gives_names_shapes_and_dtypes_back(checkp
 def test_the_same_command_gives_the_same_bytes(checkpoint, tmp_path):
     one, two = (compress(checkpoint, tmp_path / name) for name in ("one.sqs", "two.sqs"))
     assert one.read_bytes() == two.read_bytes()
+
+
+DTYPES = ["bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"]
+DTYPES += ["float16", "bfloat16", "float32", "float64", "float8_e4m3fn", "float8_e5m2"]
+
+
+def test_every_dtype_is_lossless_where_the_budget_is_generous(tmp_path):
+    rng = np.random.default_rng(0)
+    tree = {name: (40 * rng.random((30, 20))).astype(np.dtype(name)) for name in DTYPES}
+    tree["complex64"] = (tree["float32"] + 1j * tree["float32"]).astype(np.complex64)
+    # Levels keep the value 0 and not its sign.
+    tree["few levels"] = np.round(rng.normal(size=(80, 90))).astype(np.float32) + 0
+    first, again = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    write_safetensors(first, tree)
+    assert run("compress", first, "-o", tmp_path / "a.sqs", "--target-bytes", "1MB") == 0
+    assert run("verify", tmp_path / "a.sqs", first, "--tolerance", 0) == 0
+    assert run("decompress", tmp_path / "a.sqs", "-o", again) == 0
+    assert again.read_bytes() == first.read_bytes()
+    os.rename(again, first)
+    assert run("compress", first, "-o", tmp_path / "b.sqs", "--target-bytes", "1MB") == 0
+    assert (tmp_path / "b.sqs").read_bytes() == (tmp_path / "a.sqs").read_bytes()
+    found = sqs_jax.load(tmp_path / "a.sqs")
+    assert isinstance(found["few levels"], sqs_jax.CompressedLeaf)  # exact, and smaller
 
 
 def test_npz_and_msgpack_go_in_too(tmp_path):
