@@ -8,8 +8,8 @@ Minimises D + slope * bits over levels and codes together (Chou, Lookabaugh, Gra
 where code 0 is the value 0 and p(code) is a code's share of the tensor. How many levels there are
 follows from the slope: the start is a uniform grid, and a level stays where it is worth its bits.
 
-The weights are sorted once, and each code has an interval of them: a step costs K log N, not N.
-All of it on the host in float64, as in codebook.py.
+The weights are sorted once, and each code has an interval of them: a step costs K log N, not N. On
+the host in float64, as in codebook.py.
 """
 
 import math
@@ -30,10 +30,7 @@ _MAX_LEVELS = 1 << 15
 _BLOCK = 1 << 20  # weights that are coded at a time
 _GOLDEN = (math.sqrt(5) - 1) / 2
 _ANY_SLOPE = 1e-300  # so small that the nearest level wins
-
-_STEPS = 100
-_TOLERANCE = 1e-4
-
+_STEPS, _TOLERANCE = 100, 1e-4
 # A uniform quantiser with cells of width d has D = d^2 / 12 at high rate, and dD/dbits = -2 ln2 D.
 _WIDTH = math.sqrt(6 / math.log(2))
 
@@ -74,13 +71,12 @@ def quantise(sources: Sequence[Source], slope: float, *, prunable: bool = True) 
     levels = _grid(sources, slope, prunable)
     lengths = np.zeros(levels.shape[1] + 1)
     lengths[0] = 0.0 if prunable else np.inf
-    square = sum(source.energy for source in sources)
-    previous = np.inf
+    square, previous = sum(source.energy for source in sources), np.inf
     for step in range(_STEPS):
         count, mass, moment = _statistics(sources, levels, lengths, slope)
         used = count[1:] > 0
-        kept = np.append(True, used)
-        levels, count, mass, moment = levels[:, used], count[kept], mass[:, used], moment[:, used]
+        levels, mass, moment = levels[:, used], mass[:, used], moment[:, used]
+        count = count[np.append(True, used)]
         held = mass > 0  # a level may have weights in some slices only
         levels = np.where(held, moment / np.where(held, mass, 1.0), levels)
         lengths = _lengths(count)
@@ -111,8 +107,7 @@ def lossless(sources: Sequence[Source], *, prunable: bool = True) -> Quantiser |
     if most > _MAX_LEVELS:
         return None
     # slices with fewer values repeat their last one
-    filled = (np.append(v, np.full(most - v.size, v[-1] if v.size else 0.0)) for v in values)
-    levels = np.stack(list(filled))
+    levels = np.stack([np.append(v, [v[-1] if v.size else 0.0] * (most - v.size)) for v in values])
     lengths = np.zeros(most + 1)
     lengths[0] = 0.0 if prunable else np.inf
     count, mass, _ = _statistics(sources, levels, lengths, _ANY_SLOPE)
@@ -178,8 +173,7 @@ def _cells(levels: np.ndarray, penalties: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def _lengths(count: np.ndarray) -> np.ndarray:
-    with np.errstate(divide="ignore"):
-        return np.log2(count.sum() / count)
+    return -np.log2(count / count.sum(), where=count > 0, out=np.full(count.shape, -np.inf))
 
 
 def entropy_bits(count: np.ndarray) -> float:
@@ -218,8 +212,7 @@ def _merge(
     levels, count = levels.copy(), count.copy()
     pruned = due & (rise <= after)  # each makes pruning the others cheaper still
     (first,) = np.nonzero(due & (after < rise))
-    total = np.maximum(mass[:, first] + mass[:, first + 1], 1e-300)
-    share = mass[:, first + 1] / total
+    share = mass[:, first + 1] / np.maximum(mass[:, first] + mass[:, first + 1], 1e-300)
     levels[:, first + 1] = levels[:, first] + share * (levels[:, first + 1] - levels[:, first])
     count[first + 2] += count[first + 1]
     count[0] += number[pruned].sum()
@@ -231,9 +224,8 @@ def _merge(
 def thin(sources: Sequence[Source], quantiser: Quantiser, excess: float) -> Quantiser | None:
     """Take bits from the codes and leave the levels: for sizes that no slope has as its optimum.
 
-    There are such where a level more or less decides about many weights, above all in tensors of
-    few distinct values. The slope of the codes alone grows until they fit, and of equal weights
-    only as many as needed change their code.
+    As between the sizes of a tensor of few distinct values. The slope of the codes alone grows
+    until they fit, and of equal weights only as many as needed change their code.
 
     Args:
       sources: as given to `quantise`.
@@ -241,7 +233,7 @@ def thin(sources: Sequence[Source], quantiser: Quantiser, excess: float) -> Quan
       excess: bits to take, at least.
 
     Returns:
-      The quantiser with `slope`, `thinned` and `bits` changed; None if its codes have fewer bits.
+      The quantiser, its levels as they were; None if its codes have fewer bits.
     """
     levels = quantiser.levels
     # strictly ordered, so that one code is the cheapest
@@ -265,8 +257,8 @@ def thin(sources: Sequence[Source], quantiser: Quantiser, excess: float) -> Quan
         middle = (share + enough) / 2
         fits = entropy_bits((1 - middle) * dear + middle * cheap) <= most
         share, enough = (share, middle) if fits else (middle, enough)
-    bits = quantiser.bits - excess
-    return quantiser._replace(lengths=lengths, slope=low, bits=bits, thinned=(enough, high))
+    bits, thinned = quantiser.bits - excess, (enough, high)
+    return quantiser._replace(lengths=lengths, slope=low, bits=bits, thinned=thinned)
 
 
 def assign(
@@ -289,9 +281,9 @@ def assign(
     levels, lengths = quantiser.levels, quantiser.lengths
     codes = np.empty(weights.shape, np.uint8 if levels.shape[1] <= 255 else np.uint16)
     share, other = quantiser.thinned
+    group = np.zeros(weights.shape[1], np.int8)
     for t, row in enumerate(weights):
         mine = [source for source in sources if source.row == t]
-        group = np.zeros(row.size, np.int8)
         if sensitivity is not None:
             group = group_by_sensitivity(sensitivity[t])
         for start in range(0, row.size, _BLOCK):
