@@ -48,6 +48,8 @@ def replacing(path: str) -> Iterator[BinaryIO]:
     try:
         if os.path.isdir(target):
             raise IsADirectoryError(errno.EISDIR, "is a folder")
+        if os.path.exists(target) and not os.path.isfile(target):
+            raise OSError(errno.EINVAL, "is a device or a pipe, which a file would replace")
         # O_EXCL and not tempfile: the file gets the permissions any new file here gets.
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
         descriptor = os.open(temporary, flags, 0o666)

@@ -19,7 +19,7 @@ from typing import Any
 from sqs_jax.artifact.spec import ArraySpec, LeafSpec, Spec, SymbolsSpec
 from sqs_jax.artifact.storage import DTYPES
 
-__all__ = ["LeafSize", "SizeReport", "format_table", "leaf_size"]
+__all__ = ["LeafSize", "SizeReport", "format_table", "leaf_size", "printable"]
 
 FIGURES = ("paper", "fixed", "entropy", "file")
 
@@ -189,6 +189,7 @@ def format_table(
 ) -> str:
     """Return a table of text, the first `left` columns aligned to the left, the others right."""
     table = [list(head), *rows, *([total] if total else [])]
+    table = [list(map(printable, row)) for row in table]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = [
         "  ".join(
@@ -202,6 +203,11 @@ def format_table(
     if total:
         lines[-1:-1] = [rule]
     return "\n".join(lines)
+
+
+def printable(text: str) -> str:
+    """Escape what a terminal would obey: names in a stranger's file may hold anything."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def leaf_size(path: str, spec: Spec, file_bytes: int, *, shared: bool = False) -> LeafSize:

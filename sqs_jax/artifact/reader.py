@@ -87,6 +87,8 @@ class SqsFile:
         """Open a file; `workers` processes decode large leaves."""
         self.path = os.fspath(path)
         self._map = mapping(workers)
+        if os.path.exists(path) and not os.path.isdir(path) and not os.path.isfile(path):
+            raise SqsFileError(f"{self.path}: a device or a pipe; copy it to a file first")
         self._file = open(path, "rb")  # noqa: SIM115 (closed by __exit__)
         try:
             self._state = self._stat()
@@ -123,7 +125,8 @@ class SqsFile:
         """
         if path not in self._at:
             shown = ", ".join(leaf.path for leaf in self.leaves[:8])
-            raise KeyError(f"{self.path}: no leaf {path!r}; there are: {shown or 'none'}, ...")
+            more = ", ..." if len(self.leaves) > 8 else ""
+            raise KeyError(f"{self.path}: no leaf {path!r}; there are: {shown or 'none'}{more}")
         return self._read(self.leaves[self._at[path]])
 
     def tree(self, leaf: Callable[[Leaf], Any] | None = None) -> Any:

@@ -5,6 +5,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from sqs_jax import __version__
+from sqs_jax.artifact.bits import printable
 from sqs_jax.cli.compress import add_compress, add_decompress
 from sqs_jax.cli.look import add_diff, add_inspect, add_verify
 from sqs_jax.cli.plot import add_plot
@@ -30,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"sqs {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (add_compress, add_decompress, add_inspect, add_verify, add_diff, add_plot):
         add(commands)
@@ -42,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, TypeError, OSError, ImportError) as error:
-        print(f"sqs: {error}", file=sys.stderr)
+        print(printable(f"sqs: {error}"), file=sys.stderr)
         return 3
     except KeyboardInterrupt:
         print("sqs: interrupted; nothing was written", file=sys.stderr)

@@ -16,7 +16,15 @@ from sqs_jax.artifact import SqsFile
 from sqs_jax.artifact.compressed import materialize
 from sqs_jax.checkpoints import LazyArray
 
-__all__ = ["MODEL", "add_command", "lazy_tensors", "open_sqs", "print_json", "progress"]
+__all__ = [
+    "MODEL",
+    "add_command",
+    "check_output",
+    "lazy_tensors",
+    "open_sqs",
+    "print_json",
+    "progress",
+]
 
 MODEL = "model.sqs"
 """The name of the compressed weights in a folder."""
@@ -51,6 +59,12 @@ def open_sqs(path: str) -> SqsFile:
     with SqsFile(path) as file:
         weights = sum(math.prod(leaf.spec.shape) for leaf in file.leaves)
     return SqsFile(path, workers=workers(weights))
+
+
+def check_output(output: str, source: str) -> None:
+    """Raise ValueError if the output would replace what it is made from."""
+    if os.path.exists(output) and os.path.samefile(output, source):
+        raise ValueError(f"{output}: is the input too; give the output a name of its own")
 
 
 def workers(weights: int) -> int:

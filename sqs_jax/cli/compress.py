@@ -19,6 +19,7 @@ from sqs_jax.checkpoints import (
 from sqs_jax.cli.common import (
     MODEL,
     add_command,
+    check_output,
     lazy_tensors,
     open_sqs,
     print_json,
@@ -90,6 +91,7 @@ def _bytes(text: str) -> int:
 
 def _compress(args: argparse.Namespace) -> int:
     source = open_checkpoint(args.input)
+    check_output(args.output, args.input)
     rules = [sqs_jax.Rule(pattern=pattern, components=None) for pattern in args.keep]
     metadata = _metadata(args, source)
     sensitivity = open_checkpoint(args.sensitivity).tree if args.sensitivity else None
@@ -162,6 +164,7 @@ def add_decompress(commands: Any) -> None:
 
 def _decompress(args: argparse.Namespace) -> int:
     with open_sqs(args.file) as file:
+        check_output(args.output, args.file)
         tensors = lazy_tensors(file)
         provenance = file.metadata.get("provenance")
         provenance = provenance if isinstance(provenance, dict) else {}

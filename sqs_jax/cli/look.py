@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from sqs_jax.artifact import CompressedLeaf, SqsFile
-from sqs_jax.artifact.bits import format_table
+from sqs_jax.artifact.bits import format_table, printable
 from sqs_jax.artifact.coding import entropy_bits, histogram
 from sqs_jax.artifact.compressed import materialize
 from sqs_jax.artifact.reader import Leaf
@@ -36,7 +36,8 @@ def _inspect(args: argparse.Namespace) -> int:
         print(f"format {version}, {file.file_bytes:,} bytes: {file.path}")
         for key, value in file.metadata.items():
             text = str(value)
-            print(f"{key}: {text if len(text) <= 300 else text[:300] + ' ... (--json shows all)'}")
+            text = text if len(text) <= 300 else text[:300] + " ... (--json shows all)"
+            print(printable(f"{key}: {text}"))
     return 0
 
 
@@ -59,6 +60,7 @@ def _verify(args: argparse.Namespace) -> int:
     if args.tolerance is not None and not args.original:
         raise ValueError("--tolerance compares with an original; give that too")
     with open_sqs(args.file) as file:
+        lazy_tensors(file)  # names are unique, or this says so
         original = flat_names(open_checkpoint(args.original).tree) if args.original else None
         rows, problems = [], []
         if original is not None:
@@ -73,9 +75,8 @@ def _verify(args: argparse.Namespace) -> int:
                     row = _errors(leaf.path, materialize(value), original[leaf.path])
                     rows.append(row)
                     error = row["relative_error"]
-                    if error is None or (
-                        args.tolerance is not None and not error <= args.tolerance
-                    ):
+                    most = np.inf if args.tolerance is None else args.tolerance
+                    if error is None or not error <= most or error == np.inf:
                         problems.append(
                             f"{leaf.path}: {row['note'] or f'relative error {error:.3g}'}"
                         )
@@ -90,7 +91,7 @@ def _verify(args: argparse.Namespace) -> int:
         print(format_table(["tensor", "max error", "relative error", ""], map(_cells, rows), 1))
     print(summary)
     for problem in problems:
-        print(f"problem: {problem}")
+        print(printable(f"problem: {problem}"))
     return 1 if problems else 0
 
 

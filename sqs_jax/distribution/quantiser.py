@@ -20,7 +20,16 @@ import numpy as np
 
 from sqs_jax.distribution.points import Source, group_by_sensitivity
 
-__all__ = ["LEVEL_BITS", "Quantiser", "assign", "entropy_bits", "lossless", "quantise", "thin"]
+__all__ = [
+    "LEVEL_BITS",
+    "Quantiser",
+    "assign",
+    "entropy_bits",
+    "grid_bits",
+    "lossless",
+    "quantise",
+    "thin",
+]
 
 _TABLE_BITS = 10.0  # of a level in the coder's table, about
 LEVEL_BITS = 16.0 + _TABLE_BITS
@@ -95,6 +104,21 @@ def quantise(sources: Sequence[Source], slope: float, *, prunable: bool = True) 
     return Quantiser(levels, lengths, slope, mass, max(distortion, 0.0), bits)
 
 
+def grid_bits(sources: Sequence[Source], slope: float) -> float:
+    """Return the entropy of the grid that `quantise` starts from, bits; few levels more is best."""
+    width = _widths(sources, slope)
+    count: dict[float, float] = {}
+    for source in sources:
+        cells = np.rint(source.values / width[source.row])
+        starts = np.flatnonzero(np.append(True, cells[1:] != cells[:-1]))
+        ends = np.append(starts, cells.size)
+        for cell, number in zip(
+            cells[starts].tolist(), np.diff(source.sums[0, ends]).tolist(), strict=True
+        ):
+            count[cell] = count.get(cell, 0.0) + number
+    return entropy_bits(np.array(list(count.values())))
+
+
 def lossless(sources: Sequence[Source], *, prunable: bool = True) -> Quantiser | None:
     """Give every distinct weight of a slice a code; None where there are too many of them."""
     if any(source.spread for source in sources):
@@ -117,10 +141,7 @@ def lossless(sources: Sequence[Source], *, prunable: bool = True) -> Quantiser |
 
 def _grid(sources: Sequence[Source], slope: float, prunable: bool) -> np.ndarray:
     """Start from multiples of the width that is best for many levels; [T, K] without 0."""
-    largest = np.zeros(1 + max(source.row for source in sources))
-    for source in sources:
-        largest[source.row] = max(largest[source.row], source.sensitivity)
-    width = _WIDTH * np.sqrt(slope / largest)
+    width = _widths(sources, slope)
     while True:
         cells = [np.unique(np.rint(source.values / width[source.row])) for source in sources]
         multiples = np.unique(np.concatenate(cells))
@@ -129,6 +150,14 @@ def _grid(sources: Sequence[Source], slope: float, prunable: bool) -> np.ndarray
         if multiples.size <= _MAX_LEVELS:
             return width[:, None] * multiples
         width = width * 1.25
+
+
+def _widths(sources: Sequence[Source], slope: float) -> np.ndarray:
+    """Return the width of cells of each slice, [T]."""
+    largest = np.zeros(1 + max(source.row for source in sources))
+    for source in sources:
+        largest[source.row] = max(largest[source.row], source.sensitivity)
+    return _WIDTH * np.sqrt(slope / largest)
 
 
 def _statistics(

@@ -53,7 +53,7 @@ class Allocation:
 
     def bytes(self, choices: Sequence[Choice]) -> float:
         """Estimate the file's size."""
-        return (self._rest + sum(map(self._bits, range(len(choices)), choices))) / 8
+        return max(1.0, (self._rest + sum(map(self._bits, range(len(choices)), choices))) / 8)
 
     def _bits(self, i: int, choice: Choice) -> float:
         """Estimate what a choice of tensor i takes."""

@@ -11,9 +11,11 @@ import numpy as np
 from sqs_jax.artifact import CompressedLeaf
 from sqs_jax.artifact.storage import NARROW, narrow, round_dense
 from sqs_jax.distribution.points import Source, read_sources
-from sqs_jax.distribution.quantiser import Quantiser, assign, lossless, quantise, thin
+from sqs_jax.distribution.quantiser import Quantiser, assign, grid_bits, lossless, quantise, thin
 from sqs_jax.transform.rules import Rule, require_finite
 
+_GRID_SHARE = 0.8
+_MOST_EXPONENT = 20
 _STREAM_BITS = 32.0  # what a stream of codes takes before its first code, about
 _BLOCK = 1 << 20
 
@@ -50,6 +52,7 @@ class Tensor(NamedTuple):
       norms: whether levels are scaled to keep each slice's norm.
       sources: the weights as sorted points.
       fixed: the alternatives that do not depend on the price, the one of fewest bits first.
+      exponent: the weights are taken by 2**-exponent, so that squares neither vanish nor overflow.
     """
 
     path: str
@@ -59,6 +62,7 @@ class Tensor(NamedTuple):
     norms: bool
     sources: list[Source]
     fixed: list[Choice]
+    exponent: int
 
     @property
     def energy(self) -> float:
@@ -81,9 +85,20 @@ class Tensor(NamedTuple):
 
     def choose(self, slope: float, fixed: Sequence[Choice]) -> Choice:
         """Return what has the least D + slope * bits: levels for this slope, or a fixed choice."""
+
+        def objective(choice: Choice) -> float:
+            return choice.distortion + slope * choice.bits
+
+        best = min(fixed, key=objective, default=None)
+        # At a low slope levels are many and slow to find. They cannot win where their codes alone,
+        # of a fine grid which no quantiser undercuts by much, cost more than what there is.
+        if best is not None and objective(best) < _GRID_SHARE * slope * grid_bits(
+            self.sources, slope
+        ):
+            return best
         quantiser = quantise(self.sources, slope, prunable=self.rule.prunable)
-        coded = _coded(quantiser, self.leaf.dtype, self.sources, self.norms)
-        return min([coded, *fixed], key=lambda choice: choice.distortion + slope * choice.bits)
+        coded = _coded(quantiser, self.leaf.dtype, self.sources, self.norms, self.exponent)
+        return min([coded, *fixed], key=objective)
 
     def exact(self) -> Choice:
         """Return the alternative of fewest bits that loses nothing."""
@@ -102,20 +117,26 @@ class Tensor(NamedTuple):
             return _rounded(as_array(self.leaf), choice.rounding)
         shape, stacked = self.leaf.shape, self.rule.stacked
         sensitivity = None if self.sensitivity is None else _rows(self.sensitivity, shape, stacked)
-        weights = _rows(self.leaf, shape, stacked)
+        weights = _scaled(_rows(self.leaf, shape, stacked), self.exponent)
         codes = assign(weights, self.sources, choice.quantiser, sensitivity).reshape(shape)
         assert choice.codebook is not None
         return CompressedLeaf(codes, choice.codebook.reshape(*shape[:stacked], 1, -1))
 
 
 def read_tensor(
-    path: str, leaf: Any, rule: Rule, sensitivity: Any, dense_dtype: np.dtype | None
+    path: str,
+    leaf: Any,
+    weights: np.ndarray,
+    rule: Rule,
+    sensitivity: Any,
+    dense_dtype: np.dtype | None,
 ) -> Tensor:
     """Sort a leaf's weights and list its fixed alternatives.
 
     Args:
       path: of the leaf.
       leaf: floating array-like.
+      weights: what it holds now.
       rule: that compresses it.
       sensitivity: array-like that broadcasts to the leaf, or None.
       dense_dtype: what `save` will round it to, should it stay dense: no loss of ours.
@@ -130,13 +151,14 @@ def read_tensor(
             "the budget is. Use structure=None here; for the pattern, prune a posterior of "
             "spike_slab_gmm."
         )
-    weights = np.asarray(leaf)
     require_finite(path, weights)
     rows = _rows(weights, weights.shape, rule.stacked)
     given = None if sensitivity is None else _check_sensitivity(path, sensitivity, weights.shape)
     varies = given is not None and given.size > 1
     each = _rows(given, weights.shape, rule.stacked) if varies else None
-    sources = read_sources(rows, each)
+    exponent = _exponent(rows)
+    scaled = _scaled(rows, exponent)
+    sources = read_sources(scaled, each)
     if given is None:
         units = [_unit(source) for source in sources]
     else:
@@ -149,15 +171,32 @@ def read_tensor(
     for dtype in [weights.dtype] if dense_dtype else _dtypes(weights.dtype):
         values = _rounded(weights, dtype)
         if np.isfinite(values).all():
-            error = _squared_error(rows, values.reshape(rows.shape), each)
+            kept = _scaled(values.reshape(rows.shape), exponent)
+            error = _squared_error(scaled, kept, each)
             distortion = float(error @ units) if each is None else float(error.sum())
             stored = values if dense_dtype is None else round_dense(path, values, dense_dtype)
             fixed.append(Choice(distortion, 8.0 * narrow(stored).nbytes, rounding=dtype))
     whole = lossless(sources, prunable=rule.prunable)
     if whole is not None:
-        fixed.append(_coded(whole, weights.dtype, sources, norms=False))
+        fixed.append(_coded(whole, weights.dtype, sources, False, exponent))
     fixed.sort(key=lambda choice: (choice.bits, choice.distortion))
-    return Tensor(path, leaf, rule, sensitivity if varies else None, given is None, sources, fixed)
+    varying = sensitivity if varies else None
+    return Tensor(path, leaf, rule, varying, given is None, sources, fixed, exponent)
+
+
+def _exponent(weights: np.ndarray) -> int:
+    """Return what brings the largest weight into 2**-20..2**20; 0 for most tensors."""
+    largest = float(np.abs(weights).max())
+    power = math.frexp(largest)[1] if largest else 0
+    return power - min(max(power, -_MOST_EXPONENT), _MOST_EXPONENT)
+
+
+def _scaled(weights: np.ndarray, exponent: int) -> np.ndarray:
+    """Return weights times 2**-exponent, exact but for what is vanishingly small beside others."""
+    if not exponent:
+        return weights
+    wide = weights if weights.dtype.itemsize > 2 else weights.astype(np.float32)
+    return np.ldexp(wide, -exponent)
 
 
 def _unit(source: Source) -> float:
@@ -222,7 +261,9 @@ def _rounded(array: Any, dtype: np.dtype | None) -> Any:
         return np.asarray(array).astype(dtype).astype(array.dtype)
 
 
-def _coded(quantiser: Quantiser, dtype: np.dtype, sources: list[Source], norms: bool) -> Choice:
+def _coded(
+    quantiser: Quantiser, dtype: np.dtype, sources: list[Source], norms: bool, exponent: int
+) -> Choice:
     """Choose how finely the levels are stored, and price the whole."""
     levels, slope, distortion = quantiser.levels, quantiser.slope, quantiser.distortion
     bits = quantiser.bits + _STREAM_BITS
@@ -231,13 +272,14 @@ def _coded(quantiser: Quantiser, dtype: np.dtype, sources: list[Source], norms: 
         return Choice(distortion, bits + 8 * codebook.size, codebook, quantiser)
     wanted = levels * _gains(quantiser, sources)[:, None] if norms else levels
     most = float(jnp.finfo(dtype).max)
-    wanted = np.clip(wanted, -most, most).astype(dtype).astype(np.float64)
+    wanted = np.clip(np.ldexp(wanted, exponent), -most, most).astype(dtype).astype(np.float64)
     choices = []
     for stored in _dtypes(np.dtype(dtype)):
         codebook = _rounded(wanted.astype(dtype), stored)
         if np.isfinite(codebook).all():
             # of means of weights, so moving one adds its distance squared; their gain is no loss
-            moved = float(np.sum(quantiser.mass * (codebook.astype(np.float64) - wanted) ** 2))
+            distance = np.ldexp(codebook.astype(np.float64) - wanted, -exponent)
+            moved = float(np.sum(quantiser.mass * distance**2))
             size = 8.0 * stored.itemsize * levels.size
             choices.append(Choice(distortion + moved, bits + size, codebook, quantiser))
     return min(choices, key=lambda choice: choice.distortion + slope * choice.bits)

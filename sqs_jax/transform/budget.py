@@ -1,5 +1,6 @@
 """A byte budget as an input: levels and sparsity of every tensor by rate and distortion."""
 
+import hashlib
 import math
 import numbers
 import re
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from sqs_jax.artifact import CompressedLeaf, summarize
+from sqs_jax.artifact.file import SHARED_FROM
 from sqs_jax.artifact.storage import rounding_dtype
 from sqs_jax.transform.allocation import Allocation
 from sqs_jax.transform.alternatives import Choice, Tensor, as_array, read_tensor
@@ -78,8 +80,12 @@ def compress_to_budget(
     rounding = rounding_dtype(dense_dtype)
     pairs, treedef = _flatten(params)
     budget = _budget(target_bytes, target_ratio, pairs)
-    tensors = _read(pairs, assign(rules, [path for path, _ in pairs]), sensitivity, rounding)
-    dense = [None if t else as_array(leaf) for t, (_, leaf) in zip(tensors, pairs, strict=True)]
+    assigned = assign(rules, [path for path, _ in pairs])
+    tensors, twins = _read(pairs, assigned, sensitivity, rounding)
+    dense = [
+        None if tensor or i in twins else as_array(leaf)
+        for i, (tensor, (_, leaf)) in enumerate(zip(tensors, pairs, strict=True))
+    ]
     rest = sum(array.nbytes for array in dense if array is not None) + 300 + 6 * len(pairs)
     allocation = Allocation([tensor for tensor in tensors if tensor], 8 * rest)
 
@@ -89,6 +95,8 @@ def compress_to_budget(
             tensor.build(next(chosen)) if tensor else array
             for tensor, array in zip(tensors, dense, strict=True)
         ]
+        for i, first in twins.items():
+            leaves[i] = leaves[first]
         tree = treedef.unflatten(leaves)
         report = summarize(tree, dense_dtype=dense_dtype, metadata=metadata)
         if learn:
@@ -205,8 +213,13 @@ def _read(
     rules: Sequence[Rule | None],
     sensitivity: Any,
     rounding: np.dtype | None,
-) -> list[Tensor | None]:
-    """Read what may be compressed, one leaf at a time; None for leaves that stay dense."""
+) -> tuple[list[Tensor | None], dict[int, int]]:
+    """Read what may be compressed, one leaf at a time.
+
+    Returns:
+      A tensor per leaf, None for leaves that stay dense and for those that equal an earlier one;
+      and for these the number of that: a file stores shared weights once.
+    """
     given = dict(flatten(sensitivity)[0])
     unknown = sorted(given.keys() - {path for path, _ in pairs})
     if unknown:
@@ -215,14 +228,24 @@ def _read(
             "tree with params' own paths."
         )
     tensors: list[Tensor | None] = []
-    for (path, leaf), rule in zip(pairs, rules, strict=True):
+    twins: dict[int, int] = {}
+    seen: dict[Any, int] = {}
+    for i, ((path, leaf), rule) in enumerate(zip(pairs, rules, strict=True)):
         spec = _spec(leaf)
         weights = jnp.issubdtype(spec.dtype, jnp.floating) and math.prod(spec.shape)
-        if weights and rule is not None and rule.compresses(spec):
-            tensors.append(read_tensor(path, leaf, rule, given.get(path), rounding))
+        tensors.append(None)
+        if not (weights and rule is not None and rule.compresses(spec)):
+            continue
+        array = np.ascontiguousarray(leaf)
+        first = i
+        if array.nbytes >= SHARED_FROM and given.get(path) is None:
+            digest = hashlib.sha256(array.view(np.uint8).data).digest()
+            first = seen.setdefault((rule, array.shape, array.dtype.name, digest), i)
+        if first < i:
+            twins[i] = first
         else:
-            tensors.append(None)
-    return _in_one_unit(tensors)
+            tensors[i] = read_tensor(path, leaf, array, rule, given.get(path), rounding)
+    return _in_one_unit(tensors), twins
 
 
 def _in_one_unit(tensors: list[Tensor | None]) -> list[Tensor | None]:

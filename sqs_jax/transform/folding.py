@@ -36,15 +36,22 @@ def fold_batch_norm(
       (kernel, bias): of the kernel's shape, and [channels]; in the kernel's dtype.
 
     Raises:
-      ValueError: if the statistics are not of one value per output channel.
+      ValueError: if an argument does not have one value per output channel, or a variance is
+        negative.
     """
+    if not -kernel.ndim <= axis < kernel.ndim:
+        raise ValueError(f"axis is {axis}, the kernel has {kernel.ndim} axes.")
     channels = (kernel.shape[axis],)
-    for name, value in (("mean", mean), ("variance", variance)):
-        if jnp.shape(value) != channels:
+    given = {"mean": mean, "variance": variance, "scale": scale, "bias": bias}
+    for name, value in {**given, "layer_bias": layer_bias}.items():
+        single = name not in ("mean", "variance") and jnp.shape(value) == ()
+        if jnp.shape(value) != channels and not single:
             raise ValueError(
                 f"{name} has shape {jnp.shape(value)}, the kernel {kernel.shape} has "
                 f"{channels[0]} output channels on axis {axis}; choose the kernel's output axis."
             )
+    if not isinstance(variance, jax.core.Tracer) and bool(jnp.any(variance < 0)):
+        raise ValueError("variance has values below 0; give variances, not deviations or logs.")
     factor = scale / jnp.sqrt(variance + epsilon)
     shape = [1] * kernel.ndim
     shape[axis] = channels[0]

@@ -293,3 +293,31 @@ def test_as_a_process(checkpoint, tmp_path):
         cwd=ROOT,
     )
     assert "path" in cut.stdout and not cut.stderr
+
+
+def test_the_input_and_devices_are_never_replaced(checkpoint, tmp_path, capsys):
+    before = checkpoint.read_bytes()
+    assert run("compress", checkpoint, "-o", checkpoint, "--target-ratio", 6) == 3
+    assert checkpoint.read_bytes() == before and "is the input" in capsys.readouterr().err
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    assert run("compress", checkpoint, "-o", pipe, "--target-ratio", 6) == 3
+    assert pipe.is_fifo() and "pipe" in capsys.readouterr().err
+    assert run("inspect", pipe) == 3  # and does not wait for a writer
+    assert "copy it to a file" in capsys.readouterr().err
+
+
+def test_what_a_terminal_would_obey_is_escaped(tmp_path, capsys):
+    path = tmp_path / "model.sqs"
+    sqs_jax.save(path, {"\x1b[31mred\n": np.ones(3)}, metadata={"a": "\x1b]0;title\x07"})
+    for command in (["inspect", path], ["verify", path]):
+        assert run(*command) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out and "\x07" not in out and "\\x1b[31mred\\n" in out
+
+
+def test_names_that_are_there_twice_are_refused_by_verify(tmp_path, capsys):
+    path = tmp_path / "model.sqs"
+    sqs_jax.save(path, {"a/b": np.ones(3), "a": {"b": np.zeros(3)}})
+    assert run("verify", path) == 3
+    assert "'a/b'" in capsys.readouterr().err

@@ -376,3 +376,22 @@ def test_a_real_network_with_dense_leaves_rounded_lands(tmp_path):
     with np.load(REAL_DATA / "cifar100_resnet20.npz") as state:
         params = {k: state[k] for k in state if not k.endswith("num_batches_tracked")}
     assert_lands(tmp_path, params, 25, dense_dtype="bfloat16")
+
+
+def test_shared_weights_are_one_tensor_to_the_budget():
+    weights = np.random.default_rng(0).normal(size=(100, 80)).astype(np.float32)
+    tree = {"in": weights, "mid": 2 * weights, "out": weights.copy()}
+    compressed = compress_to_budget(tree, target_ratio=8)
+    assert compressed["in"] is compressed["out"]
+    size = sqs_jax.summarize(compressed).file_bytes
+    assert 0.98 * 3 * weights.nbytes / 8 <= size <= 3 * weights.nbytes / 8
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-160, 1e-30, 1e30, 1e200])
+def test_the_scale_of_all_weights_does_not_matter(scale):
+    weights = np.random.default_rng(0).normal(size=(100, 80))
+    compressed = compress_to_budget({"a": scale * weights}, target_ratio=12)
+    size = sqs_jax.summarize(compressed).file_bytes
+    assert 0.98 * weights.nbytes / 12 <= size <= weights.nbytes / 12
+    error = np.linalg.norm(sqs_jax.materialize(compressed)["a"] / scale - weights)
+    assert error < 0.1 * np.linalg.norm(weights)

@@ -59,3 +59,18 @@ def test_statistics_of_another_layer_are_refused():
         sqs_jax.fold_batch_norm(
             jnp.ones((3, 4)), scale=1.0, bias=0.0, mean=jnp.ones(5), variance=jnp.ones(4)
         )
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"bias": jnp.ones((4, 1))}, r"bias has shape \(4, 1\)"),
+        ({"scale": jnp.ones(3)}, r"scale has shape \(3,\)"),
+        ({"variance": -jnp.ones(4)}, "below 0"),
+        ({"axis": 7}, "axis is 7"),
+    ],
+)
+def test_what_does_not_fit_is_named(changes, says):
+    plain = {"scale": 1.0, "bias": 0.0, "mean": jnp.ones(4), "variance": jnp.ones(4)}
+    with pytest.raises(ValueError, match=says):
+        sqs_jax.fold_batch_norm(jnp.ones((3, 4)), **{**plain, **changes})
