@@ -28,9 +28,12 @@ def mapping(workers: int) -> Callable[..., Any]:
 
     def spread(function: Callable[..., Any], *iterables: Any) -> Iterator[Any]:
         jobs = list(zip(*iterables, strict=True))
-        # One message for each process: they would wait for this one to send the next.
-        size = -(-len(jobs) // workers)
-        own, *others = [jobs[start : start + size] for start in range(0, len(jobs), size)] or [[]]
+        # One message for each process: they would wait for this one to send the next. Their share
+        # is a little smaller, as they have to send back what they have done.
+        size = int(len(jobs) / (workers + 0.1)) or 1
+        first = max(0, len(jobs) - size * (workers - 1))
+        own, rest = jobs[:first], jobs[first:]
+        others = [rest[start : start + size] for start in range(0, len(rest), size)]
         futures = [_executor(workers).submit(_run, function, share) for share in others]
         return itertools.chain(_run(function, own), *(_results(future) for future in futures))
 

@@ -13,8 +13,9 @@ Categorical = constriction.stream.model.Categorical
 
 __all__ = ["Model", "coder_of", "words_of"]
 
-STEP = 1 << 17
-"""Symbols per call of the coder: what it returns stays in the cache."""
+STEP = 1 << 14
+"""Symbols per call of the coder. What it returns stays in the cache, and what other processes send
+can be read between calls, which hold Python's lock."""
 MOST_PAIRED = 64
 """The most present symbols that are coded two at a time: their pairs fit a table of 4,096."""
 
