@@ -30,8 +30,8 @@ def mapping(workers: int) -> Callable[..., Any]:
         jobs = list(zip(*iterables, strict=True))
         # One message for each process: they would wait for this one to send the next. Their share
         # is a little smaller, as they have to send back what they have done.
-        size = int(len(jobs) / (workers + 0.1)) or 1
-        first = max(0, len(jobs) - size * (workers - 1))
+        size = round(len(jobs) / (workers + 0.1)) or 1
+        first = max(1, len(jobs) - size * (workers - 1))  # one chunk is not worth a message
         own, rest = jobs[:first], jobs[first:]
         others = [rest[start : start + size] for start in range(0, len(rest), size)]
         futures = [_executor(workers).submit(_run, function, share) for share in others]
