@@ -97,6 +97,9 @@ def with_budget(phase: Phase, dense: Any, config: Any) -> Phase:
       phase: the compression as the config's rules describe it.
       dense: variables of the dense network.
       config: the experiment; `config.sqs.target_bytes` is positive.
+
+    Raises:
+      ValueError: if the network fits in the budget as it is, or cannot be made so small.
     """
     sqs, mask = config.sqs, phase.mask
     assert mask is not None  # a compression prunes
@@ -115,6 +118,11 @@ def with_budget(phase: Phase, dense: Any, config: Any) -> Phase:
         for path, leaf in flat_leaves(compressed).items()
         if isinstance(leaf, sqs_jax.CompressedLeaf)
     }
+    if not codes:
+        raise ValueError(
+            f"config.sqs.target_bytes is {sqs.target_bytes}: the network fits in that as it is, "
+            "and nothing is left to compress; give fewer bytes."
+        )
     zeros = {path: float(np.mean(found == 0)) for path, found in codes.items()}
     overall = sum(zeros[path] * found.size for path, found in codes.items())
     overall /= sum(found.size for found in codes.values())

@@ -71,6 +71,15 @@ def test_a_size_that_cannot_be_met_is_named(compression):
         budget.fit(posterior, 0.5, {}, sqs_jax.prune)
 
 
+def test_a_size_that_asks_for_nothing_is_named():
+    config = digits.get_config()
+    config.sqs.target_bytes = 10**6
+    model = build_model(config, 10)
+    dense = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    with pytest.raises(ValueError, match=r"target_bytes is 1000000.*as it is"):
+        with_budget(phases(config, num_train=1280)[-1], dense, config)
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [({"target_bytes": -1}, "-1"), ({"target_bytes": 9, "window_kind": "equal"}, "'equal'")],
