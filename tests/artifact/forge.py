@@ -2,7 +2,6 @@
 
 import json
 import lzma
-import time
 import tracemalloc
 
 import pytest
@@ -10,17 +9,15 @@ import pytest
 from sqs_jax.artifact import SqsFile, SqsFileError, inspect, load, read_metadata
 from sqs_jax.artifact import container as box
 
-SECONDS, BYTES = 2, 200 << 20
+BYTES = 200 << 20
 
 
 def refuse(path, data, says=None, *, by=(load, inspect, read_metadata)):
-    """The readers refuse these bytes, quickly and in little memory."""
+    """The readers refuse these bytes, by name, and in little memory."""
     path.write_bytes(data)
     for read in by:
-        start = time.process_time()
         with pytest.raises(SqsFileError, match=says) as error:
             read(path)
-        assert time.process_time() - start < SECONDS
         assert str(path) in str(error.value) and len(str(error.value)) < 1000
     tracemalloc.start()
     try:

@@ -1,9 +1,9 @@
-"""Files that fuzzing found or that once were trouble: refused, or loaded, and that quickly.
+"""Files that fuzzing found or that once were trouble: refused, or loaded.
 
-A file's name says which, and why it is kept. tests/fuzz/fuzz_file.py is where most come from.
+A file's name says which, and why it is kept. tests/fuzz/fuzz_file.py is where most come from, and
+what limits their time.
 """
 
-import time
 from pathlib import Path
 
 import jax
@@ -21,7 +21,6 @@ def test_the_corpus_is_small():
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_a_file_is_refused_or_loads(file, path):
-    start = time.process_time()
     if file.name.startswith("valid-"):
         tree, report = load(file), inspect(file)
         assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(tree))
@@ -36,4 +35,3 @@ def test_a_file_is_refused_or_loads(file, path):
             assert file.name.startswith("refused-")
         else:
             assert file.name.startswith("undecodable-")
-    assert time.process_time() - start < 2
