@@ -8,18 +8,21 @@ import argparse
 import json
 import os
 import platform
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from benchmarks import budget, digits, file, memory
+from benchmarks import budget, digits, file, memory, scaling, soft_weight, steps
 
 BENCHMARKS = {
     "file": file.run,
     "budget": budget.run,
     "memory": memory.run,
+    "soft_weight": soft_weight.run,
+    "steps": steps.run,
+    "scaling": scaling.run,
     "digits": digits.run,
 }
 
@@ -44,13 +47,20 @@ def main() -> None:
         "devices": jax.device_count(),
         "cores": os.cpu_count(),
         "platform": platform.platform(),
-        "versions": {name: version(name) for name in ("jax", "flax", "optax", "numpy")},
+        "versions": {name: _version(name) for name in ("jax", "flax", "optax", "numpy", "torch")},
     }
     for name in options.names or BENCHMARKS:
         print(f"\n{name}: {BENCHMARKS[name].__module__}", flush=True)
         results[name] = BENCHMARKS[name](options.workdir, options.data)
         path.write_text(json.dumps(results, indent=1))
     print(f"\nwritten: {path}")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # torch is an extra
+        return None
 
 
 if __name__ == "__main__":

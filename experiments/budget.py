@@ -10,11 +10,11 @@ between it is read from the masks, so that a resumed run needs no memory of its 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 import sqs_jax
 from experiments.export import shipped
+from experiments.layout import fetch
 from experiments.phases import Phase
 from experiments.trees import flat_leaves, map_leaves, sparsity
 
@@ -87,7 +87,7 @@ class Budget(NamedTuple):
     def file_bytes(self, posterior: Any, model_state: Any) -> int:
         """Return the size of the file that this posterior ships as."""
         tree, options = shipped(self.transform.compress(posterior), model_state, self.config)
-        return sqs_jax.summarize(jax.device_get(tree), **options).file_bytes
+        return sqs_jax.summarize(fetch(tree), **options).file_bytes
 
 
 def with_budget(phase: Phase, dense: Any, config: Any) -> Phase:
@@ -103,10 +103,11 @@ def with_budget(phase: Phase, dense: Any, config: Any) -> Phase:
     """
     sqs, mask = config.sqs, phase.mask
     assert mask is not None  # a compression prunes
+    dense = fetch(dense)
     model_state = {name: value for name, value in dense.items() if name != "params"}
     tree, options = shipped(dense["params"], model_state, config)
     compressed = sqs_jax.compress_to_budget(
-        jax.device_get(tree),
+        tree,
         target_bytes=sqs.target_bytes,
         rules=[sqs_jax.Rule(pattern=f"params/(?:{sqs.pattern})")],
         **options,

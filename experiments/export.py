@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import sqs_jax
-from experiments.loop import TrainState
+from experiments.layout import fetch
 from experiments.phases import Phase
+from experiments.processes import is_writer
+from experiments.step import TrainState
 from experiments.trees import sub_distributions
 
 _HISTOGRAM_BINS = 120
@@ -18,10 +20,11 @@ _HISTOGRAM_BINS = 120
 
 def export(
     workdir: Path, phase: Phase, dense: Any, finetuned: Any, state: TrainState, config: Any
-) -> dict[str, int]:
+) -> None:
     """Write model.sqs (what ships), average.sqs, mean.sqs, dense.sqs and finetune.sqs.
 
-    All hold what a fresh process needs to run: params and the network's other collections.
+    All hold what a fresh process needs to run: params and the network's other collections. Every
+    process calls it; what is spread over their devices is gathered leaf by leaf, and one writes.
 
     Args:
       workdir: where to.
@@ -30,38 +33,36 @@ def export(
       finetuned: variables of the dense network trained on.
       state: the compression's final state.
       config: the experiment.
-
-    Returns:
-      Bytes written, by file name.
     """
     transform, posterior, evaluation = phase.transform, state.posterior, config.evaluation
-    assert transform.sample is not None  # spike_slab_gmm samples
-    compressed = transform.compress(posterior)
-    key = jax.random.fold_in(jax.random.key(config.seed), 1)
+    draw = transform.sample
+    assert draw is not None  # spike_slab_gmm samples
+    compressed = fetch(transform.compress(posterior))
+
+    @jax.jit
+    def sample(posterior: Any, index: jax.Array) -> Any:
+        key = jax.random.fold_in(jax.random.key(config.seed), 1)
+        key = jax.random.fold_in(key, index)
+        return draw(posterior, key, temperature=evaluation.average_temperature, hard=True)
+
+    model_state = fetch(state.model_state)
     draws = [
-        transform.sample(
-            posterior,
-            jax.random.fold_in(key, i),
-            temperature=evaluation.average_temperature,
-            hard=True,
-        )
+        _codes_of(fetch(sample(posterior, np.int32(i))), compressed)
         for i in range(evaluation.average_samples)
     ]
-    mean = transform.mean(posterior, temperature=evaluation.temperature)
-    average = {"draws": [_codes_of(draw, compressed) for draw in draws]}
-    shipped_tree, options = shipped(compressed, state.model_state, config)
+    mean = fetch(transform.mean(posterior, temperature=evaluation.temperature))
+    shipped_tree, options = shipped(compressed, model_state, config)
     exact = {**options, "dense_dtype": None}
     files: dict[str, tuple[Any, dict[str, Any]]] = {
         "model.sqs": (shipped_tree, options),
-        "average.sqs": ({**average, **state.model_state}, options),
-        "mean.sqs": ({"params": mean, **state.model_state}, exact),
-        "dense.sqs": (dense, exact),
-        "finetune.sqs": (finetuned, exact),
+        "average.sqs": ({"draws": draws, **model_state}, options),
+        "mean.sqs": ({"params": mean, **model_state}, exact),
+        "dense.sqs": (fetch(dense), exact),
+        "finetune.sqs": (fetch(finetuned), exact),
     }
-    return {
-        name: sqs_jax.save(workdir / name, jax.device_get(tree), **options)
-        for name, (tree, options) in files.items()
-    }
+    if is_writer():
+        for name, (tree, options) in files.items():
+            sqs_jax.save(workdir / name, tree, **options)
 
 
 def shipped(params: Any, model_state: Any, config: Any) -> tuple[Any, dict[str, Any]]:
@@ -93,7 +94,7 @@ def _codes_of(draw: Any, compressed: Any) -> Any:
 def describe_distributions(path: Path, posterior: Any) -> None:
     """Write, as JSON, each compressed tensor's histogram and mixture, for the report's figures."""
     described = {}
-    for name, leaf in sub_distributions(posterior).items():
+    for name, leaf in sub_distributions(fetch(posterior)).items():
         latent = np.asarray(leaf.loc, np.float64).ravel()
         counts, edges = np.histogram(latent, _HISTOGRAM_BINS)
         kept, _ = np.histogram(latent[np.asarray(leaf.kept).ravel()], edges)
@@ -105,4 +106,5 @@ def describe_distributions(path: Path, posterior: Any) -> None:
             "scales": np.exp(np.asarray(leaf.log_scales)).ravel().tolist(),
             "shares": np.asarray(jax.nn.softmax(jnp.asarray(leaf.mixture_logits))).ravel().tolist(),
         }
-    path.write_text(json.dumps(described))
+    if is_writer():
+        path.write_text(json.dumps(described))

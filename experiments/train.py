@@ -3,7 +3,12 @@
     python -m experiments.train --config=experiments/configs/digits.py --workdir=runs/digits
 
 Every field of the config can be set: --config.sqs.sparsity=0.9. A run that was interrupted goes
-on from its latest checkpoint when the same command is given again.
+on from its latest checkpoint when the same command is given again, also on another number of
+devices or processes. Several processes each get --coordinator_address, --num_processes and
+--process_id; experiments.launch starts them on one machine. See docs/training_at_scale.md.
+
+Exits with 0 when all is done, with 75 (EX_TEMPFAIL) when SIGTERM ended a training in good order,
+its last step saved, and with 1 for an error.
 """
 
 import json
@@ -15,6 +20,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -23,15 +29,24 @@ from experiments import data
 from experiments.budget import with_budget
 from experiments.evaluate import build_model, predict
 from experiments.export import describe_distributions, export
-from experiments.loop import TrainState, run_phase
+from experiments.layout import fetch, lay_out, make_mesh
+from experiments.loop import run_phase
 from experiments.phases import Phase, phases
+from experiments.processes import is_writer, joined, wait_for_all
 from experiments.report import write_report
 from experiments.reproduce import flat
+from experiments.step import TrainState
 
 _CONFIG: Any = config_flags.DEFINE_config_file(
     "config", None, "Experiment: experiments/configs/digits.py, ...", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; made if it is not there.")
+_COORDINATOR = flags.DEFINE_string("coordinator_address", None, "host:port of process 0.")
+_COUNT = flags.DEFINE_integer("num_processes", None, "Processes of this training; one by default.")
+_INDEX = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+
+# Where a run lies on its devices may change from one start to the next.
+_LAYOUT = ("mesh.", "sharding")
 
 
 def claim_workdir(workdir: Path, config: Any) -> None:
@@ -52,7 +67,7 @@ def claim_workdir(workdir: Path, config: Any) -> None:
             f"config.{name}: {flat(found).get(name, 'absent')} there, "
             f"{flat(wanted).get(name, 'absent')} now"
             for name in sorted({**flat(found), **flat(wanted)})
-            if flat(found).get(name) != flat(wanted).get(name)
+            if flat(found).get(name) != flat(wanted).get(name) and not name.startswith(_LAYOUT)
         ]
         if differences:
             raise ValueError(
@@ -67,16 +82,32 @@ def claim_workdir(workdir: Path, config: Any) -> None:
 
 
 def train(config: Any, workdir: Path) -> dict[str, Any]:
-    """Run an experiment to its end; returns what evaluation.json holds."""
+    """Run an experiment to its end; returns what evaluation.json holds.
+
+    Raises:
+      ValueError: for a config or a workdir that cannot be trained.
+      RuntimeError: if a checkpoint cannot be written, or the files do not do what was trained.
+      FloatingPointError: when a training is not finite any more, see loop.py.
+      SystemExit: after SIGTERM.
+    """
     splits = data.load(config.data, config.seed)
     dense_phase, finetune_phase, sqs_phase = phases(config, len(splits.train.labels))
+    mesh = make_mesh(config)
     model = build_model(config, splits.num_classes)
-    start = jax.jit(model.init)(jax.random.key(config.seed), jnp.asarray(splits.train.images[:1]))
-    jax.eval_shape(sqs_phase.transform.init, start["params"])  # rules that match nothing, early
-    claim_workdir(workdir, config)  # only now: a config that cannot run claims no folder
+    example = splits.train.images[:1]
+
+    def init() -> Any:
+        return model.init(jax.random.key(config.seed), jnp.asarray(example))
+
+    shapes = jax.eval_shape(init)
+    start = jax.jit(init, out_shardings=lay_out(shapes, shapes["params"], mesh, config))()
+    jax.eval_shape(sqs_phase.transform.init, shapes["params"])  # rules that match nothing, early
+    if is_writer():
+        claim_workdir(workdir, config)  # only now: a config that cannot run claims no folder
+    wait_for_all("the folder is claimed")
 
     def run(phase: Phase, variables: Any, teacher: Any) -> TrainState:
-        return run_phase(phase, model, variables, teacher, splits.train, config, workdir)
+        return run_phase(phase, model, variables, teacher, splits.train, config, workdir, mesh)
 
     def variables_of(state: TrainState) -> dict[str, Any]:
         return {"params": state.posterior, **state.model_state}
@@ -92,19 +123,34 @@ def train(config: Any, workdir: Path) -> dict[str, Any]:
 
     export(workdir, sqs_phase, dense, finetuned, state, config)
     describe_distributions(workdir / "distributions.json", state.posterior)
-    deployed = {"params": sqs_phase.transform.mode(state.posterior), **state.model_state}
-    trained = predict(model, deployed, splits.holdout).argmax(-1) == splits.holdout.labels
+    deployed = fetch({"params": sqs_phase.transform.mode(state.posterior), **state.model_state})
+    if is_writer():
+        correct = predict(model, deployed, splits.holdout).argmax(-1) == splits.holdout.labels
+        evaluate_files(workdir, correct)
+    wait_for_all("the files are evaluated")
+    return json.loads((workdir / "evaluation.json").read_text())
+
+
+def evaluate_files(workdir: Path, correct: np.ndarray) -> None:
+    """Evaluate the files in a process of their own, and compare the one that ships.
+
+    Args:
+      workdir: of the run.
+      correct: which images [n] the trained network classifies correctly.
+
+    Raises:
+      RuntimeError: if the file classifies another number of images correctly.
+    """
     print("Evaluating the files in a process of their own.", flush=True)
     command = [sys.executable, "-m", "experiments.evaluate", f"--workdir={workdir}"]
     subprocess.run(command, check=True)
     evaluation = json.loads((workdir / "evaluation.json").read_text())
-    if evaluation["mode"]["correct"] != int(trained.sum()):
+    if evaluation["mode"]["correct"] != int(correct.sum()):
         raise RuntimeError(
             f"{workdir / 'model.sqs'}: the file classifies {evaluation['mode']['correct']} of "
-            f"{trained.size} images correctly, the trained network {int(trained.sum())}. If "
+            f"{correct.size} images correctly, the trained network {int(correct.sum())}. If "
             "config.sqs.dense_dtype rounds too much, set it to 'float32'."
         )
-    return evaluation
 
 
 def show(evaluation: dict[str, Any], size: sqs_jax.SizeReport) -> None:
@@ -130,9 +176,11 @@ def main(_: Any) -> None:
             raise app.UsageError(f"--{flag.name} is needed.")
     logging.set_verbosity(logging.WARNING)  # orbax tells of every save
     workdir = Path(_WORKDIR.value)
-    evaluation = train(_CONFIG.value, workdir)
-    show(evaluation, sqs_jax.inspect(workdir / "model.sqs"))
-    print(f"report: {write_report(workdir)}")
+    with joined(_COORDINATOR.value, _COUNT.value, _INDEX.value):
+        evaluation = train(_CONFIG.value, workdir)
+        if is_writer():
+            show(evaluation, sqs_jax.inspect(workdir / "model.sqs"))
+            print(f"report: {write_report(workdir)}")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from sqs_jax.transform import (
     compress_to_budget,
     elbo,
     fold_batch_norm,
+    fully_sharded,
     param_labels,
     partition,
     prune,
@@ -31,7 +32,9 @@ from sqs_jax.transform import (
     round_to_tolerance,
     rules_for,
     saliency,
+    shardings,
     spike_slab_gmm,
+    state_shardings,
 )
 
 __all__ = [
@@ -51,6 +54,7 @@ __all__ = [
     "compress_to_budget",
     "elbo",
     "fold_batch_norm",
+    "fully_sharded",
     "inspect",
     "load",
     "materialize",
@@ -64,7 +68,9 @@ __all__ = [
     "rules_for",
     "saliency",
     "save",
+    "shardings",
     "spike_slab_gmm",
+    "state_shardings",
     "summarize",
 ]
 __version__ = "0.2.0"

@@ -21,6 +21,14 @@ def experiment() -> ConfigDict:
     config.batch_size = 128  # over all devices together
     config.checkpoint_every = 200  # steps; the last step is always saved
 
+    # Where a training lies; it may change when a run goes on. See docs/training_at_scale.md.
+    config.mesh = ConfigDict()
+    config.mesh.data = -1  # devices along this axis; -1: all that are left. Both split the batch
+    config.mesh.fsdp = 1  # this one also splits params, posterior and moments
+    # ((pattern, spec), ...) as in sqs_jax.shardings: ((".*kernel", (None, "fsdp")),). Empty: every
+    # large leaf is split over fsdp.
+    config.sharding = ()
+
     config.data = ConfigDict()
     config.data.name = "digits"  # "digits", or the name of a tensorflow-datasets dataset
     config.data.directory = ""  # of prepared datasets; empty: tensorflow-datasets' own default

@@ -6,8 +6,6 @@ import math
 import jax
 import jax.numpy as jnp
 
-from sqs_jax.distribution.mixture import Mixture, expectation
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SpikeSlabPrior:
@@ -57,12 +55,7 @@ def gaussian_kl(means: jax.Array, log_scales: jax.Array, prior_scale: float) -> 
 
 
 def kl_bound(
-    loc: jax.Array,
-    gate_logits: jax.Array,
-    kept: jax.Array,
-    mixture: Mixture,
-    prior: SpikeSlabPrior,
-    temperature: jax.typing.ArrayLike,
+    slab: jax.Array, gate_logits: jax.Array, kept: jax.Array, prior: SpikeSlabPrior
 ) -> jax.Array:
     """Bound KL(q || p) of each weight from above, nats.
 
@@ -72,17 +65,13 @@ def kl_bound(
     where phi is one-hot. Source: arXiv:2510.08999, with the Bernoulli term whole.
 
     Args:
-      loc: latent weights, any shape, of the mixture's dtype.
-      gate_logits: inclusion logits, shaped as `loc`.
-      kept: bool, shaped as `loc`; a pruned weight has inclusion 0.
-      mixture: the tensor's mixture.
+      slab: sum_k phi_k KL(N_k || p) of each weight, any shape, nats; see `gaussian_kl`.
+      gate_logits: inclusion logits, shaped as `slab`.
+      kept: bool, shaped as `slab`; a pruned weight has inclusion 0.
       prior: the spike-and-slab prior.
-      temperature: of the responsibilities, > 0.
 
     Returns:
-      Array shaped as `loc`. Where `kept` is False: the constant -log(1 - inclusion).
+      Array shaped as `slab`. Where `kept` is False: the constant -log(1 - inclusion).
     """
-    per_component = gaussian_kl(mixture.means, mixture.log_scales, prior.scale)
-    slab = expectation(loc, mixture, per_component, temperature)
     bound = bernoulli_kl(gate_logits, prior.inclusion) + jax.nn.sigmoid(gate_logits) * slab
     return jnp.where(kept, bound, -math.log1p(-prior.inclusion))

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sqs_jax.distribution.codebook import (
     ABSOLUTE_FLOOR,
@@ -14,14 +15,14 @@ from sqs_jax.distribution.codebook import (
     Initialiser,
     init_mixture,
 )
-from sqs_jax.distribution.kl import SpikeSlabPrior, kl_bound
-from sqs_jax.distribution.mixture import (
-    Mixture,
+from sqs_jax.distribution.components import (
     draw_component,
-    expectation,
     most_probable,
-    relaxed_component,
+    sum_by_component,
 )
+from sqs_jax.distribution.expectation import Evaluation, expectation, relaxed_component
+from sqs_jax.distribution.kl import SpikeSlabPrior, gaussian_kl, kl_bound
+from sqs_jax.distribution.mixture import Mixture
 from sqs_jax.distribution.windows import Windows
 
 # A gate starts almost open whatever the prior says: pruning decides, not the start.
@@ -40,7 +41,7 @@ class SubDistribution:
       * rho_i = kept_i * sigmoid(gate_logits_i); a pruned weight has inclusion 0 everywhere.
       * phi_i depends on loc_i alone, through the components of the window that holds it.
       * all but `kept` and the static fields are floating; `loc` has the parameter's own dtype,
-        the rest float32 (float64 if the parameter has).
+        `gate_logits` any, the rest float32 (float64 if the parameter has).
       * every array may carry the same leading stacked axes S, a sub-distribution for each slice.
 
     Attributes:
@@ -76,6 +77,7 @@ class SubDistribution:
         structure: tuple[int, int] | None = None,
         stacked: int = 0,
         initialiser: Initialiser = "kmeans",
+        gate_dtype: jax.typing.DTypeLike | None = None,
     ) -> "SubDistribution":
         """Start a sub-distribution at a tensor of weights.
 
@@ -87,6 +89,7 @@ class SubDistribution:
           structure: (n, m) or None.
           stacked: number of leading axes S whose slices each get their own mixture.
           initialiser: "kmeans" or "quantile".
+          gate_dtype: of the gates, floating; by default that of the means.
 
         Returns:
           A SubDistribution with every weight kept and inclusion 0.99.
@@ -101,8 +104,8 @@ class SubDistribution:
         gate = math.log(INITIAL_INCLUSION / (1 - INITIAL_INCLUSION))
         return cls(
             loc=jnp.array(loc, dtype=loc.dtype, copy=True),  # the dtype: never weakly typed
-            gate_logits=jnp.full(loc.shape, gate, mixture.means.dtype),
-            kept=jnp.ones(loc.shape, bool),
+            gate_logits=jnp.full_like(loc, gate, gate_dtype or mixture.means.dtype),
+            kept=jnp.ones_like(loc, bool),
             prunable=prunable,
             structure=structure,
             **mixture._asdict(),
@@ -127,20 +130,52 @@ class SubDistribution:
         """Return a copy with some fields changed."""
         return dataclasses.replace(self, **changes)
 
-    def mean(self, temperature: jax.typing.ArrayLike = 1.0) -> jax.Array:
-        """Compute E_q[w], shaped and typed as `loc`."""
-        if self.stacked:
-            return self._map_slices(lambda s: s.mean(temperature))
-        soft = expectation(self.latent, self.mixture, self.means, temperature)
-        weight = jnp.where(self.kept, jax.nn.sigmoid(self.gate_logits) * soft, 0.0)
-        return weight.astype(self.loc.dtype)
+    @property
+    def gates(self) -> jax.Array:
+        """`gate_logits` in the dtype of the arithmetic."""
+        return self.gate_logits.astype(self.means.dtype)
 
-    def kl(self, prior: SpikeSlabPrior, temperature: jax.typing.ArrayLike = 1.0) -> jax.Array:
+    def mean(
+        self, temperature: jax.typing.ArrayLike = 1.0, evaluation: Evaluation = "auto"
+    ) -> jax.Array:
+        """Compute E_q[w], shaped and typed as `loc`."""
+
+        def of(leaf: SubDistribution) -> jax.Array:
+            (soft,) = leaf._average([leaf.means], temperature, evaluation)
+            return leaf._gated(soft)
+
+        return self._per_slice(of)
+
+    def kl(
+        self,
+        prior: SpikeSlabPrior,
+        temperature: jax.typing.ArrayLike = 1.0,
+        evaluation: Evaluation = "auto",
+    ) -> jax.Array:
         """Bound KL(q || p) from above, summed over the tensor; scalar, nats."""
-        if self.stacked:
-            return jnp.sum(self._map_slices(lambda s: s.kl(prior, temperature)))
-        bound = kl_bound(self.latent, self.gate_logits, self.kept, self.mixture, prior, temperature)
-        return jnp.sum(bound)
+
+        def of(leaf: SubDistribution) -> jax.Array:
+            per_component = gaussian_kl(leaf.means, leaf.log_scales, prior.scale)
+            (slab,) = leaf._average([per_component], temperature, evaluation)
+            return jnp.sum(kl_bound(slab, leaf.gates, leaf.kept, prior))
+
+        return jnp.sum(self._per_slice(of))
+
+    def mean_and_kl(
+        self,
+        prior: SpikeSlabPrior,
+        temperature: jax.typing.ArrayLike = 1.0,
+        evaluation: Evaluation = "auto",
+    ) -> tuple[jax.Array, jax.Array]:
+        """Compute `mean` and `kl` in one pass over the weights."""
+
+        def of(leaf: SubDistribution) -> tuple[jax.Array, jax.Array]:
+            per_component = gaussian_kl(leaf.means, leaf.log_scales, prior.scale)
+            soft, slab = leaf._average([leaf.means, per_component], temperature, evaluation)
+            return leaf._gated(soft), jnp.sum(kl_bound(slab, leaf.gates, leaf.kept, prior))
+
+        weight, bound = self._per_slice(of)
+        return weight, jnp.sum(bound)
 
     def sample(
         self,
@@ -153,25 +188,27 @@ class SubDistribution:
         A Gumbel-softmax over the components, one standard normal per weight and a binary Concrete
         gate; biased until `relaxation` tends to 0.
         """
-        if self.stacked:
-            keys = jax.random.split(key, self.means.shape[0])
-            return self._map_slices(lambda s, k: s.sample(k, temperature, relaxation), keys)
-        component_key, normal_key, gate_key = jax.random.split(key, 3)
-        dtype = self.means.dtype
-        mean, scale = relaxed_component(
-            component_key, self.latent, self.mixture, temperature, relaxation
-        )
-        slab = mean + jax.random.normal(normal_key, self.loc.shape, dtype) * scale
-        noise = jax.random.logistic(gate_key, self.loc.shape, dtype)
-        gate = jax.nn.sigmoid((self.gate_logits + noise) / jnp.asarray(relaxation, dtype))
-        return jnp.where(self.kept, gate * slab, 0.0).astype(self.loc.dtype)
+
+        def of(leaf: SubDistribution, key: jax.Array) -> jax.Array:
+            component_key, normal_key, gate_key = jax.random.split(key, 3)
+            shape, dtype = leaf.loc.shape, leaf.means.dtype
+            mean, scale = relaxed_component(
+                component_key, leaf.latent, leaf.mixture, temperature, relaxation
+            )
+            slab = mean + jax.random.normal(normal_key, shape, dtype) * scale
+            noise = jax.random.logistic(gate_key, shape, dtype)
+            gate = jax.nn.sigmoid((leaf.gates + noise) / jnp.asarray(relaxation, dtype))
+            return jnp.where(leaf.kept, gate * slab, 0.0).astype(leaf.loc.dtype)
+
+        return self._per_slice(of, self._keys(key))
 
     def sample_hard(self, key: jax.Array, temperature: jax.typing.ArrayLike = 1.0) -> jax.Array:
         """Draw K-level weights: kept_i * mu_k with k ~ phi_i; shaped and typed as `loc`."""
-        if self.stacked:
-            keys = jax.random.split(key, self.means.shape[0])
-            return self._map_slices(lambda s, k: s.sample_hard(k, temperature), keys)
-        return self._levels(draw_component(key, self.latent, self.mixture, temperature))
+
+        def of(leaf: SubDistribution, key: jax.Array) -> jax.Array:
+            return leaf._levels(draw_component(key, leaf.latent, leaf.mixture, temperature))
+
+        return self._per_slice(of, self._keys(key))
 
     def mode(self) -> jax.Array:
         """Return the deployed weights: kept_i * mu of the most probable component.
@@ -179,22 +216,21 @@ class SubDistribution:
         Straight-through: `loc` receives the weight's gradient as it is, pruned weights too, and a
         mean the sum over its kept weights; gates, scales and mixture weights receive none.
         """
-        if self.stacked:
-            return self._map_slices(lambda s: s.mode())
-        levels = self._levels(most_probable(self.latent, self.mixture))
-        return levels + (self.loc - jax.lax.stop_gradient(self.loc))
+        return self._per_slice(_straight_through)
 
     def codes(self) -> jax.Array:
         """Return the deployed codes: 0 = pruned, else 1 + window * K + component.
 
         uint8 where W * K <= 255, else uint16; shaped as `loc`.
         """
-        if self.stacked:
-            return self._map_slices(lambda s: s.codes())
-        windows, components = self.means.shape
+        windows, components = self.means.shape[-2:]
         dtype = jnp.uint8 if windows * components <= 255 else jnp.uint16
-        code = jnp.where(self.kept, 1 + most_probable(self.latent, self.mixture), 0)
-        return code.astype(dtype)
+
+        def of(leaf: SubDistribution) -> jax.Array:
+            code = jnp.where(leaf.kept, 1 + most_probable(leaf.latent, leaf.mixture), 0)
+            return code.astype(dtype)
+
+        return self._per_slice(of)
 
     def refit(self) -> "SubDistribution":
         """Set scales and mixture weights from the current assignments of the kept weights.
@@ -203,8 +239,9 @@ class SubDistribution:
         window. A component that holds no weight gets its window's pooled spread and half a
         weight's share, so that it stays finite and can win weights back.
         """
-        if self.stacked:
-            return self._map_slices(lambda s: s.refit())
+        return self._per_slice(SubDistribution._refit)
+
+    def _refit(self) -> "SubDistribution":
         count, variance = self._spreads()
         # Fewer than two weights have no spread of their own.
         pooled = jnp.sum(variance * count, -1, keepdims=True) / jnp.maximum(
@@ -227,8 +264,9 @@ class SubDistribution:
         squared error) is split at its mean, and the halves of a normal lie 0.8 standard deviations
         from there. Means, scales and mixture weights change; `refit` afterwards.
         """
-        if self.stacked:
-            return self._map_slices(lambda s: s.revive())
+        return self._per_slice(SubDistribution._revive)
+
+    def _revive(self) -> "SubDistribution":
         count, variance = self._spreads()
         rows = jnp.arange(count.shape[0])
 
@@ -265,25 +303,77 @@ class SubDistribution:
 
     def _spreads(self) -> tuple[jax.Array, jax.Array]:
         """Count each component's kept weights, and average their squared distance from its mean."""
-        size, shape = self.means.size, self.means.shape
-        held = most_probable(self.latent, self.mixture).reshape(-1)
-        held = jnp.where(self.kept.reshape(-1), held, size)  # out of range: dropped
+        size, shape, latent = self.means.size, self.means.shape, self.latent
+        held = most_probable(latent, self.mixture)
+        nearest = self.means.reshape(-1)[held]
+        held = jnp.where(self.kept, held, size)  # out of range: dropped
+        count = sum_by_component(jnp.ones_like(latent), held, size).reshape(shape)
+        square = sum_by_component((latent - nearest) ** 2, held, size).reshape(shape)
+        return count, square / jnp.maximum(count, 1)
 
-        def total(x: jax.Array) -> jax.Array:
-            # In buckets: one running float32 sum would stop growing at some ten million terms.
-            sums = jax.ops.segment_sum(x, held, num_segments=size, bucket_size=65536)
-            return sums.reshape(shape)
+    def _per_slice(self, function: Callable[..., Any], *rest: jax.Array) -> Any:
+        """Apply function(slice, *rest) to every slice of the stacked axes, one after another.
 
-        latent = self.latent.reshape(-1)
-        count = total(jnp.ones_like(latent))
-        nearest = self.means.reshape(-1)[jnp.minimum(held, size - 1)]
-        return count, total((latent - nearest) ** 2) / jnp.maximum(count, 1)
+        Under differentiation it is computed again, so that nothing shaped as the weights is kept.
+        """
+        if not self.stacked:
+            return jax.checkpoint(function)(self, *rest)
+        inner = function
+        if self.stacked > 1:
 
-    def _map_slices(self, function: Callable[..., Any], *rest: jax.Array) -> Any:
-        """Map over the first stacked axis, slice by slice: a vmap would hold a block of each."""
-        return jax.lax.map(jax.checkpoint(lambda xs: function(*xs)), (self, *rest))
+            def inner(leaf: SubDistribution, *rest: jax.Array) -> Any:
+                return leaf._per_slice(function, *rest)
+
+        return jax.lax.map(jax.checkpoint(lambda slices: inner(*slices)), (self, *rest))
+
+    def _keys(self, key: jax.Array) -> jax.Array:
+        """Split a key for the slices, [*S]."""
+        return jax.random.split(key, self.means.shape[:-2]) if self.stacked else key
+
+    def _average(
+        self,
+        values: list[jax.Array],
+        temperature: jax.typing.ArrayLike,
+        evaluation: Evaluation,
+    ) -> tuple[jax.Array, ...]:
+        return expectation(self.latent, self.mixture, jnp.stack(values), temperature, evaluation)
+
+    def _gated(self, soft: jax.Array) -> jax.Array:
+        weight = jnp.where(self.kept, jax.nn.sigmoid(self.gates) * soft, 0.0)
+        return weight.astype(self.loc.dtype)
 
     def _levels(self, component: jax.Array) -> jax.Array:
         """Look components (window * K + k) up in the codebook; pruned weights are exactly 0."""
-        level = self.means.reshape(-1)[component]
+        level = self.means.reshape(-1).at[component].get(mode="promise_in_bounds")
         return jnp.where(self.kept, level, 0.0).astype(self.loc.dtype)
+
+
+@jax.custom_vjp
+def _straight_through(leaf: SubDistribution) -> jax.Array:
+    return leaf._levels(most_probable(leaf.latent, leaf.mixture))
+
+
+def _forward(leaf: SubDistribution) -> tuple[jax.Array, SubDistribution]:
+    return _straight_through(leaf), leaf
+
+
+def _backward(leaf: SubDistribution, cotangent: jax.Array) -> tuple[SubDistribution]:
+    # The components are found again: an index would be four bytes a weight.
+    latent, cotangent = jax.lax.optimization_barrier((leaf.latent, cotangent))
+    component = most_probable(latent, leaf.mixture)
+    gradient = jnp.where(leaf.kept, cotangent.astype(leaf.means.dtype), 0.0)
+    by_mean = sum_by_component(gradient, component, leaf.means.size)
+    return (
+        leaf.replace(
+            loc=cotangent,
+            gate_logits=jnp.zeros_like(leaf.gate_logits),
+            kept=np.zeros(leaf.kept.shape, jax.dtypes.float0),
+            means=by_mean.reshape(leaf.means.shape),
+            log_scales=jnp.zeros_like(leaf.log_scales),
+            mixture_logits=jnp.zeros_like(leaf.mixture_logits),
+            boundaries=jnp.zeros_like(leaf.boundaries),
+        ),
+    )
+
+
+_straight_through.defvjp(_forward, _backward)

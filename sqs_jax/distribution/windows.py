@@ -85,3 +85,15 @@ def window_index(loc: jax.Array, boundaries: jax.Array) -> jax.Array:
     for i in range(boundaries.shape[0]):  # W is small and static: comparisons fuse, a search loops
         index = index + (loc >= boundaries[i]).astype(jnp.int32)
     return index
+
+
+def pick(row: jax.Array, window: jax.Array | None) -> jax.Array:
+    """Give each weight its window's entry of a row [W]; without windows, the only entry.
+
+    W is small and static: comparisons fuse, a gather would not.
+    """
+    value = row[0]
+    if window is not None:
+        for w in range(1, row.shape[0]):
+            value = jnp.where(window >= w, row[w], value)
+    return value

@@ -9,6 +9,7 @@ from sqs_jax.transform.partition import combine, param_labels, partition
 from sqs_jax.transform.pruning import prune, refit, revive
 from sqs_jax.transform.rounding import round_to_tolerance
 from sqs_jax.transform.rules import DEFAULT_RULES, Rule
+from sqs_jax.transform.sharding import fully_sharded, shardings, state_shardings
 from sqs_jax.transform.transform import Transform, spike_slab_gmm
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "compress_to_budget",
     "elbo",
     "fold_batch_norm",
+    "fully_sharded",
     "param_labels",
     "partition",
     "prune",
@@ -29,5 +31,7 @@ __all__ = [
     "round_to_tolerance",
     "rules_for",
     "saliency",
+    "shardings",
     "spike_slab_gmm",
+    "state_shardings",
 ]

@@ -110,12 +110,20 @@ def elbo(
             raise ValueError(f"nll_fn returned an NLL of dtype {dtype}; it must be floating.")
         return result
 
-    def likelihood(posterior: Any, batch: Any, key: jax.Array, step: Any) -> tuple[jax.Array, Any]:
-        if estimator == "mode":
-            return nll_at(transform.mode(posterior), batch)
+    def likelihood_and_kl(
+        posterior: Any, batch: Any, key: jax.Array, step: Any
+    ) -> tuple[jax.Array, Any, jax.Array]:
         at = _at_step(temperature, step)
+        if estimator == "mode":
+            nll, aux = nll_at(transform.mode(posterior), batch)
+            return nll, aux, transform.kl(_only_means(posterior), temperature=at)
+        fused = transform.mean_and_kl
+        if estimator == "mean" and fused and fused.of == (transform.mean, transform.kl):
+            params, kl = fused(posterior, temperature=at)
+            return *nll_at(params, batch), kl
+        kl = transform.kl(posterior, temperature=at)
         if estimator == "mean":
-            return nll_at(transform.mean(posterior, temperature=at), batch)
+            return *nll_at(transform.mean(posterior, temperature=at), batch), kl
         sample = transform.sample
         assert sample is not None  # checked above
 
@@ -126,14 +134,12 @@ def elbo(
             return nll_at(draw, batch)
 
         if num_samples == 1:
-            return one(key)
+            return *one(key), kl
         nll, aux = jax.lax.map(one, jax.random.split(key, num_samples))
-        return jnp.mean(nll), aux
+        return jnp.mean(nll), aux, kl
 
     def loss_fn(posterior: Any, batch: Any, key: jax.Array, step: Any) -> tuple[jax.Array, ElboAux]:
-        nll, model_aux = likelihood(posterior, batch, key, step)
-        regularised = _only_means(posterior) if estimator == "mode" else posterior
-        kl = transform.kl(regularised, temperature=_at_step(temperature, step))
+        nll, model_aux, kl = likelihood_and_kl(posterior, batch, key, step)
         weight = jnp.asarray(_at_step(kl_weight, step), kl.dtype)
         # float32 or float64, as the KL is: a half would keep too little of it
         dtype = jnp.float64 if nll.dtype == jnp.float64 else kl.dtype

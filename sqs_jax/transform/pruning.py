@@ -10,6 +10,7 @@ import numpy as np
 from sqs_jax.distribution import SubDistribution
 from sqs_jax.transform.rules import flatten, is_sub_distribution, require_whole
 from sqs_jax.transform.saliency import magnitude
+from sqs_jax.transform.selection import keep_highest
 
 Scope = Literal["global", "tensor"]
 
@@ -133,43 +134,3 @@ def keep_n_of_m(score: jax.Array, n: int, m: int) -> jax.Array:
     order = jnp.argsort(-groups, axis=-2, stable=True)
     rank = jnp.argsort(order, axis=-2)
     return (rank < n).reshape(score.shape)
-
-
-@jax.jit
-def keep_highest(scores: tuple[jax.Array, ...], number: jax.typing.ArrayLike) -> list[jax.Array]:
-    """Drop exactly the `number` lowest of all scores together; bool masks, False = dropped.
-
-    The threshold is found bit by bit, by counting: exact, with no sort, no copy of all scores in
-    one place, and nothing that recompiles when `number` changes.
-    """
-    dtype = jnp.float64 if any(s.dtype == jnp.float64 for s in scores) else jnp.float32
-    keys = [_ordered_bits(s.astype(dtype)) for s in scores]
-    bits = keys[0].dtype.itemsize * 8
-    number = jnp.asarray(number, jnp.int32)
-    zero = jnp.zeros((), keys[0].dtype)
-
-    def settle(i: jax.Array, threshold: jax.Array) -> jax.Array:
-        trial = threshold | (jnp.ones((), threshold.dtype) << (bits - 1 - i).astype(zero.dtype))
-        below = sum(jnp.sum(k < trial, dtype=jnp.int32) for k in keys)
-        return jnp.where(below < number, trial, threshold)
-
-    # The largest key with fewer than `number` keys below it: that of the last one dropped.
-    threshold = jax.lax.fori_loop(0, bits, settle, zero)
-    below = sum(jnp.sum(k < threshold, dtype=jnp.int32) for k in keys)
-    ties = jnp.where(number > 0, number - below, 0)
-    kept = []
-    for key in keys:
-        tied = key == threshold
-        position = jnp.cumsum(tied.reshape(-1), dtype=jnp.int32).reshape(key.shape)
-        kept.append(~(((key < threshold) & (number > 0)) | (tied & (position <= ties))))
-        ties = ties - jnp.sum(tied, dtype=jnp.int32)
-    return kept
-
-
-def _ordered_bits(score: jax.Array) -> jax.Array:
-    """Map floats to unsigned integers in the same order; equal floats (0 and -0) to equal ones."""
-    unsigned = jnp.uint64 if score.dtype == jnp.float64 else jnp.uint32
-    bits = jax.lax.bitcast_convert_type(score, unsigned)
-    sign = jnp.ones((), unsigned) << (score.dtype.itemsize * 8 - 1)
-    bits = jnp.where(bits == sign, bits ^ sign, bits)  # -0 becomes 0: XLA drops an added 0.0
-    return jnp.where(bits & sign != 0, ~bits, bits | sign)

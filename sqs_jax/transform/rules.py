@@ -131,7 +131,9 @@ def is_sub_distribution(node: Any) -> bool:
 
 def require_finite(path: str, leaf: Any) -> None:
     """Raise ValueError if any weight of a leaf that is to be compressed is NaN or infinite."""
-    bad = int(np.size(leaf) - np.sum(np.isfinite(np.asarray(leaf))))
+    # where the leaf is: an array over several devices may not fit the host, or not be all here
+    array = jnp if isinstance(leaf, jax.Array) else np
+    bad = int(array.sum(~array.isfinite(leaf)))
     if bad:
         raise ValueError(
             f"{path}: {bad} of {np.size(leaf)} weights are not finite; compression needs a network "

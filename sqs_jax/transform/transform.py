@@ -8,7 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from sqs_jax.artifact import CompressedLeaf
-from sqs_jax.distribution import Initialiser, SpikeSlabPrior, SubDistribution
+from sqs_jax.distribution import (
+    EVALUATIONS,
+    Evaluation,
+    Initialiser,
+    SpikeSlabPrior,
+    SubDistribution,
+)
 from sqs_jax.transform.rules import (
     DEFAULT_RULES,
     Rule,
@@ -32,6 +38,9 @@ class Transform(NamedTuple):
       kl: (posterior, *, temperature=1.0) -> scalar, the bound in nats, summed over the model (or
         any scalar regulariser of another method).
       compress: (posterior) -> compressed, codes and codebooks at the same tree paths.
+      mean_and_kl: (posterior, *, temperature=1.0) -> (params, scalar), both in one pass over the
+        weights; None if the method has no such pass. `elbo` uses it only while its attribute `of`
+        is this Transform's (mean, kl), so that either can be replaced alone.
     """
 
     init: Callable[..., Any]
@@ -40,6 +49,7 @@ class Transform(NamedTuple):
     mode: Callable[..., Any]
     kl: Callable[..., jax.Array]
     compress: Callable[..., Any]
+    mean_and_kl: Callable[..., tuple[Any, jax.Array]] | None = None
 
 
 def spike_slab_gmm(
@@ -47,6 +57,8 @@ def spike_slab_gmm(
     *,
     prior: SpikeSlabPrior,
     initialiser: Initialiser = "kmeans",
+    gate_dtype: jax.typing.DTypeLike = jnp.float32,
+    evaluation: Evaluation = "auto",
 ) -> Transform:
     """Build the SQS transform: spike-and-slab posteriors whose slab is a Gaussian mixture.
 
@@ -62,6 +74,10 @@ def spike_slab_gmm(
         none matches stay dense.
       prior: of every compressed weight.
       initialiser: how codebooks start, "kmeans" or "quantile".
+      gate_dtype: of the gates, floating; bfloat16 saves memory where they are not trained.
+        float64 weights have float64 gates if this is float32.
+      evaluation: how `mean` and `kl` are computed: "table", "loop", or "auto", by platform (see
+        docs/performance.md).
 
     Returns:
       A Transform. Its functions raise ValueError, naming the leaf's path, for a rule that matches
@@ -77,6 +93,11 @@ def spike_slab_gmm(
         raise TypeError(f"prior must be a sqs_jax.SpikeSlabPrior, not {prior!r}.")
     if initialiser not in ("kmeans", "quantile"):
         raise ValueError(f"initialiser is {initialiser!r}; it must be 'kmeans' or 'quantile'.")
+    if evaluation not in EVALUATIONS:
+        raise ValueError(f"evaluation is {evaluation!r}; it must be one of {EVALUATIONS}.")
+    gate_dtype = jnp.dtype(gate_dtype)
+    if not jnp.issubdtype(gate_dtype, jnp.floating):
+        raise ValueError(f"gate_dtype is {gate_dtype}; gates are floating.")
 
     def init(params: Any) -> Any:
         pairs, treedef = flatten(params)
@@ -89,7 +110,11 @@ def spike_slab_gmm(
             else:
                 # the dtype JAX gives it: numpy's float64 is float32 unless x64 is enabled
                 array = jnp.asarray(leaf, jnp.result_type(leaf))
-                leaves.append(rule.init_leaf(path, array, initialiser=initialiser))
+                wide = array.dtype == jnp.float64 and gate_dtype == jnp.float32
+                gates = array.dtype if wide else gate_dtype
+                leaves.append(
+                    rule.init_leaf(path, array, initialiser=initialiser, gate_dtype=gates)
+                )
         return treedef.unflatten(leaves)
 
     def per_leaf(function: Callable[..., Any], posterior: Any) -> Any:
@@ -104,7 +129,7 @@ def spike_slab_gmm(
 
     def mean(posterior: Any, *, temperature: jax.typing.ArrayLike = 1.0) -> Any:
         _check_positive("temperature", temperature)
-        return per_leaf(lambda leaf, _: leaf.mean(temperature), posterior)
+        return per_leaf(lambda leaf, _: leaf.mean(temperature, evaluation), posterior)
 
     def sample(
         posterior: Any,
@@ -128,12 +153,35 @@ def spike_slab_gmm(
     def mode(posterior: Any) -> Any:
         return per_leaf(lambda leaf, _: leaf.mode(), posterior)
 
+    def total(bounds: list[jax.Array]) -> jax.Array:
+        dtype = jnp.float64 if any(b.dtype == jnp.float64 for b in bounds) else jnp.float32
+        return sum((bound.astype(dtype) for bound in bounds), start=jnp.zeros((), dtype))
+
     def kl(posterior: Any, *, temperature: jax.typing.ArrayLike = 1.0) -> jax.Array:
         _check_positive("temperature", temperature)
         pairs, _ = _checked(rules, posterior)
-        bounds = [leaf.kl(prior, temperature) for _, leaf in pairs if is_sub_distribution(leaf)]
-        dtype = jnp.float64 if any(b.dtype == jnp.float64 for b in bounds) else jnp.float32
-        return sum((bound.astype(dtype) for bound in bounds), start=jnp.zeros((), dtype))
+        return total(
+            [
+                leaf.kl(prior, temperature, evaluation)
+                for _, leaf in pairs
+                if is_sub_distribution(leaf)
+            ]
+        )
+
+    def mean_and_kl(
+        posterior: Any, *, temperature: jax.typing.ArrayLike = 1.0
+    ) -> tuple[Any, jax.Array]:
+        _check_positive("temperature", temperature)
+        bounds = []
+
+        def of_leaf(leaf: SubDistribution, _: int) -> jax.Array:
+            weight, bound = leaf.mean_and_kl(prior, temperature, evaluation)
+            bounds.append(bound)
+            return weight
+
+        return per_leaf(of_leaf, posterior), total(bounds)
+
+    mean_and_kl.of = (mean, kl)  # type: ignore[attr-defined]
 
     def compress(posterior: Any) -> Any:
         return per_leaf(
@@ -143,7 +191,15 @@ def spike_slab_gmm(
             posterior,
         )
 
-    return Transform(init=init, mean=mean, sample=sample, mode=mode, kl=kl, compress=compress)
+    return Transform(
+        init=init,
+        mean=mean,
+        sample=sample,
+        mode=mode,
+        kl=kl,
+        compress=compress,
+        mean_and_kl=mean_and_kl,
+    )
 
 
 def _check_positive(name: str, value: jax.typing.ArrayLike) -> None:

@@ -8,6 +8,8 @@ from problems import PRIOR, generic, inclusion, leaf, params, reference, referen
 
 from sqs_jax import SpikeSlabPrior, SubDistribution, Windows
 from sqs_jax.distribution.kl import bernoulli_kl, gaussian_kl, kl_bound
+from sqs_jax.distribution.mixture import responsibilities
+from sqs_jax.distribution.windows import window_index
 
 LOGIT = math.log(PRIOR.inclusion / (1 - PRIOR.inclusion))
 
@@ -22,7 +24,10 @@ def one_component(logit, mean=0.0, scale=PRIOR.scale, shape=(5, 4)):
 
 
 def bound_of(d, temperature=1.0):
-    return kl_bound(d.latent, d.gate_logits, d.kept, d.mixture, PRIOR, temperature)
+    phi = responsibilities(d.latent.ravel(), d.mixture, temperature)
+    window = window_index(d.latent.ravel(), d.boundaries)
+    slab = jnp.sum(phi * gaussian_kl(d.means, d.log_scales, PRIOR.scale)[window], axis=-1)
+    return kl_bound(slab.reshape(d.loc.shape), d.gate_logits, d.kept, PRIOR)
 
 
 def test_bound_is_zero_where_posterior_equals_prior():

@@ -3,7 +3,7 @@
 import pytest
 
 from experiments.configs import digits, digits_paper
-from experiments.loop import forget_after
+from experiments.metrics_log import forget_after
 from experiments.phases import phases
 
 

@@ -124,6 +124,7 @@ def test_finished_run_is_not_trained_again(finished: Path) -> None:
         (["--config.data.holdout=both"], "config.data.holdout"),
         (["--config.data.name=no_such_data"], "Prepare it"),
         (["--config.sqs.pattern=nothing_here"], "nothing_here"),
+        (["--config.sharding=(('no_leaf', ()),)"], "'no_leaf' matches no leaf"),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, options: list[str], said: str) -> None:

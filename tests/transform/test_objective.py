@@ -165,7 +165,7 @@ def temporaries(posterior, transform, estimator):
 
 
 # Floats per weight, all of them of the weights' shape, plus a block.
-LIMITS = {"mean": 12, "sample": 16, "mode": 12}
+LIMITS = {"mean": 8, "sample": 26, "mode": 8}
 
 
 @pytest.mark.parametrize("estimator", LIMITS)

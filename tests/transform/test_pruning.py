@@ -6,7 +6,8 @@ from problems import PRIOR, leaf, params, transform
 
 import sqs_jax
 from sqs_jax import Rule, SubDistribution, prune, refit, saliency
-from sqs_jax.transform.pruning import keep_highest
+from sqs_jax.transform import selection
+from sqs_jax.transform.selection import keep_highest
 
 
 def posterior(shapes, *rules, seed=0):
@@ -159,10 +160,10 @@ def test_ties_in_a_group_keep_exactly_n():
 
 
 def test_another_count_does_not_recompile():
-    keep_highest.clear_cache()
+    selection._keep_highest.clear_cache()
     for sparsity in (0.0, 0.1, 0.35, 0.9):
         prune(Q, sparsity)
-    assert keep_highest._cache_size() == 1
+    assert selection._keep_highest._cache_size() == 1
 
 
 def test_pruning_under_jit_with_a_static_sparsity_is_the_same():
