@@ -4,6 +4,10 @@ No buffer of N x K exists, whatever the estimator; what a step takes more than a
 `footprint` says it is.
 """
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +21,10 @@ from benchmarks.timing import judged
 
 _SIZE = 1 << 22  # N, weights of one tensor
 _COMPONENTS = (16, 64)
-_WIDTH, _LAYERS = 1024, 16
+_WIDTH, _LAYERS = 512, 12
 _TENSOR_BAR = footprint.TRANSIENT / 4  # floats per weight
 _PEAKS = ("dense", "mean", "mode")
+_FRUGAL = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 
 
 def run(workdir: Path, data: Path) -> dict[str, list[dict[str, Any]]]:
@@ -124,8 +129,10 @@ def steps(width: int, layers: int) -> list[dict[str, Any]]:
     slack = footprint.TRANSIENT / layers
     print(f"\nAdam steps of {layers} layers of {width} x {width}, bytes per weight above the dense "
           f"step; one tensor's temporaries may add {slack:.1f}")  # fmt: skip
-    print(f"{'':>20} {'model':>6} {'compiled':>8} {'bar':>8}  {'measured':>8}")
+    print(f"{'':>20} {'model':>6} {'compiled':>8} {'bar':>8}  {'frugal':>8} {'bar':>8}  "
+          f"{'measured':>8}")  # fmt: skip
     rows: list[dict[str, Any]] = []
+    frugal = _frugal(width, layers)
     for name, way in ways.items():
         compiled = step_bytes(way, problem) / weights
         measured = peak.measure(name, width, layers) if name in _PEAKS else None
@@ -133,6 +140,7 @@ def steps(width: int, layers: int) -> list[dict[str, Any]]:
             "way": name,
             "model": footprint.per_weight(way.setting).total,
             "compiled": compiled,
+            "frugal": frugal[name] / weights,
             "measured": None if measured is None else measured / weights,
             "bar": way.bar,
         }
@@ -150,6 +158,23 @@ def step_bytes(way: equal_layers.Way, problem: training.Problem) -> int:
     assert found is not None
     new = found.output_size_in_bytes - found.alias_size_in_bytes
     return found.argument_size_in_bytes + new + found.temp_size_in_bytes
+
+
+def _frugal(width: int, layers: int) -> dict[str, int]:
+    """Return `step_bytes` of every way where XLA minds memory, in a process that tells it to.
+
+    It orders a CPU's work so that much can run side by side, and holds the temporaries of all of
+    that; on accelerators its schedule minds memory by itself.
+    """
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {_FRUGAL}" if _on_cpu() else None
+    environment = {**os.environ, **({"XLA_FLAGS": flags} if flags else {})}
+    command = [sys.executable, "-m", "benchmarks.memory", str(width), str(layers)]
+    run = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
 
 
 def paper() -> list[dict[str, Any]]:
@@ -189,8 +214,8 @@ def _above(row: dict[str, Any], dense: dict[str, Any]) -> str:
     base = dict.fromkeys(dense, 0) if row is dense else dense
     measured = "" if row["measured"] is None else f"{row['measured'] - base['measured']:>8.2f}"
     name = "dense, in all" if row is dense else row["way"]
-    compiled = judged(row["compiled"] - base["compiled"], row["bar"])
-    return f"{name:>20} {row['model'] - base['model']:>6} {compiled}  {measured:>8}"
+    compiled, frugal = (judged(row[n] - base[n], row["bar"]) for n in ("compiled", "frugal"))
+    return f"{name:>20} {row['model'] - base['model']:>6} {compiled}  {frugal}  {measured:>8}"
 
 
 def _posterior(sqs: sqs_jax.Transform, size: int) -> Any:
@@ -203,3 +228,10 @@ def _analysis(function: Callable[..., Any], *arguments: Any) -> Any:
     analysis = jax.jit(function).lower(*arguments).compile().memory_analysis()
     assert analysis is not None  # CPU, GPU and TPU backends have one
     return analysis
+
+
+if __name__ == "__main__":  # python -m benchmarks.memory WIDTH LAYERS
+    _width, _layers = map(int, sys.argv[1:])
+    _problem = equal_layers.problem(_width, _layers)
+    _ways = equal_layers.ways(_problem)
+    print(json.dumps({name: step_bytes(way, _problem) for name, way in _ways.items()}))

@@ -1,5 +1,6 @@
 """Two CPU devices, no silent promotion, and no test that quietly lacks its data."""
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -18,23 +19,33 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-_COUNT = pytest.StashKey[int]()
+# What tests with these markers need and do not find here.
+LACKING = {
+    marker: reason
+    for marker, there, reason in (
+        ("real_data", REAL_DATA.is_dir(), f"no {REAL_DATA}"),
+        ("torch", importlib.util.find_spec("torch"), "PyTorch, the extra `peers`, not installed"),
+    )
+    if not there
+}
+_COUNTS = pytest.StashKey[dict[str, int]]()
 
 
 def pytest_collection_modifyitems(config, items):
-    """Deselect the tests that need the real data where there is none."""
-    if REAL_DATA.is_dir():
-        return
-    lacking = [item for item in items if item.get_closest_marker("real_data")]
-    if lacking:
-        config.hook.pytest_deselected(items=lacking)
-        items[:] = [item for item in items if item not in lacking]
-        config.stash[_COUNT] = len(lacking)
+    """Deselect the tests that need what is not here."""
+    counts = config.stash[_COUNTS] = {}
+    for marker in LACKING:
+        lacking = [item for item in items if item.get_closest_marker(marker)]
+        if lacking:
+            config.hook.pytest_deselected(items=lacking)
+            items[:] = [item for item in items if item not in lacking]
+            counts[marker] = len(lacking)
 
 
 def pytest_terminal_summary(terminalreporter, config):
     """Say why; under pytest-xdist the workers collect, and the number stays with them."""
-    if not REAL_DATA.is_dir():
-        count = config.stash.get(_COUNT, "any")
-        terminalreporter.section("real data absent")
-        terminalreporter.line(f"Deselected {count} tests marked real_data: no {REAL_DATA}.")
+    counts = config.stash.get(_COUNTS, {})
+    for marker, reason in LACKING.items():
+        terminalreporter.section(f"{marker} absent")
+        count = counts.get(marker, "any")
+        terminalreporter.line(f"Deselected {count} tests marked {marker}: {reason}.")

@@ -15,6 +15,7 @@ from sqs_jax.distribution.mixture import Mixture, log_responsibilities, rows_of
 _BLOCK_ELEMENTS = 1 << 16
 
 
+@jax.jit
 def mix(
     loc: jax.Array,
     mixture: Mixture,

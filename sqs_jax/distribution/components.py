@@ -5,6 +5,7 @@ sharded over devices stays where it is.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -39,6 +40,7 @@ class _Logit(NamedTuple):
 _LogitOf = Callable[[_Row], _Logit]
 
 
+@jax.jit  # traced once per shape: a model has many leaves of a few
 def mix(
     loc: jax.Array,
     mixture: Mixture,
@@ -141,6 +143,7 @@ def _backward(inputs: Any, cotangents: tuple[jax.Array, ...]) -> tuple[Any, ...]
 _mix.defvjp(_forward, _backward)
 
 
+@jax.jit
 def most_probable(loc: jax.Array, mixture: Mixture) -> jax.Array:
     """Find the most probable component of each weight; it does not depend on the temperature.
 
@@ -171,6 +174,7 @@ def draw_component(
     return _highest(loc, mixture, jnp.asarray(temperature, loc.dtype), key)
 
 
+@partial(jax.jit, static_argnames="count")
 def sum_by_component(x: jax.Array, component: jax.Array, count: int) -> jax.Array:
     """Sum x over the weights of each component.
 

@@ -17,6 +17,8 @@ EVALUATIONS = ("auto", "table", "loop")
 _Function = Callable[..., tuple[jax.Array, ...]]
 
 
+# Compiled as a whole: outside of jit both platforms' branches would be.
+@partial(jax.jit, static_argnames="evaluation")
 def expectation(
     loc: jax.Array,
     mixture: Mixture,
@@ -51,6 +53,7 @@ def expectation(
     return _expectation(loc, mixture, values, temperature, evaluation, intervals)
 
 
+@jax.jit
 def relaxed_component(
     key: jax.Array,
     loc: jax.Array,

@@ -61,6 +61,7 @@ def intervals(size: int, components: int, windows: int) -> int:
     return 1 << int(math.log2(budget)) if budget >= 256 else 0
 
 
+@partial(jax.jit, static_argnames="count")
 def plan(
     loc: jax.Array, mixture: Mixture, values: jax.Array, temperature: jax.Array, count: int
 ) -> Plan:
@@ -124,6 +125,7 @@ def plan(
     )
 
 
+@partial(jax.jit, static_argnames="count")
 def look_up_even(
     loc: jax.Array,
     mixture: Mixture,
@@ -140,6 +142,7 @@ def look_up_even(
     return _look_up(loc, mixture, values, temperature, even, count // 4)
 
 
+@partial(jax.jit, static_argnames="count")
 def look_up(
     loc: jax.Array,
     mixture: Mixture,

@@ -1,7 +1,5 @@
 """The peers compute what the transform does: else their times would mean nothing."""
 
-import importlib.util
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,9 +60,7 @@ def test_the_plain_softmax_is_the_mean(problem):
         assert_close(gradients[name], gradient.reshape(-1))
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("torch") is None, reason="PyTorch is an extra: '.[peers]'"
-)
+@pytest.mark.torch
 def test_the_layer_in_pytorch_is_the_mean(problem):
     from benchmarks import torch_layer
 

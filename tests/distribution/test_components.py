@@ -28,7 +28,7 @@ def test_the_most_probable_component_does_not_depend_on_the_temperature(temperat
     assert (np.argmax(reference(d)[0], axis=1) == best % 4).all()
 
 
-@pytest.mark.parametrize("components", [1, 3, 63, 64, 65, 200])
+@pytest.mark.parametrize("components", [1, 64, 65, 200])
 def test_the_most_probable_of_however_many_components(components):
     d = problem(components=components, shape=(40, 30))
     best = np.asarray(exact.most_probable(d.loc, d.mixture)).ravel()
@@ -50,13 +50,21 @@ def by_definition(loc, mixture, values, temperature):
     return tuple(jnp.sum(phi * v[window], axis=-1).reshape(loc.shape) for v in values)
 
 
-@pytest.mark.parametrize("windows", WINDOWS, ids=lambda w: w.kind)
-@pytest.mark.parametrize("components", [1, 4, 20], ids="K{}".format)
-@pytest.mark.parametrize("mix", [exact.mix, blocks.mix], ids=["loop", "blocks"])
+@pytest.mark.parametrize(
+    ("mix", "components", "windows"),
+    [
+        (exact.mix, 1, WINDOWS[0]),
+        (exact.mix, 4, WINDOWS[2]),
+        (exact.mix, 20, WINDOWS[1]),
+        (blocks.mix, 4, WINDOWS[2]),
+        (blocks.mix, 20, WINDOWS[0]),
+    ],
+)
 def test_averages_and_their_gradients_are_those_of_the_definition(
-    mix, windows, components, monkeypatch
+    mix, components, windows, monkeypatch
 ):
     monkeypatch.setattr(blocks, "_BLOCK_ELEMENTS", 64)  # several, the last one padded
+    blocks.mix.clear_cache()
     with jax.enable_x64(True):
         d = problem(windows, (13, 17), jnp.float64, components)
         values = jnp.stack([d.means, d.log_scales])

@@ -51,8 +51,10 @@ def bound(d, temperature):
     )
 
 
-@pytest.mark.parametrize("windows", [None, OUTLIER, EQUAL], ids=["single", "outlier", "equal"])
-@pytest.mark.parametrize("components", [2, 4, 16, 64, 256])
+@pytest.mark.parametrize(
+    ("components", "windows"),
+    [(2, None), (4, OUTLIER), (16, None), (16, EQUAL), (64, None), (256, None)],
+)
 def test_soft_weights_are_within_the_tolerance_of_float64(components, windows):
     d = start(components=components, windows=windows)
     for temperature in (1.0, 0.5, 0.1, 0.03, 0.01, 1e-3):
@@ -60,7 +62,7 @@ def test_soft_weights_are_within_the_tolerance_of_float64(components, windows):
         assert error < table.TOLERANCE, (temperature, error)
 
 
-@pytest.mark.parametrize("components", [2, 4, 16])
+@pytest.mark.parametrize("components", [2, 16])
 def test_the_bound_holds_and_is_not_idle(components):
     d = start(components=components)
     count = table.intervals(d.loc.size, components, 1)
@@ -136,7 +138,7 @@ def gradients(d, temperature, evaluation):
 
 @pytest.mark.parametrize(
     ("components", "temperature", "windows"),
-    [(4, 0.2, OUTLIER), (16, 1.0, None), (16, 0.3, None), (32, 1.0, None)],
+    [(4, 0.2, OUTLIER), (16, 0.3, None)],
 )
 def test_gradients_are_those_of_the_loop(components, temperature, windows):
     d = start(components=components, windows=windows)
