@@ -7,11 +7,11 @@ STAMP := $(VENV)/.installed
 PACKAGES := $(wildcard sqs_jax experiments benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test test-scale lint format clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [PYTHON=python3.12]"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(STAMP) ## train, compress and report a small digit classifier; a second run resumes it
 	@echo "Training and compressing a digit classifier: a minute and a half on two cores."
@@ -19,8 +19,12 @@ demo: $(STAMP) ## train, compress and report a small digit classifier; a second 
 	@echo "The report and the compressed model are in runs/digits."
 
 test: $(STAMP) ## run the tests
-	@echo "Running the tests: six minutes on two cores."
+	@echo "Running the tests: ten minutes on two cores."
 	@$(BIN)/python -m pytest -n 2 tests
+
+test-scale: $(STAMP) ## run the tests of several processes and eight devices
+	@echo "Training in several processes, killing some: four minutes on two cores."
+	@$(BIN)/python -m pytest -m scale tests
 
 lint: $(STAMP) ## check style, formatting and types
 	@echo "Checking style, formatting and types: up to a minute, later runs a few seconds."

@@ -28,12 +28,15 @@ LACKING = {
     )
     if not there
 }
+LACKING["scale"] = "minutes of several processes; `make test-scale` runs them"
 _COUNTS = pytest.StashKey[dict[str, int]]()
 
 
 def pytest_collection_modifyitems(config, items):
     """Deselect the tests that need what is not here."""
     counts = config.stash[_COUNTS] = {}
+    if "scale" in config.option.markexpr:
+        LACKING.pop("scale", None)
     for marker in LACKING:
         lacking = [item for item in items if item.get_closest_marker(marker)]
         if lacking:
@@ -46,6 +49,6 @@ def pytest_terminal_summary(terminalreporter, config):
     """Say why; under pytest-xdist the workers collect, and the number stays with them."""
     counts = config.stash.get(_COUNTS, {})
     for marker, reason in LACKING.items():
-        terminalreporter.section(f"{marker} absent")
+        terminalreporter.section(f"{marker} deselected")
         count = counts.get(marker, "any")
         terminalreporter.line(f"Deselected {count} tests marked {marker}: {reason}.")

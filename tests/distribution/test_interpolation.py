@@ -53,7 +53,7 @@ def bound(d, temperature):
 
 @pytest.mark.parametrize(
     ("components", "windows"),
-    [(2, None), (4, OUTLIER), (16, None), (16, EQUAL), (64, None), (256, None)],
+    [(2, None), (16, OUTLIER), (16, EQUAL), (64, None), (256, None)],
 )
 def test_soft_weights_are_within_the_tolerance_of_float64(components, windows):
     d = start(components=components, windows=windows)
@@ -106,7 +106,7 @@ def test_half_precision_weights_are_averaged_in_float32(dtype):
     )
 
 
-@pytest.mark.parametrize("scale", [1e-18, 1e-6, 1e6, 1e15])
+@pytest.mark.parametrize("scale", [1e-18, 1e15])
 def test_extreme_scales(scale):
     d = start(heavy(scale=scale))
     assert np.abs(soft(d, 0.5) - exact(d, 0.5)).max() < table.TOLERANCE * reach(d)

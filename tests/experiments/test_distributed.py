@@ -71,7 +71,7 @@ def children(process: subprocess.Popen[str]) -> list[int]:
     return sorted(found)
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes through /proc")
+@pytest.mark.scale  # finds processes through /proc: on Linux
 def test_stopped_killed_and_started_again_the_file_is_the_same(tmp_path: Path) -> None:
     whole, broken, cache = (tmp_path / name for name in ("whole", "broken", "cache"))
     code, out, err = finish(start(whole, cache))

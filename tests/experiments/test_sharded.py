@@ -23,6 +23,7 @@ def environment(devices: int) -> dict[str, str]:
     return {**os.environ, "XLA_FLAGS": flags}
 
 
+@pytest.mark.scale
 def test_losses_agree_on_all_meshes_and_on_two_processes(tmp_path: Path) -> None:
     def start(devices: int, *place: str) -> subprocess.Popen[str]:
         return subprocess.Popen(

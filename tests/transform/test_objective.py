@@ -178,7 +178,7 @@ def test_a_compiled_step_holds_no_buffer_of_n_times_k(estimator, components):
     assert temporaries(q, t, estimator) < LIMITS[estimator]
 
 
-@pytest.mark.parametrize("estimator", LIMITS)
+@pytest.mark.parametrize("estimator", ["mean", "sample"])
 def test_a_compiled_step_of_stacked_slices_holds_none_either(estimator):
     t = transform(components=16, stacked=1)
     q = jax.eval_shape(t.init, {"a": {"kernel": jnp.zeros((64, 128, 128))}})
