@@ -147,9 +147,10 @@ class _Way(NamedTuple):
         """Call run(function, inputs, cotangents)."""
 
         def within_tolerance(plan: table.Plan, inputs: Any, cotangents: Any) -> Any:
-            even = partial(table.look_up_even, plan=plan, count=self.intervals)
-            fitted = partial(table.look_up, plan=plan, count=self.intervals)
-            ways: tuple[_Function, ...] = (even, fitted, _exact)
+            look_up = partial(table.look_up, plan=plan, count=self.intervals)
+            ways: tuple[_Function, ...] = (
+                partial(look_up, even=True), partial(look_up, even=False), _exact
+            )  # fmt: skip
             branches = [partial(self.run, way) for way in ways]
             # a bound that is not a number is not met: what is not finite goes the exact way
             fails = [~(error <= table.TOLERANCE) for error in (plan.even_error, plan.fitted_error)]

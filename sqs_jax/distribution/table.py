@@ -23,9 +23,8 @@ TOLERANCE = 1e-3
 # A component this many temperatures (nats) below the best has a responsibility below 2e-7.
 _NEGLIGIBLE = 16.0
 
-# So many weights of a window's width are told apart: cells, which differ in their intervals.
+# A window has at most so many cells; the bound is computed, and intervals are given out, per cell.
 _CELLS = 2048
-
 
 # A gradient is gathered in so many bins per interval before it goes to the interval's two points.
 _BINS = 4
@@ -125,24 +124,7 @@ def plan(
     )
 
 
-@partial(jax.jit, static_argnames="count")
-def look_up_even(
-    loc: jax.Array,
-    mixture: Mixture,
-    values: jax.Array,
-    temperature: jax.Array,
-    *,
-    plan: Plan,
-    count: int,
-) -> tuple[jax.Array, ...]:
-    """As `look_up`, from the even table."""
-    shape = (*plan.fitted.low.shape, count // 4)
-    first = jax.lax.broadcasted_iota(loc.dtype, shape, 1)
-    even = plan.fitted._replace(first=first, size=jnp.ones(shape, loc.dtype))
-    return _look_up(loc, mixture, values, temperature, even, count // 4)
-
-
-@partial(jax.jit, static_argnames="count")
+@partial(jax.jit, static_argnames=("count", "even"))
 def look_up(
     loc: jax.Array,
     mixture: Mixture,
@@ -151,28 +133,25 @@ def look_up(
     *,
     plan: Plan,
     count: int,
+    even: bool,
 ) -> tuple[jax.Array, ...]:
     """Average values of the components, each weight by its responsibilities, from a table.
 
     Args:
       loc, mixture, values, temperature, count: as for `plan`.
       plan: from `plan`.
+      even: which of its two tables.
 
     Returns:
       V arrays shaped as `loc`. Differentiable as `components.mix` is: the weights' gradient is
       interpolated between exact derivatives, everything else's is gathered at the points.
     """
-    return _look_up(loc, mixture, values, temperature, plan.fitted, count)
-
-
-def _look_up(
-    loc: jax.Array,
-    mixture: Mixture,
-    values: jax.Array,
-    temperature: jax.Array,
-    layout: Layout,
-    count: int,
-) -> tuple[jax.Array, ...]:
+    layout = plan.fitted
+    if even:  # a cell for every interval
+        count //= 4
+        shape = (*layout.low.shape, count)
+        first = jax.lax.broadcasted_iota(loc.dtype, shape, 1)
+        layout = layout._replace(first=first, size=jnp.ones(shape, loc.dtype))
     cells = layout.size.shape[-1]
     point = jnp.arange(count + 2, dtype=loc.dtype)
 
@@ -183,7 +162,6 @@ def _look_up(
         part = (point - first[cell]) / size[cell]
         return jnp.minimum((cell.astype(loc.dtype) + part) / cells, 1)
 
-    even = cells == count
     at = point[None] / count if even else jax.vmap(fractions)(layout.first, layout.size)
     at = at * layout.width[:, None] + layout.low[:, None]
     table, slope = _tabulate(at, mixture, values, temperature, loc.size)
@@ -243,7 +221,6 @@ def _forward(*inputs: Any) -> tuple[tuple[jax.Array, ...], Any]:
 
 def _backward(inputs: Any, cotangents: tuple[jax.Array, ...]) -> tuple[Any, ...]:
     loc, layout, boundaries, table, slope = inputs
-
     index, part = _locate(loc, layout, boundaries, table.shape[-1])
     slopes = (_between(row, index, part) for row in slope)
     d_loc = sum(g * rate for g, rate in zip(cotangents, slopes, strict=True))
