@@ -1,9 +1,10 @@
-"""One tensor: the mathematics of its sub-distribution. Arrays in, arrays out."""
+"""The mathematics of a tensor's sub-distribution. Arrays in, arrays out."""
 
 from sqs_jax.distribution.codebook import Initialiser
-from sqs_jax.distribution.expectation import EVALUATIONS, Evaluation
 from sqs_jax.distribution.kl import SpikeSlabPrior
 from sqs_jax.distribution.sub_distribution import SubDistribution
+from sqs_jax.distribution.together import codes, kls, means, means_and_kls, modes
+from sqs_jax.distribution.ways import EVALUATIONS, Evaluation
 from sqs_jax.distribution.windows import Windows
 
 __all__ = [
@@ -13,4 +14,9 @@ __all__ = [
     "SpikeSlabPrior",
     "SubDistribution",
     "Windows",
+    "codes",
+    "kls",
+    "means",
+    "means_and_kls",
+    "modes",
 ]

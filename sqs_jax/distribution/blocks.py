@@ -1,75 +1,81 @@
-"""What each weight needs of its mixture, exactly, as it is written: on a CPU, block by block.
+"""A function of whole arrays, applied block by block, so that what it needs on the way is small."""
 
-A block of [B, K] lives in a core's cache, compiles quickly, and autodiff gives its gradient. No
-buffer of [N, K] ever exists, in neither pass.
-"""
-
+import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from sqs_jax.distribution.mixture import Mixture, log_responsibilities, rows_of
+# Elements of a block, 128 kB of float32: several are alive at a time, in a core's cache.
+_SIZE = 1 << 15
 
-# Elements of a [B, K] block, 256 kB of float32: several are alive at a time, in a core's cache.
-_BLOCK_ELEMENTS = 1 << 16
+# Elements that must be together in memory: a cache line.
+_TOGETHER = 16
 
-
-@jax.jit
-def mix(
-    loc: jax.Array,
-    mixture: Mixture,
-    values: jax.Array,
-    temperature: jax.typing.ArrayLike,
-    relaxation: jax.typing.ArrayLike = 1.0,
-    key: jax.Array | None = None,
-) -> tuple[jax.Array, ...]:
-    """As `components.mix`; the noise of a block comes from a key of its own."""
-    relaxation = jnp.asarray(relaxation, loc.dtype)
-
-    def of_block(block: jax.Array, index: jax.Array) -> jax.Array:
-        logits = log_responsibilities(block, mixture, temperature)
-        if key is not None:
-            noise = jax.random.gumbel(jax.random.fold_in(key, index), logits.shape, logits.dtype)
-            logits = (logits + noise) / relaxation
-        phi = jax.nn.softmax(logits, axis=-1)
-        rows = rows_of(block, mixture.boundaries, *values)
-        return jnp.stack([jnp.sum(phi * row, axis=-1) for row in rows])
-
-    return tuple(blockwise(of_block, loc, mixture.means.shape[-1]))
+# (number of the block, blocks) -> (tree of arrays shaped as the blocks, tree of sums)
+Function = Callable[..., tuple[Any, Any]]
 
 
-def blockwise(
-    function: Callable[[jax.Array, jax.Array], jax.Array],
-    loc: jax.Array,
-    components: int,
-    *,
-    elements: int | None = None,
-) -> jax.Array:
-    """Apply a function to an array block by block.
+def over_blocks(function: Function, *arrays: jax.Array) -> tuple[Any, Any]:
+    """Apply a function to arrays of one shape, block by block.
 
-    Under differentiation a block is computed again, so that memory stays O(N).
+    A block is every n-th part along one axis: so an axis that is split over devices stays where it
+    is, where blocks one after another would each come from one device.
 
     Args:
-      function: (block [B], index of the block) -> [*lead, B].
-      loc: any shape.
-      components: K, how much `function` needs per number.
-      elements: of a [B, components] block; by default so many that it stays in a core's cache.
+      function: of one block.
+      *arrays: of one shape.
 
     Returns:
-      [*lead, *loc.shape].
+      (arrays shaped as the given ones, sums over all blocks).
     """
-    flat = loc.reshape(-1)
-    size = flat.shape[0]
-    block = max(1, (elements or _BLOCK_ELEMENTS) // components)
-    function = jax.checkpoint(function)
-    if size <= block:
-        out = function(flat, jnp.int32(0))
-    else:
-        count = -(-size // block)
-        blocks = jnp.pad(flat, (0, count * block - size)).reshape(count, block)
-        indices = jnp.arange(count, dtype=jnp.int32)
-        out = jax.lax.map(lambda pair: function(*pair), (blocks, indices))
-        out = jnp.moveaxis(out, 0, -2)
-        out = out.reshape(*out.shape[:-2], -1)[..., :size]
-    return out.reshape(*out.shape[:-1], *loc.shape)
+    shape = arrays[0].shape
+    axis, number = _split(shape)
+    if number == 1:
+        return whole(function, *arrays)
+
+    def apart(x: jax.Array) -> jax.Array:
+        inside = x.shape[axis] // number, number
+        return x.reshape(*x.shape[:axis], *inside, *x.shape[axis + 1 :])
+
+    split = [apart(x) for x in arrays]
+
+    def of(i: jax.Array) -> tuple[Any, Any]:
+        blocks = [jax.lax.dynamic_index_in_dim(x, i, axis + 1, keepdims=False) for x in split]
+        return function(i, *blocks)
+
+    def body(i: jax.Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
+        blocks, sums = of(i)
+        found = jax.tree.map(
+            lambda x, block: jax.lax.dynamic_update_index_in_dim(x, block, i, axis + 1),
+            carry[0], blocks,
+        )  # fmt: skip
+        return found, jax.tree.map(jnp.add, carry[1], sums)
+
+    blocks, sums = jax.eval_shape(of, jnp.int32(0))
+    begin = (
+        jax.tree.map(lambda x: apart(jnp.zeros(shape, x.dtype)), blocks),
+        jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums),
+    )
+    found, sums = jax.lax.fori_loop(0, number, body, begin)
+    return jax.tree.map(lambda x: x.reshape(shape), found), sums
+
+
+def whole(function: Function, *arrays: jax.Array) -> tuple[Any, Any]:
+    """Apply such a function to the whole arrays at once."""
+    return function(jnp.int32(0), *arrays)
+
+
+def _split(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Choose an axis, and how many blocks to split it in: of at most `_SIZE`, if that can be."""
+    wanted = -(-math.prod(shape) // _SIZE)
+    best = (0, 1)
+    for axis, length in enumerate(shape):
+        if axis and math.prod(shape[axis + 1 :]) < _TOGETHER:
+            break
+        divisors = [n for n in range(1, length + 1) if length % n == 0]
+        number = next((n for n in divisors if n >= wanted), length)
+        if best[1] < min(number, wanted):
+            best = (axis, number)
+    return best

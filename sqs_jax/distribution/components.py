@@ -4,7 +4,6 @@ Everything is elementwise in the weights, in their own shape: XLA fuses it, and 
 sharded over devices stays where it is.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,293 +13,249 @@ import jax.numpy as jnp
 from sqs_jax.distribution.mixture import Mixture
 from sqs_jax.distribution.windows import pick, window_index
 
-# So many components are one fused pass over the weights, of exponentials or of comparisons. More
-# are a loop: slower, but it compiles in no time and XLA cannot keep every component's part.
-_FUSED, _COMPARED = 16, 64
+
+class Averages(NamedTuple):
+    """Averages of the components' values under each weight's responsibilities.
+
+    Attributes:
+      log_total: log of the sum of exp(logit) over the components, shaped as the weights; None
+        if they were not summed up.
+      values: sum_k phi_ik v_k, V arrays.
+      slopes: their derivatives in the weight, V arrays; none unless asked for.
+    """
+
+    log_total: jax.Array | None
+    values: tuple[jax.Array, ...]
+    slopes: tuple[jax.Array, ...] = ()
 
 
-class _Row(NamedTuple):
+class Pulled(NamedTuple):
+    """Cotangents of everything that all weights of a tensor share.
+
+    Attributes:
+      mixture: of means, scales and mixture weights; zeros for the boundaries.
+      values: [V, W, K].
+      temperature: scalar.
+      relaxation: scalar.
+    """
+
+    mixture: Mixture
+    values: jax.Array
+    temperature: jax.Array
+    relaxation: jax.Array
+
+
+class Logits(NamedTuple):
+    """How responsible each component is for each weight, evaluated component by component.
+
+    Attributes:
+      loc: weights, any shape, of the mixture's dtype.
+      mixture: of one tensor.
+      temperature: of the responsibilities, scalar > 0.
+      window: each weight's window, shaped as `loc` or broadcast to it; None if there is one.
+      relaxation: of a Gumbel-softmax draw, scalar > 0; 1 without noise.
+      key: PRNG key of the draw's noise; None for no noise. A component's noise is made where it
+        is needed, and made again in the backward pass.
+      unroll: so many components are one step of the loop over them.
+    """
+
+    loc: jax.Array
+    mixture: Mixture
+    temperature: jax.Array
+    window: jax.Array | None
+    relaxation: jax.Array
+    key: jax.Array | None
+    unroll: int
+
+    @classmethod
+    def at(
+        cls,
+        loc: jax.Array,
+        mixture: Mixture,
+        temperature: jax.typing.ArrayLike,
+        *,
+        window: jax.Array | None = None,
+        relaxation: jax.typing.ArrayLike = 1.0,
+        key: jax.Array | None = None,
+        unroll: int = 1,
+    ) -> "Logits":
+        """Fill in the window that holds each weight, and make scalars arrays."""
+        if window is None and mixture.boundaries.shape[0]:
+            window = window_index(loc, mixture.boundaries)
+        temperature, relaxation = (jnp.asarray(x, loc.dtype) for x in (temperature, relaxation))
+        return cls(loc, mixture, temperature, window, relaxation, key, unroll)
+
+    def rows(self, values: jax.Array) -> "Row":
+        """List the components, with V values [V, W, K] each."""
+        logs = jax.nn.log_softmax(self.mixture.mixture_logits, axis=-1)
+        return Row(
+            jnp.arange(logs.shape[-1], dtype=jnp.int32),
+            self.mixture.means.T,
+            jnp.exp(-self.mixture.log_scales).T,
+            (logs - self.mixture.log_scales).T,
+            jnp.moveaxis(values, -1, 0),
+        )
+
+    def of(self, row: "Row") -> "Logit":
+        """Evaluate one component for all weights."""
+        pull = pick(row.inverse_scale, self.window)
+        z = (self.loc - pick(row.mean, self.window)) * pull
+        joint = pick(row.log_height, self.window) - 0.5 * z * z
+        logit = joint / self.temperature
+        if self.key is not None:
+            key = jax.random.fold_in(self.key, row.number)
+            logit = logit + jax.random.gumbel(key, self.loc.shape, self.loc.dtype)
+            # materialised once, or every sum over the components would make the noise anew
+            logit = jax.lax.optimization_barrier(logit)
+        return Logit(z, pull, joint, logit / self.relaxation)
+
+    def pick(self, row: jax.Array) -> jax.Array:
+        """Give each weight its window's entry of a row [W]."""
+        return pick(row, self.window)
+
+    def sums(self, x: jax.Array) -> jax.Array:
+        """Sum over the weights of each window, [W]."""
+        if self.window is None:
+            return jnp.sum(x)[None]
+        windows = self.mixture.means.shape[0]
+        return jnp.stack([jnp.sum(jnp.where(self.window == w, x, 0)) for w in range(windows)])
+
+
+class Row(NamedTuple):
     """One component in every window (or, stacked along a leading axis, all of them)."""
 
     number: jax.Array  # [], which component
     mean: jax.Array  # [W]
-    log_scale: jax.Array  # [W]
-    log_weight: jax.Array  # [W]
+    inverse_scale: jax.Array  # [W]
+    log_height: jax.Array  # [W], log pi - log sigma
     values: jax.Array  # [V, W]
 
 
-class _Logit(NamedTuple):
+class Logit(NamedTuple):
     """How responsible one component is for each weight."""
 
     z: jax.Array  # distance from its mean, in standard deviations
+    inverse_scale: jax.Array
     joint: jax.Array  # log pi_k + log N(loc; mu_k, sigma_k^2) + log(2 pi) / 2
     logit: jax.Array  # unnormalised log responsibility
 
 
-_LogitOf = Callable[[_Row], _Logit]
-
-
-@jax.jit  # traced once per shape: a model has many leaves of a few
-def mix(
-    loc: jax.Array,
-    mixture: Mixture,
-    values: jax.Array,
-    temperature: jax.typing.ArrayLike,
-    relaxation: jax.typing.ArrayLike = 1.0,
-    key: jax.Array | None = None,
-) -> tuple[jax.Array, ...]:
+def average(logits: Logits, values: jax.Array, *, slopes: bool = False) -> Averages:
     """Average values of the components, each weight by its responsibilities.
 
-    With a key the responsibilities are a Gumbel-softmax draw from them: the noise of a component
-    is made where it is needed, and made again in the backward pass.
+    Args:
+      logits: of the weights.
+      values: [V, W, K], V values for each component.
+      slopes: whether derivatives in the weight are wanted.
+    """
+    rows = logits.rows(values)
+    lowest, zero = jnp.full_like(logits.loc, -jnp.inf), jnp.zeros_like(logits.loc)
+
+    def terms(row: Row, found: Logit) -> list[Any]:
+        """List what is summed, each times exp(logit): 1, the values, and with the logit's slope."""
+        plain = [1.0, *(logits.pick(v) for v in row.values)]
+        rate = -found.z * found.inverse_scale  # times temperature and relaxation
+        return plain + [rate * x for x in plain] if slopes else plain
+
+    def raise_to(top: jax.Array, row: Row) -> tuple[jax.Array, None]:
+        return jnp.maximum(top, logits.of(row).logit), None
+
+    def add(sums: Any, row: Row, top: jax.Array) -> tuple[Any, None]:
+        found = logits.of(row)
+        share = jnp.exp(found.logit - top)
+        return [x + share * y for x, y in zip(sums, terms(row, found), strict=True)], None
+
+    def rescale_and_add(carry: Any, row: Row) -> tuple[Any, None]:
+        top, sums = carry
+        higher, _ = raise_to(top, row)
+        sums = [x * jnp.exp(top - higher) for x in sums]
+        return (higher, add(sums, row, higher)[0]), None
+
+    sums = [zero] * (1 + values.shape[0]) * (2 if slopes else 1)
+    if logits.key is None:
+        top, _ = jax.lax.scan(raise_to, lowest, rows, unroll=logits.unroll)
+        sums, _ = jax.lax.scan(partial(add, top=top), sums, rows, unroll=logits.unroll)
+    else:  # noise is dear: once through the components, scaled down when a higher logit comes
+        (top, sums), _ = jax.lax.scan(rescale_and_add, (lowest, sums), rows)
+    (total, *parts), rates = sums[: 1 + values.shape[0]], sums[1 + values.shape[0] :]
+    means = tuple(part / total for part in parts)
+    scale = logits.temperature * logits.relaxation * total
+    slopes_of = tuple(
+        (rate - mean * rates[0]) / scale for rate, mean in zip(rates[1:], means, strict=False)
+    )
+    return Averages(top + jnp.log(total), means, slopes_of)
+
+
+def pull(
+    logits: Logits, values: jax.Array, averages: Averages, cotangents: tuple[jax.Array, ...]
+) -> Pulled:
+    """Pull the averages' cotangents back to what all weights share.
 
     Args:
-      loc: weights, any shape, of the mixture's dtype.
-      mixture: the tensor's mixture.
-      values: [V, W, K], V values for each component.
-      temperature: of the responsibilities, > 0.
-      relaxation: of the draw, > 0; 1 without a key.
-      key: PRNG key, or None for no noise.
-
-    Returns:
-      V arrays shaped as `loc`: sum_k phi_ik v_k. Differentiable in all but the boundaries and the
-      key; the gradient ignores the jump from window to window.
+      logits, values: of `average`.
+      averages: what it returned.
+      cotangents: of the V averages, shaped as the weights.
     """
-    temperature, relaxation = (jnp.asarray(x, loc.dtype) for x in (temperature, relaxation))
-    return _mix(loc, _normalised(mixture), values, temperature, relaxation, key)
+    mixture, rows = logits.mixture, logits.rows(values)
+    scale = logits.temperature * logits.relaxation
 
-
-@jax.custom_vjp
-def _mix(
-    loc: jax.Array,
-    mixture: Mixture,
-    values: jax.Array,
-    temperature: jax.Array,
-    relaxation: jax.Array,
-    key: jax.Array | None,
-) -> tuple[jax.Array, ...]:
-    rows = _rows(mixture, values)
-    if key is not None:
-        logit_of, window = _logits(loc, mixture, temperature, relaxation, key)
-        return _online(loc, logit_of, rows, window)[1]
-    averages = []
-    for v in range(values.shape[0]):
-        logit_of, window = _logits(loc, mixture, temperature, relaxation, None)
-        average = _average(loc, logit_of, rows._replace(values=rows.values[:, v]), window)
-        # A pass for each value: with two in one, XLA would keep every component's logits.
-        average, loc = jax.lax.optimization_barrier((average, loc))
-        averages.append(average)
-    return tuple(averages)
-
-
-def _forward(*inputs: Any) -> tuple[tuple[jax.Array, ...], Any]:
-    return _mix(*inputs), inputs  # nothing shaped as the weights is kept but the weights
-
-
-def _backward(inputs: Any, cotangents: tuple[jax.Array, ...]) -> tuple[Any, ...]:
-    loc, mixture, values, temperature, relaxation, key = inputs
-    # Else XLA might keep what the forward pass computed until here: floats per weight.
-    loc, cotangents = jax.lax.optimization_barrier((loc, cotangents))
-    rows = _rows(mixture, values)
-    logit_of, window = _logits(loc, mixture, temperature, relaxation, key)
-    log_total, averages = _online(loc, logit_of, rows, window)
-
-    def sums(x: jax.Array) -> jax.Array:
-        """Sum over the weights of each window, [W]."""
-        if window is None:
-            return jnp.sum(x)[None]
-        return jnp.stack(
-            [jnp.sum(jnp.where(window == w, x, 0)) for w in range(mixture.means.shape[0])]
+    def body(_: None, row: Row) -> tuple[None, Any]:
+        found = logits.of(row)
+        phi = jnp.exp(found.logit - averages.log_total)
+        lifts = (
+            g * (logits.pick(v) - mean)
+            for g, v, mean in zip(cotangents, row.values, averages.values, strict=True)
         )
+        d_joint = phi * sum(lifts) / scale
+        moments = [logits.sums(x) for x in (d_joint, d_joint * found.z, d_joint * found.z**2)]
+        by_value = jnp.stack([logits.sums(g * phi) for g in cotangents])
+        return None, (*moments, by_value, jnp.sum(d_joint * found.joint),
+                      jnp.sum(d_joint * found.logit))  # fmt: skip
 
-    def body(d_loc: jax.Array, row: _Row) -> tuple[jax.Array, Any]:
-        z, joint, logit = logit_of(row)
-        phi = jnp.exp(logit - log_total)
-        lift = sum(
-            g * (pick(v, window) - f)
-            for g, v, f in zip(cotangents, row.values, averages, strict=True)
-        )
-        d_joint = phi * lift / (temperature * relaxation)
-        d_loc = d_loc - d_joint * z * pick(jnp.exp(-row.log_scale), window)
-        moments = jnp.stack([sums(d_joint), sums(d_joint * z), sums(d_joint * z * z)])
-        by_value = jnp.stack([sums(g * phi) for g in cotangents])
-        return d_loc, (moments, by_value, jnp.sum(d_joint * joint), jnp.sum(d_joint * logit))
+    _, sums = jax.lax.scan(body, None, rows, unroll=logits.unroll)
+    zeroth, first, second, by_value, by_joint, by_logit = sums
+    return Pulled(
+        gradient_of(mixture, zeroth.T, first.T, second.T),
+        jnp.moveaxis(by_value, 0, -1),
+        -jnp.sum(by_joint) / logits.temperature,
+        -jnp.sum(by_logit) * logits.temperature,
+    )
 
-    d_loc, (moments, by_value, by_joint, by_logit) = jax.lax.scan(body, jnp.zeros_like(loc), rows)
-    zeroth, first, second = jnp.moveaxis(moments, 0, -1)  # [W, K] each
-    d_mixture = Mixture(
+
+def gradient_of(
+    mixture: Mixture, zeroth: jax.Array, first: jax.Array, second: jax.Array
+) -> Mixture:
+    """Make gradients of a mixture of moments, each [W, K].
+
+    Args:
+      mixture: of one tensor.
+      zeroth: sums over the weights of the cotangents of the log joint probabilities. Those of a
+        weight add up to zero, so that these are the gradients of unnormalised mixture weights too.
+      first, second: the same sums with the distance from the mean in standard deviations, and
+        with its square.
+    """
+    return Mixture(
         means=first * jnp.exp(-mixture.log_scales),
         log_scales=second - zeroth,
         mixture_logits=zeroth,
         boundaries=jnp.zeros_like(mixture.boundaries),
     )
-    d_values = jnp.moveaxis(by_value, 0, -1)
-    d_temperature = -jnp.sum(by_joint) / temperature
-    d_relaxation = -jnp.sum(by_logit) * temperature
-    return d_loc, d_mixture, d_values, d_temperature, d_relaxation, None
 
 
-_mix.defvjp(_forward, _backward)
-
-
-@jax.jit
-def most_probable(loc: jax.Array, mixture: Mixture) -> jax.Array:
-    """Find the most probable component of each weight; it does not depend on the temperature.
-
-    Args:
-      loc: weights, any shape, of the mixture's dtype.
-      mixture: the tensor's mixture.
+def highest(logits: Logits) -> jax.Array:
+    """Find the component with the highest logit; with noise that is a draw from phi.
 
     Returns:
-      int32 shaped as `loc`: window * K + component. Ties go to the lower component.
-    """
-    return _highest(loc, mixture, jnp.ones((), loc.dtype), None)
-
-
-def draw_component(
-    key: jax.Array, loc: jax.Array, mixture: Mixture, temperature: jax.typing.ArrayLike
-) -> jax.Array:
-    """Draw a component of each weight with the probabilities phi.
-
-    Args:
-      key: PRNG key.
-      loc: weights, any shape, of the mixture's dtype.
-      mixture: the tensor's mixture.
-      temperature: of the responsibilities, > 0.
-
-    Returns:
-      int32 shaped as `loc`: window * K + component.
-    """
-    return _highest(loc, mixture, jnp.asarray(temperature, loc.dtype), key)
-
-
-@partial(jax.jit, static_argnames="count")
-def sum_by_component(x: jax.Array, component: jax.Array, count: int) -> jax.Array:
-    """Sum x over the weights of each component.
-
-    Args:
-      x: floating, any shape.
-      component: int32 in [0, count), shaped as `x`; what lies outside is not counted.
-      count: windows * components.
-
-    Returns:
-      [count].
+      int32 shaped as the weights: window * K + component. Ties go to the lower component.
     """
 
-    def scatter(x: jax.Array, component: jax.Array) -> jax.Array:
-        # In buckets: one running float32 sum would stop growing at some ten million terms.
-        buckets = max(1, min(64, (1 << 18) // count))
-        axis = max(range(x.ndim), key=lambda i: x.shape[i], default=0)
-        bucket = jax.lax.broadcasted_iota(jnp.int32, x.shape, axis) % buckets if x.ndim else 0
-        sums = jnp.zeros((buckets, count), x.dtype).at[bucket, component].add(x, mode="drop")
-        return jnp.sum(sums, axis=0)
+    def body(best: tuple[jax.Array, jax.Array], row: Row) -> tuple[Any, None]:
+        top, index = best
+        logit = logits.of(row).logit
+        return (jnp.maximum(top, logit), jnp.where(logit > top, row.number, index)), None
 
-    def loop(x: jax.Array, component: jax.Array) -> jax.Array:
-        # Accelerators would queue up at the few sums of a scatter.
-        return jax.lax.map(
-            lambda k: jnp.sum(jnp.where(component == k, x, 0)), jnp.arange(count, dtype=jnp.int32)
-        )
-
-    return jax.lax.platform_dependent(x, component, cpu=scatter, default=loop)
-
-
-def _highest(
-    loc: jax.Array, mixture: Mixture, temperature: jax.Array, key: jax.Array | None
-) -> jax.Array:
-    """Find the component with the highest logit; with Gumbel noise that is a draw."""
-    loc, mixture = jax.lax.stop_gradient((loc, _normalised(mixture)))
-    logit_of, window = _logits(loc, mixture, temperature, jnp.ones((), loc.dtype), key)
-
-    def body(best: tuple[jax.Array, jax.Array], row: _Row) -> tuple[Any, None]:
-        highest, index = best
-        logit = logit_of(row).logit
-        wins = logit > highest
-        return (jnp.where(wins, logit, highest), jnp.where(wins, row.number, index)), None
-
-    start = jnp.full_like(loc, -jnp.inf), jnp.zeros_like(loc, jnp.int32)
-    rows = _rows(mixture, mixture.means[None])
-    unroll = min(rows.number.shape[0], _COMPARED) if key is None else 1
-    (_, best), _ = jax.lax.scan(body, start, rows, unroll=unroll)
-    return best if window is None else window * mixture.means.shape[-1] + best
-
-
-def _online(
-    loc: jax.Array, logit_of: _LogitOf, rows: _Row, window: jax.Array | None
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    """Return log sum exp of the logits, and the averages: once through the components.
-
-    The sums are scaled down when a higher logit comes. A loop: in one fused pass XLA would keep
-    every component's noise or logits.
-    """
-
-    def body(carry: Any, row: _Row) -> tuple[Any, None]:
-        top, total, parts = carry
-        logit = logit_of(row).logit
-        higher = jnp.maximum(top, logit)
-        fade, share = jnp.exp(top - higher), jnp.exp(logit - higher)
-        parts = tuple(
-            p * fade + share * pick(v, window) for p, v in zip(parts, row.values, strict=True)
-        )
-        return (higher, total * fade + share, parts), None
-
-    zero = jnp.zeros_like(loc)
-    start = jnp.full_like(loc, -jnp.inf), zero, (zero,) * rows.values.shape[1]
-    (top, total, parts), _ = jax.lax.scan(body, start, rows)
-    return top + jnp.log(total), tuple(p / total for p in parts)
-
-
-def _average(loc: jax.Array, logit_of: _LogitOf, rows: _Row, window: jax.Array | None) -> jax.Array:
-    """Return the average of one value of each component, `rows.values` [K, W]."""
-    lowest, zero = jnp.full_like(loc, -jnp.inf), jnp.zeros_like(loc)
-    count = rows.number.shape[0]
-    unroll = count if count <= _FUSED else 1
-
-    def highest(top: jax.Array, row: _Row) -> tuple[jax.Array, None]:
-        return jnp.maximum(top, logit_of(row).logit), None
-
-    top, _ = jax.lax.scan(highest, lowest, rows, unroll=unroll)
-
-    def add(sums: Any, row: _Row) -> tuple[Any, None]:
-        share = jnp.exp(logit_of(row).logit - top)
-        return (sums[0] + share, sums[1] + share * pick(row.values, window)), None
-
-    (total, part), _ = jax.lax.scan(add, (zero, zero), rows, unroll=unroll)
-    return part / total
-
-
-def _logits(
-    loc: jax.Array,
-    mixture: Mixture,
-    temperature: jax.Array,
-    relaxation: jax.Array,
-    key: jax.Array | None,
-) -> tuple[_LogitOf, jax.Array | None]:
-    """Return the function from a component to its logits, and each weight's window (None: one)."""
-    window = window_index(loc, mixture.boundaries) if mixture.boundaries.shape[0] else None
-
-    def logit_of(row: _Row) -> _Logit:
-        z = (loc - pick(row.mean, window)) * pick(jnp.exp(-row.log_scale), window)
-        joint = pick(row.log_weight - row.log_scale, window) - 0.5 * z * z
-        logit = joint / temperature
-        if key is not None:
-            noise = jax.random.gumbel(jax.random.fold_in(key, row.number), loc.shape, loc.dtype)
-            logit = (logit + noise) / relaxation
-        return _Logit(z, joint, logit)
-
-    return logit_of, window
-
-
-def _normalised(mixture: Mixture) -> Mixture:
-    logs = jax.nn.log_softmax(mixture.mixture_logits, axis=-1)
-    return mixture._replace(mixture_logits=logs)
-
-
-def _rows(mixture: Mixture, values: jax.Array) -> _Row:
-    """List the components of a normalised mixture."""
-    return _Row(
-        jnp.arange(mixture.means.shape[-1], dtype=jnp.int32),
-        mixture.means.T,
-        mixture.log_scales.T,
-        mixture.mixture_logits.T,
-        jnp.moveaxis(values, -1, 0),
-    )
+    start = jnp.full_like(logits.loc, -jnp.inf), jnp.zeros_like(logits.loc, jnp.int32)
+    rows = logits.rows(logits.mixture.means[None])
+    (_, best), _ = jax.lax.scan(body, start, rows, unroll=logits.unroll)
+    window, components = logits.window, logits.mixture.means.shape[-1]
+    return best if window is None else window * components + best

@@ -39,13 +39,13 @@ def bernoulli_kl(logits: jax.Array, inclusion: float) -> jax.Array:
       inclusion: prior probability of 1, in (0, 1).
 
     Returns:
-      Array shaped as `logits`, >= 0, finite for every finite logit.
+      Array shaped as `logits`, >= 0 but for rounding, finite for every finite logit.
     """
-    on = jax.nn.sigmoid(logits)
-    # 1 - on would round to 0 where the gate saturates; log_sigmoid keeps both tails exact.
-    return on * (jax.nn.log_sigmoid(logits) - math.log(inclusion)) + jax.nn.sigmoid(-logits) * (
-        jax.nn.log_sigmoid(-logits) - math.log1p(-inclusion)
-    )
+    on, off = jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits)
+    # on log on + off log off, without a logarithm of what rounds to 0
+    size = jnp.abs(logits)
+    minus_entropy = -jnp.minimum(on, off) * size - jnp.log(1 + jnp.exp(-size))
+    return minus_entropy - on * math.log(inclusion) - off * math.log1p(-inclusion)
 
 
 def gaussian_kl(means: jax.Array, log_scales: jax.Array, prior_scale: float) -> jax.Array:
@@ -75,3 +75,8 @@ def kl_bound(
     """
     bound = bernoulli_kl(gate_logits, prior.inclusion) + jax.nn.sigmoid(gate_logits) * slab
     return jnp.where(kept, bound, -math.log1p(-prior.inclusion))
+
+
+def kl_slope(slab: jax.Array, gate_logits: jax.Array, prior: SpikeSlabPrior) -> jax.Array:
+    """Compute the derivative of a kept weight's bound in its inclusion; arguments of `kl_bound`."""
+    return slab + gate_logits - (math.log(prior.inclusion) - math.log1p(-prior.inclusion))

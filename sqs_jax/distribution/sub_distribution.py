@@ -7,22 +7,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from sqs_jax.distribution.assignment import (
+    candidates,
+    draw_component,
+    most_probable,
+    sum_by_component,
+)
 from sqs_jax.distribution.codebook import (
     ABSOLUTE_FLOOR,
     RELATIVE_FLOOR,
     Initialiser,
     init_mixture,
 )
-from sqs_jax.distribution.components import (
-    draw_component,
-    most_probable,
-    sum_by_component,
-)
-from sqs_jax.distribution.expectation import Evaluation, expectation, relaxed_component
-from sqs_jax.distribution.kl import SpikeSlabPrior, gaussian_kl, kl_bound
 from sqs_jax.distribution.mixture import Mixture
+from sqs_jax.distribution.relaxed import relaxed_component
 from sqs_jax.distribution.windows import Windows
 
 # A gate starts almost open whatever the prior says: pruning decides, not the start.
@@ -135,48 +134,6 @@ class SubDistribution:
         """`gate_logits` in the dtype of the arithmetic."""
         return self.gate_logits.astype(self.means.dtype)
 
-    def mean(
-        self, temperature: jax.typing.ArrayLike = 1.0, evaluation: Evaluation = "auto"
-    ) -> jax.Array:
-        """Compute E_q[w], shaped and typed as `loc`."""
-
-        def of(leaf: SubDistribution) -> jax.Array:
-            (soft,) = leaf._average([leaf.means], temperature, evaluation)
-            return leaf._gated(soft)
-
-        return self._per_slice(of)
-
-    def kl(
-        self,
-        prior: SpikeSlabPrior,
-        temperature: jax.typing.ArrayLike = 1.0,
-        evaluation: Evaluation = "auto",
-    ) -> jax.Array:
-        """Bound KL(q || p) from above, summed over the tensor; scalar, nats."""
-
-        def of(leaf: SubDistribution) -> jax.Array:
-            per_component = gaussian_kl(leaf.means, leaf.log_scales, prior.scale)
-            (slab,) = leaf._average([per_component], temperature, evaluation)
-            return jnp.sum(kl_bound(slab, leaf.gates, leaf.kept, prior))
-
-        return jnp.sum(self._per_slice(of))
-
-    def mean_and_kl(
-        self,
-        prior: SpikeSlabPrior,
-        temperature: jax.typing.ArrayLike = 1.0,
-        evaluation: Evaluation = "auto",
-    ) -> tuple[jax.Array, jax.Array]:
-        """Compute `mean` and `kl` in one pass over the weights."""
-
-        def of(leaf: SubDistribution) -> tuple[jax.Array, jax.Array]:
-            per_component = gaussian_kl(leaf.means, leaf.log_scales, prior.scale)
-            soft, slab = leaf._average([leaf.means, per_component], temperature, evaluation)
-            return leaf._gated(soft), jnp.sum(kl_bound(slab, leaf.gates, leaf.kept, prior))
-
-        weight, bound = self._per_slice(of)
-        return weight, jnp.sum(bound)
-
     def sample(
         self,
         key: jax.Array,
@@ -200,37 +157,15 @@ class SubDistribution:
             gate = jax.nn.sigmoid((leaf.gates + noise) / jnp.asarray(relaxation, dtype))
             return jnp.where(leaf.kept, gate * slab, 0.0).astype(leaf.loc.dtype)
 
-        return self._per_slice(of, self._keys(key))
+        return self.per_slice(of, self._keys(key))
 
     def sample_hard(self, key: jax.Array, temperature: jax.typing.ArrayLike = 1.0) -> jax.Array:
         """Draw K-level weights: kept_i * mu_k with k ~ phi_i; shaped and typed as `loc`."""
 
         def of(leaf: SubDistribution, key: jax.Array) -> jax.Array:
-            return leaf._levels(draw_component(key, leaf.latent, leaf.mixture, temperature))
+            return leaf.levels(draw_component(key, leaf.latent, leaf.mixture, temperature))
 
-        return self._per_slice(of, self._keys(key))
-
-    def mode(self) -> jax.Array:
-        """Return the deployed weights: kept_i * mu of the most probable component.
-
-        Straight-through: `loc` receives the weight's gradient as it is, pruned weights too, and a
-        mean the sum over its kept weights; gates, scales and mixture weights receive none.
-        """
-        return self._per_slice(_straight_through)
-
-    def codes(self) -> jax.Array:
-        """Return the deployed codes: 0 = pruned, else 1 + window * K + component.
-
-        uint8 where W * K <= 255, else uint16; shaped as `loc`.
-        """
-        windows, components = self.means.shape[-2:]
-        dtype = jnp.uint8 if windows * components <= 255 else jnp.uint16
-
-        def of(leaf: SubDistribution) -> jax.Array:
-            code = jnp.where(leaf.kept, 1 + most_probable(leaf.latent, leaf.mixture), 0)
-            return code.astype(dtype)
-
-        return self._per_slice(of)
+        return self.per_slice(of, self._keys(key))
 
     def refit(self) -> "SubDistribution":
         """Set scales and mixture weights from the current assignments of the kept weights.
@@ -239,7 +174,7 @@ class SubDistribution:
         window. A component that holds no weight gets its window's pooled spread and half a
         weight's share, so that it stays finite and can win weights back.
         """
-        return self._per_slice(SubDistribution._refit)
+        return self.per_slice(SubDistribution._refit)
 
     def _refit(self) -> "SubDistribution":
         count, variance = self._spreads()
@@ -264,7 +199,7 @@ class SubDistribution:
         squared error) is split at its mean, and the halves of a normal lie 0.8 standard deviations
         from there. Means, scales and mixture weights change; `refit` afterwards.
         """
-        return self._per_slice(SubDistribution._revive)
+        return self.per_slice(SubDistribution._revive)
 
     def _revive(self) -> "SubDistribution":
         count, variance = self._spreads()
@@ -304,14 +239,15 @@ class SubDistribution:
     def _spreads(self) -> tuple[jax.Array, jax.Array]:
         """Count each component's kept weights, and average their squared distance from its mean."""
         size, shape, latent = self.means.size, self.means.shape, self.latent
-        held = most_probable(latent, self.mixture)
+        (found,) = candidates([latent], [self.mixture])
+        held = most_probable(latent, self.mixture, found)
         nearest = self.means.reshape(-1)[held]
         held = jnp.where(self.kept, held, size)  # out of range: dropped
         count = sum_by_component(jnp.ones_like(latent), held, size).reshape(shape)
         square = sum_by_component((latent - nearest) ** 2, held, size).reshape(shape)
         return count, square / jnp.maximum(count, 1)
 
-    def _per_slice(self, function: Callable[..., Any], *rest: jax.Array) -> Any:
+    def per_slice(self, function: Callable[..., Any], *rest: jax.Array) -> Any:
         """Apply function(slice, *rest) to every slice of the stacked axes, one after another.
 
         Under differentiation it is computed again, so that nothing shaped as the weights is kept.
@@ -322,7 +258,7 @@ class SubDistribution:
         if self.stacked > 1:
 
             def inner(leaf: SubDistribution, *rest: jax.Array) -> Any:
-                return leaf._per_slice(function, *rest)
+                return leaf.per_slice(function, *rest)
 
         return jax.lax.map(jax.checkpoint(lambda slices: inner(*slices)), (self, *rest))
 
@@ -330,50 +266,7 @@ class SubDistribution:
         """Split a key for the slices, [*S]."""
         return jax.random.split(key, self.means.shape[:-2]) if self.stacked else key
 
-    def _average(
-        self,
-        values: list[jax.Array],
-        temperature: jax.typing.ArrayLike,
-        evaluation: Evaluation,
-    ) -> tuple[jax.Array, ...]:
-        return expectation(self.latent, self.mixture, jnp.stack(values), temperature, evaluation)
-
-    def _gated(self, soft: jax.Array) -> jax.Array:
-        weight = jnp.where(self.kept, jax.nn.sigmoid(self.gates) * soft, 0.0)
-        return weight.astype(self.loc.dtype)
-
-    def _levels(self, component: jax.Array) -> jax.Array:
+    def levels(self, component: jax.Array) -> jax.Array:
         """Look components (window * K + k) up in the codebook; pruned weights are exactly 0."""
         level = self.means.reshape(-1).at[component].get(mode="promise_in_bounds")
         return jnp.where(self.kept, level, 0.0).astype(self.loc.dtype)
-
-
-@jax.custom_vjp
-def _straight_through(leaf: SubDistribution) -> jax.Array:
-    return leaf._levels(most_probable(leaf.latent, leaf.mixture))
-
-
-def _forward(leaf: SubDistribution) -> tuple[jax.Array, SubDistribution]:
-    return _straight_through(leaf), leaf
-
-
-def _backward(leaf: SubDistribution, cotangent: jax.Array) -> tuple[SubDistribution]:
-    # The components are found again: an index would be four bytes a weight.
-    latent, cotangent = jax.lax.optimization_barrier((leaf.latent, cotangent))
-    component = most_probable(latent, leaf.mixture)
-    gradient = jnp.where(leaf.kept, cotangent.astype(leaf.means.dtype), 0.0)
-    by_mean = sum_by_component(gradient, component, leaf.means.size)
-    return (
-        leaf.replace(
-            loc=cotangent,
-            gate_logits=jnp.zeros_like(leaf.gate_logits),
-            kept=np.zeros(leaf.kept.shape, jax.dtypes.float0),
-            means=by_mean.reshape(leaf.means.shape),
-            log_scales=jnp.zeros_like(leaf.log_scales),
-            mixture_logits=jnp.zeros_like(leaf.mixture_logits),
-            boundaries=jnp.zeros_like(leaf.boundaries),
-        ),
-    )
-
-
-_straight_through.defvjp(_forward, _backward)

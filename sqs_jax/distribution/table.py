@@ -1,271 +1,262 @@
-"""The same averages from a table: linear interpolation between points that are evaluated exactly.
+"""The same averages looked up: all that a weight needs of its mixture is a function of one number.
 
-All that a weight needs of its mixture is a function of one number. Where gathers are cheap (a
-CPU) a look-up costs a few passes over the weights whatever K is. An upper bound of the error is
-computed first: it says where the points must lie, and where no table will do (very sharp
-components, very low temperatures), so that the caller evaluates exactly.
+Where gathers are cheap (a CPU) a look-up costs a few passes over the weights whatever K is. The
+range of each window's weights is cut into equal cells. In a cell the average is a cubic (cubics.py)
+or, where steps are too steep for that, at low temperatures and at sharp components, exact between
+two components (pairs.py). Which of the two a cell gets, and whether neither will do, is found out
+in every step, when tables are made: cubics are checked where they err most, third components are
+counted.
+
+Tables of many tensors are made at once, a row for each window of each tensor: a program with many
+tensors compiles as fast as one with few.
 """
 
 import math
-from functools import partial
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from sqs_jax.distribution.blocks import blockwise
+from sqs_jax.distribution import cubics, pairs
+from sqs_jax.distribution.cells import Grid, Lookup, Place, locate, places_of, read
+from sqs_jax.distribution.components import Averages, Pulled
+from sqs_jax.distribution.cubics import Cubics
 from sqs_jax.distribution.mixture import Mixture
-from sqs_jax.distribution.windows import pick, window_index
+from sqs_jax.distribution.pairs import Pairs
 
-# Bound of the interpolation error, as a fraction of the range of the values.
+# Largest error, as a fraction of the range of the values.
 TOLERANCE = 1e-3
 
-# A component this many temperatures (nats) below the best has a responsibility below 2e-7.
-_NEGLIGIBLE = 16.0
+# Kinds of a tensor's table: the order of a switch's branches.
+CUBIC, MIXED, NONE = 0, 1, 2
 
-# A window has at most so many cells; the bound is computed, and intervals are given out, per cell.
-_CELLS = 2048
-
-# A gradient is gathered in so many bins per interval before it goes to the interval's two points.
-_BINS = 4
+# What a cell's last entry says.
+_BY_PAIR, _BY_CUBIC, _BAD = 0.0, 1.0, 2.0
 
 
-class Layout(NamedTuple):
-    """Where a table's points lie: each window is cut into C equal cells, a cell into intervals."""
+class Table(NamedTuple):
+    """Averages of V values of T slices of tensors.
 
-    low: jax.Array  # [W], where the window begins
-    width: jax.Array  # [W], of the window
-    first: jax.Array  # [W, C], a cell's first interval
-    size: jax.Array  # [W, C], its number of intervals, >= 1
-
-
-class Plan(NamedTuple):
-    """Two tables for the same weights, and bounds of their error, fractions of the values' range.
-
-    In the even one all intervals are equal, which costs less. The other one is fitted: fair to
-    heavy tails, and to the narrow steps of low temperatures.
+    Attributes:
+      grid: the cells.
+      cubics: arrays are [T, W, ...].
+      pairs: arrays are [T, W, C].
     """
 
-    fitted: Layout
-    fitted_error: jax.Array
-    even_error: jax.Array
+    grid: Grid
+    cubics: Cubics
+    pairs: Pairs
+
+    @property
+    def entries(self) -> jax.Array:
+        """What the weights look up, [T, R, W, C]: rows of cubics, of pairs, and `_choice`."""
+        by_pair, by_cubic = self.pairs.enough, self.cubics.enough
+        choice = jnp.where(by_pair, _BY_PAIR, jnp.where(by_cubic, _BY_CUBIC, _BAD))
+        rows = [*self.pairs.rows, choice.astype(self.grid.edges.dtype)]
+        return jnp.concatenate(
+            [jnp.moveaxis(self.cubics.rows, 2, 1), jnp.stack(rows, axis=1)], axis=1
+        )
+
+    @property
+    def kinds(self) -> jax.Array:
+        """CUBIC, MIXED, or NONE if any cell is bad, int32 [T]; see `kind_for`."""
+        every = jnp.all(self.cubics.enough, axis=(1, 2))
+        some = jnp.all(self.cubics.enough | self.pairs.enough, axis=(1, 2))
+        return jnp.where(every, CUBIC, jnp.where(some, MIXED, NONE)).astype(jnp.int32)
 
 
-def intervals(size: int, components: int, windows: int) -> int:
-    """Return how many intervals a window's table has for a tensor of `size` weights; 0 for none.
+class Collected(NamedTuple):
+    """Cotangents collected from a slice's weights, by cell.
 
-    A table is to cost little beside the tensor, in time and in space.
+    Attributes:
+      bins: what goes through the cubics, V arrays [W, C, BINS].
+      sums: what goes through the pairs, arrays are [W, C].
     """
-    budget = min(size // 8, 4 * size // components, (1 << 21) // components, 1 << 16) // windows
-    return 1 << int(math.log2(budget)) if budget >= 256 else 0
+
+    bins: tuple[jax.Array, ...]
+    sums: pairs.Sums
 
 
-@partial(jax.jit, static_argnames="count")
-def plan(
-    loc: jax.Array, mixture: Mixture, values: jax.Array, temperature: jax.Array, count: int
-) -> Plan:
-    """Lay out a table's points and bound the error of looking up there.
+def cells(size: int, components: int, windows: int) -> int:
+    """Return how many cells a window of a tensor's table has; 0 if it is too small for one.
 
-    With weights phi = softmax(l / T): f' = Cov(v, l') / T, and f'' = E[(v - Ev)(l' - El')^2] / T^2
-    + Cov(v, l'') / T. So |f'| <= R(v) R(l') / 4T and |f''| <= R(v) (R(l')^2 / T^2 + R(l'') / T) / 4
-    with R the range over the components that matter in a cell; linear interpolation errs by at
-    most h^2 / 8 of the second, and rounding by 2^-23 of the window's width times the first.
+    A component needs some thirty cells; a table is to cost little beside its tensor.
 
     Args:
-      loc: weights, any shape, of the mixture's dtype.
-      mixture: the tensor's mixture.
-      values: [V, W, K].
-      temperature: scalar, > 0.
-      count: intervals of each window, see `intervals`; the even table has a quarter of them.
-
-    Returns:
-      The plan. It receives no gradient.
+      size: weights of the tensor.
+      components: of a window.
+      windows: how many.
     """
-    loc, mixture, values, temperature = jax.lax.stop_gradient((loc, mixture, values, temperature))
-    low, width = _extent(loc, mixture)
-    cells = min(_CELLS, count // 4)
-    logs = jax.nn.log_softmax(mixture.mixture_logits, axis=-1)[:, None]
-    mean, scale = mixture.means[:, None], jnp.exp(mixture.log_scales)[:, None]  # [W, 1, K]
-    edges = jnp.arange(cells + 1, dtype=loc.dtype)[None] / cells
-    edges = low[:, None] + edges * width[:, None]
-    start, stop = edges[:, :-1, None], edges[:, 1:, None]  # [W, C, 1]
-
-    def joint(x: jax.Array) -> jax.Array:
-        z = (x - mean) / scale
-        return logs - jnp.log(scale) - 0.5 * z * z
-
-    best = jnp.max(jnp.minimum(joint(start), joint(stop)), axis=-1, keepdims=True)
-    matters = joint(jnp.clip(mean, start, stop)) >= best - _NEGLIGIBLE * temperature
-
-    def spread(x: jax.Array) -> jax.Array:
-        high = jnp.max(jnp.where(matters, x, -jnp.inf), axis=-1)
-        return high - jnp.min(jnp.where(matters, x, jnp.inf), axis=-1)
-
-    # in units of the window's width, so that weights of any size neither overflow nor vanish
-    tiny = jnp.finfo(loc.dtype).tiny
-    unit = jnp.maximum(width, tiny)[:, None, None]
-    rates = [spread((mean - x) / scale * (unit / scale)) for x in (start, stop)]
-    rate = jnp.maximum(*rates) / temperature  # [W, C]
-    bend = rate**2 + spread(-((unit / scale) ** 2)) / temperature
-    share = jnp.zeros_like(rate)  # of the values' range
-    for value in values:
-        reach = jnp.maximum(jnp.max(value) - jnp.min(value), tiny)
-        share = jnp.maximum(share, spread(value[:, None]) / reach)
-    square, rounding = bend * share / 32, 2.0**-25 * rate * share
-
-    # errors fall as the square of the intervals: these make them equal
-    need = jnp.sqrt(square)
-    spare = (count - cells) / jnp.maximum(jnp.sum(need, axis=-1, keepdims=True), tiny)
-    size = jnp.minimum(1 + jnp.floor(need * spare), count)  # a need may be infinite
-    return Plan(
-        Layout(low, width, jnp.cumsum(size, axis=-1) - size, size),
-        jnp.max(square / (cells * size) ** 2 + rounding),
-        jnp.max(square / (count // 4) ** 2 + rounding),
-    )
+    most = min(128 * components, 2048 if size < 1 << 20 else 4096) // min(windows, 2)
+    budget = min(most, size // (4 * windows))
+    return 1 << int(math.log2(budget)) if budget >= 128 else 0
 
 
-@partial(jax.jit, static_argnames=("count", "even"))
-def look_up(
-    loc: jax.Array,
-    mixture: Mixture,
-    values: jax.Array,
-    temperature: jax.Array,
-    *,
-    plan: Plan,
-    count: int,
-    even: bool,
-) -> tuple[jax.Array, ...]:
-    """Average values of the components, each weight by its responsibilities, from a table.
+def make(grid: Grid, mixture: Mixture, values: jax.Array, temperature: jax.Array) -> Table:
+    """Make the tables of T slices.
 
     Args:
-      loc, mixture, values, temperature, count: as for `plan`.
-      plan: from `plan`.
-      even: which of its two tables.
-
-    Returns:
-      V arrays shaped as `loc`. Differentiable as `components.mix` is: the weights' gradient is
-      interpolated between exact derivatives, everything else's is gathered at the points.
+      grid: their cells.
+      mixture: their mixtures, [T, W, K].
+      values: [T, V, W, K].
+      temperature: of the responsibilities, scalar.
     """
-    layout = plan.fitted
-    if even:  # a cell for every interval
-        count //= 4
-        shape = (*layout.low.shape, count)
-        first = jax.lax.broadcasted_iota(loc.dtype, shape, 1)
-        layout = layout._replace(first=first, size=jnp.ones(shape, loc.dtype))
-    cells = layout.size.shape[-1]
-    point = jnp.arange(count + 2, dtype=loc.dtype)
-
-    def fractions(first: jax.Array, size: jax.Array) -> jax.Array:
-        """Return where the points lie in a window, [count + 2]; those left over at its end."""
-        repeats = size.astype(jnp.int32)
-        cell = jnp.repeat(jnp.arange(cells), repeats, total_repeat_length=count + 2)
-        part = (point - first[cell]) / size[cell]
-        return jnp.minimum((cell.astype(loc.dtype) + part) / cells, 1)
-
-    at = point[None] / count if even else jax.vmap(fractions)(layout.first, layout.size)
-    at = at * layout.width[:, None] + layout.low[:, None]
-    table, slope = _tabulate(at, mixture, values, temperature, loc.size)
-    return _interpolate(loc, layout, mixture.boundaries, table, jax.lax.stop_gradient(slope))
-
-
-def _extent(loc: jax.Array, mixture: Mixture) -> tuple[jax.Array, jax.Array]:
-    """Return where each window's weights begin, and how wide they lie; [W] each."""
-    low, high = jnp.min(loc), jnp.max(loc)
-    inner = jnp.clip(mixture.boundaries, low, high)
-    edges = jnp.concatenate([low[None], inner, high[None]])
-    return edges[:-1], edges[1:] - edges[:-1]
-
-
-def _tabulate(
-    at: jax.Array, mixture: Mixture, values: jax.Array, temperature: jax.Array, size: int
-) -> tuple[jax.Array, jax.Array]:
-    """Evaluate averages and their derivatives at points [W, P]; both [V, W, P].
-
-    `size` is that of the tensor: a few blocks that are small beside it use all cores.
-    """
-    elements = max(1 << 16, size // 8 + 4 * mixture.means.shape[-1])
+    # all that is left out has a responsibility below the tolerance, together
+    margin = temperature * math.log(mixture.means.shape[-1] / TOLERANCE)
+    reach = jnp.max(values, axis=(2, 3)) - jnp.min(values, axis=(2, 3))
+    rounding = 8 * jnp.finfo(values.dtype).eps * jnp.max(jnp.abs(values), axis=(2, 3))
+    allowed = TOLERANCE * reach + rounding  # [T, V]
+    allowed = jnp.broadcast_to(allowed[:, None], (*grid.per.shape, values.shape[1]))
 
     def of_window(
-        at: jax.Array, means: jax.Array, log_scales: jax.Array, logits: jax.Array, values: jax.Array
-    ) -> jax.Array:
-        scales, logs = jnp.exp(log_scales)[None], jax.nn.log_softmax(logits) - log_scales
+        mixture: Mixture,
+        values: jax.Array,
+        unit: jax.Array,
+        edges: jax.Array,
+        stretch: jax.Array,
+        means: jax.Array,
+        places: tuple[jax.Array, jax.Array],
+        allowed: jax.Array,
+    ) -> tuple[Cubics, Pairs]:
+        at = edges, stretch, means, places
+        smooth = cubics.make(*at, mixture, values, temperature, allowed)
+        return smooth, pairs.find(edges, unit, mixture, values, margin)
 
-        def of_block(block: jax.Array, _: jax.Array) -> jax.Array:
-            z = (block[:, None] - means[None]) / scales  # [B, K]
-            phi = jax.nn.softmax((logs[None] - 0.5 * z * z) / temperature, axis=-1)
-            rate = -z / (scales * temperature)  # of each logit
-            pull = phi * (rate - jnp.sum(phi * rate, axis=-1, keepdims=True))
-            product = partial(jnp.einsum, "vk,bk->vb", precision=jax.lax.Precision.HIGHEST)
-            averages, slopes = product(values, phi), product(values, pull)
-            return jnp.concatenate([averages, jax.lax.stop_gradient(slopes)])
+    means = jnp.clip(mixture.means, grid.edges[..., :1], grid.edges[..., -1:])
+    parts = grid.edges, grid.stretch, means, places_of(grid, means), allowed
+    return Table(grid, *by_window(of_window, mixture, values, grid.scale, *parts))
 
-        return blockwise(of_block, at, means.shape[0], elements=elements)  # [2 V, P]
 
-    both = jax.vmap(of_window, in_axes=(0, 0, 0, 0, 1), out_axes=1)(
-        at, mixture.means, mixture.log_scales, mixture.mixture_logits, values
+def kind_for(lookup: Lookup, kind: jax.Array, loc: jax.Array) -> jax.Array:
+    """Return a slice's kind, given that of its table: bad cells may have no weights. int32."""
+
+    def look() -> jax.Array:
+        choice = read(lookup, lookup.entries.shape[0] - 1, locate(lookup, loc))
+        return jnp.where(jnp.any(choice == _BAD), NONE, MIXED).astype(jnp.int32)
+
+    return jax.lax.cond(kind == NONE, look, lambda: kind)
+
+
+def average(lookup: Lookup, kind: int, temperature: jax.Array, loc: jax.Array) -> Averages:
+    """Look up V averages and V slopes of a slice's weights, shaped as they are.
+
+    Args:
+      lookup: of the slice.
+      kind: CUBIC or MIXED.
+      temperature: that the table was made for.
+      loc: its weights.
+    """
+    place, count = locate(lookup, loc), _values(lookup)
+    smooth = cubics.average(lookup, count, place)
+    if kind == CUBIC:
+        return smooth
+    exact = pairs.average(lookup, 4 * count, count, temperature, loc, place)
+    by_pair = _by_pair(lookup, place)
+    return jax.tree.map(lambda a, b: jnp.where(by_pair, a, b), exact, smooth)
+
+
+def collect(
+    lookup: Lookup, kind: int, temperature: jax.Array, loc: jax.Array, cotangents: list[jax.Array]
+) -> Collected:
+    """Collect cotangents of a slice's V averages by cell; arguments are those of `average`."""
+    place = locate(lookup, loc)
+    if kind == CUBIC:
+        bins = cubics.collect_bins(lookup, place, cotangents)
+        return no_cotangents(lookup)._replace(bins=bins)
+    by_pair = _by_pair(lookup, place)
+    through_cubics = [jnp.where(by_pair, 0, g) for g in cotangents]
+    through_pairs = [jnp.where(by_pair, g, 0) for g in cotangents]
+    rows = 4 * len(cotangents)
+    return Collected(
+        cubics.collect_bins(lookup, place, through_cubics),
+        pairs.collect_sums(lookup, rows, temperature, loc, place, through_pairs),
     )
-    return both[: values.shape[0]], both[values.shape[0] :]
 
 
-@jax.custom_vjp
-def _interpolate(
-    loc: jax.Array, layout: Layout, boundaries: jax.Array, table: jax.Array, slope: jax.Array
-) -> tuple[jax.Array, ...]:
-    index, part = _locate(loc, layout, boundaries, table.shape[-1])
-    return tuple(_between(row, index, part) for row in table)
+def no_cotangents(lookup: Lookup) -> Collected:
+    """Return what is collected from no weights."""
+    dtype, values = lookup.entries.dtype, _values(lookup)
+    zero = jnp.zeros(lookup.cells, dtype)
+    sums = pairs.Sums((zero,) * 3, ((zero, zero),) * values, jnp.zeros((), dtype))
+    return Collected((jnp.zeros((*lookup.cells, cubics.BINS), dtype),) * values, sums)
 
 
-def _forward(*inputs: Any) -> tuple[tuple[jax.Array, ...], Any]:
-    return _interpolate(*inputs), inputs
+def _values(lookup: Lookup) -> int:
+    """Count the values: each has 4 rows of cubics and 2 of pairs; 5 rows are for all."""
+    return (lookup.entries.shape[0] - 5) // 6
 
 
-def _backward(inputs: Any, cotangents: tuple[jax.Array, ...]) -> tuple[Any, ...]:
-    loc, layout, boundaries, table, slope = inputs
-    index, part = _locate(loc, layout, boundaries, table.shape[-1])
-    slopes = (_between(row, index, part) for row in slope)
-    d_loc = sum(g * rate for g, rate in zip(cotangents, slopes, strict=True))
-    bins = index * _BINS + (part * _BINS).astype(jnp.int32)
-    d_table = jnp.stack([_to_points(g, bins, slope[0].size) for g in cotangents])
-    return d_loc, None, None, d_table.reshape(slope.shape), None
+def _by_pair(lookup: Lookup, place: Place) -> jax.Array:
+    return read(lookup, lookup.entries.shape[0] - 1, place) == _BY_PAIR
 
 
-_interpolate.defvjp(_forward, _backward)
+def pull(
+    table: Table, mixture: Mixture, values: jax.Array, temperature: jax.Array, collected: Collected
+) -> Pulled:
+    """Pull what was collected from T slices back to what the weights of each share.
+
+    Args:
+      table, mixture, values, temperature: as for `make`.
+      collected: stacked, arrays are [T, ...].
+
+    Returns:
+      Gradients of [T, W, K], [T, V, W, K] and [T].
+    """
+
+    def of_window(
+        mixture: Mixture,
+        values: jax.Array,
+        unit: jax.Array,
+        curves: Cubics,
+        two: Pairs,
+        collected: Collected,
+    ) -> Pulled:
+        smooth = cubics.pull(curves, mixture, values, temperature, collected.bins)
+        d_mixture, d_values = pairs.pull(two, unit, mixture, collected.sums)
+        return smooth._replace(
+            mixture=jax.tree.map(jnp.add, smooth.mixture, d_mixture),
+            values=smooth.values + d_values,
+        )
+
+    by_pair = collected.sums.temperature
+    none = jnp.zeros(table.grid.per.shape, by_pair.dtype)
+    collected = collected._replace(sums=collected.sums._replace(temperature=none))
+    parts = table.cubics, table.pairs, collected
+    found = by_window(of_window, mixture, values, table.grid.scale, *parts)
+    d_mixture = [x[:, :, 0] for x in found.mixture[:-1]]
+    return Pulled(
+        Mixture(*d_mixture, boundaries=jnp.zeros_like(mixture.boundaries)),
+        jnp.moveaxis(found.values[..., 0, :], 1, 2),
+        jnp.sum(found.temperature, axis=1) + by_pair,
+        jnp.zeros_like(by_pair),
+    )
 
 
-def _to_points(g: jax.Array, bins: jax.Array, points: int) -> jax.Array:
-    """Add each weight's number to the two points about it, by its place between them; [points]."""
-    sums = jnp.zeros(points * _BINS, g.dtype).at[bins].add(g, mode="promise_in_bounds")
-    sums = sums.reshape(points, _BINS)
-    place = (jnp.arange(_BINS, dtype=g.dtype) + 0.5) / _BINS
-    right = sums @ place
-    return jnp.sum(sums, axis=-1) - right + jnp.roll(right, 1)  # nothing is beyond the last point
+def by_window(
+    function: Callable[..., Any],
+    mixture: Mixture,
+    values: jax.Array,
+    of_slice: jax.Array,
+    *of_window: Any,
+) -> Any:
+    """Apply function(mixture, values, of_slice, *of_window) to every window alone.
 
+    Args:
+      function: takes [1, K], [V, 1, K], and the entries of the rest.
+      mixture, values: of T slices.
+      of_slice: [T].
+      *of_window: trees of arrays [T, W, ...].
 
-def _locate(
-    loc: jax.Array, layout: Layout, boundaries: jax.Array, points: int
-) -> tuple[jax.Array, jax.Array]:
-    """Find each weight's interval in the windows' tables end to end, and its place in it."""
-    windows, cells = layout.size.shape
-    window = window_index(loc, boundaries) if windows > 1 else None
-    per = jnp.where(layout.width > 0, cells / layout.width, 0)  # 0: one value, at the first point
-    place = (loc - pick(layout.low, window)) * pick(per, window)
-    cell = jnp.clip(place, 0, cells - 1).astype(jnp.int32)
-    place = place - cell.astype(loc.dtype)
-    if cells + 2 < points:  # else a cell is an interval
-        at = cell if window is None else cell + window * cells
-        place = place * _read(layout.size, at)
-        whole = jnp.floor(place)
-        cell = (_read(layout.first, at) + whole).astype(jnp.int32)
-        place = place - whole
-    # place 1, the very end of a window, stays in its interval
-    place = jnp.minimum(place, 1 - jnp.finfo(loc.dtype).epsneg)
-    return cell if window is None else cell + window * points, place
+    Returns:
+      What the function returned, stacked: [T, W, ...].
+    """
 
+    def alone(
+        rows: tuple[jax.Array, ...], values: jax.Array, of_slice: jax.Array, of_window: Any
+    ) -> Any:
+        one = Mixture(*(row[None] for row in rows), boundaries=jnp.zeros(0, values.dtype))
+        return function(one, values[:, None], of_slice, *of_window)
 
-def _read(table: jax.Array, index: jax.Array) -> jax.Array:
-    return table.reshape(-1).at[index].get(mode="promise_in_bounds")
-
-
-def _between(row: jax.Array, index: jax.Array, part: jax.Array) -> jax.Array:
-    left = _read(row, index)
-    return left + part * (_read(row, index + 1) - left)
+    windows = jax.vmap(alone, in_axes=(0, 0, None, 0))
+    return jax.vmap(windows)(mixture[:-1], jnp.moveaxis(values, 1, 2), of_slice, of_window)

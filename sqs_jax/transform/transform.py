@@ -14,6 +14,11 @@ from sqs_jax.distribution import (
     Initialiser,
     SpikeSlabPrior,
     SubDistribution,
+    codes,
+    kls,
+    means,
+    means_and_kls,
+    modes,
 )
 from sqs_jax.transform.rules import (
     DEFAULT_RULES,
@@ -117,19 +122,23 @@ def spike_slab_gmm(
                 )
         return treedef.unflatten(leaves)
 
-    def per_leaf(function: Callable[..., Any], posterior: Any) -> Any:
-        """Map function(leaf, index) over the SubDistributions; dense leaves stay as they are."""
+    def compressed(posterior: Any) -> tuple[list[SubDistribution], Callable[[list[Any]], Any]]:
+        """Return the SubDistributions, and what puts other things in their places."""
         pairs, treedef = _checked(rules, posterior)
-        return treedef.unflatten(
-            [
-                function(leaf, i) if is_sub_distribution(leaf) else leaf
-                for i, (_, leaf) in enumerate(pairs)
-            ]
-        )
+        at = [i for i, (_, leaf) in enumerate(pairs) if is_sub_distribution(leaf)]
+
+        def put(found: list[Any]) -> Any:
+            leaves = [leaf for _, leaf in pairs]
+            for i, one in zip(at, found, strict=True):
+                leaves[i] = one
+            return treedef.unflatten(leaves)
+
+        return [pairs[i][1] for i in at], put
 
     def mean(posterior: Any, *, temperature: jax.typing.ArrayLike = 1.0) -> Any:
         _check_positive("temperature", temperature)
-        return per_leaf(lambda leaf, _: leaf.mean(temperature, evaluation), posterior)
+        leaves, put = compressed(posterior)
+        return put(means(leaves, temperature, evaluation))
 
     def sample(
         posterior: Any,
@@ -141,6 +150,7 @@ def spike_slab_gmm(
     ) -> Any:
         _check_positive("temperature", temperature)
         _check_positive("relaxation", relaxation)
+        leaves, put = compressed(posterior)
 
         def draw(leaf: SubDistribution, index: int) -> jax.Array:
             leaf_key = jax.random.fold_in(key, index)
@@ -148,10 +158,11 @@ def spike_slab_gmm(
                 return leaf.sample_hard(leaf_key, temperature)
             return leaf.sample(leaf_key, temperature, relaxation)
 
-        return per_leaf(draw, posterior)
+        return put([draw(leaf, i) for i, leaf in enumerate(leaves)])
 
     def mode(posterior: Any) -> Any:
-        return per_leaf(lambda leaf, _: leaf.mode(), posterior)
+        leaves, put = compressed(posterior)
+        return put(modes(leaves))
 
     def total(bounds: list[jax.Array]) -> jax.Array:
         dtype = jnp.float64 if any(b.dtype == jnp.float64 for b in bounds) else jnp.float32
@@ -159,36 +170,26 @@ def spike_slab_gmm(
 
     def kl(posterior: Any, *, temperature: jax.typing.ArrayLike = 1.0) -> jax.Array:
         _check_positive("temperature", temperature)
-        pairs, _ = _checked(rules, posterior)
-        return total(
-            [
-                leaf.kl(prior, temperature, evaluation)
-                for _, leaf in pairs
-                if is_sub_distribution(leaf)
-            ]
-        )
+        leaves, _ = compressed(posterior)
+        return total(kls(leaves, prior, temperature, evaluation))
 
     def mean_and_kl(
         posterior: Any, *, temperature: jax.typing.ArrayLike = 1.0
     ) -> tuple[Any, jax.Array]:
         _check_positive("temperature", temperature)
-        bounds = []
-
-        def of_leaf(leaf: SubDistribution, _: int) -> jax.Array:
-            weight, bound = leaf.mean_and_kl(prior, temperature, evaluation)
-            bounds.append(bound)
-            return weight
-
-        return per_leaf(of_leaf, posterior), total(bounds)
+        leaves, put = compressed(posterior)
+        weights, bounds = means_and_kls(leaves, prior, temperature, evaluation)
+        return put(weights), total(bounds)
 
     mean_and_kl.of = (mean, kl)  # type: ignore[attr-defined]
 
     def compress(posterior: Any) -> Any:
-        return per_leaf(
-            lambda leaf, _: CompressedLeaf(
-                codes=leaf.codes(), codebook=leaf.means.astype(leaf.loc.dtype)
-            ),
-            posterior,
+        leaves, put = compressed(posterior)
+        return put(
+            [
+                CompressedLeaf(codes=code, codebook=leaf.means.astype(leaf.loc.dtype))
+                for leaf, code in zip(leaves, codes(leaves), strict=True)
+            ]
         )
 
     return Transform(

@@ -1,0 +1,158 @@
+"""Which component each weight has: the most probable one, or one drawn; and sums by component."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sqs_jax.distribution import components, groups, pairs
+from sqs_jax.distribution.blocks import over_blocks
+from sqs_jax.distribution.cells import Lookup, locate, read
+from sqs_jax.distribution.components import Logits
+from sqs_jax.distribution.mixture import Mixture
+from sqs_jax.distribution.pairs import Pairs
+from sqs_jax.distribution.table import by_window
+
+# On accelerators so many comparisons are one fused pass over the weights.
+_FUSED = 64
+
+# What rounding may make of a difference of log joint probabilities, nats.
+_ROUNDING = 0.01
+
+
+class Candidates(NamedTuple):
+    """The two most probable components of every cell of a tensor, for look-ups on CPUs.
+
+    Attributes:
+      lookup: entries are `Pairs.rows` and the numbers of the two; arrays have the stacked axes.
+      enough: whether no third component is the most probable one anywhere; bool, one per slice.
+    """
+
+    lookup: Lookup
+    enough: jax.Array
+
+
+def candidates(locs: Sequence[jax.Array], mixtures: Sequence[Mixture]) -> list[Candidates | None]:
+    """Find what `most_probable` looks up; None for tensors that are too small for it.
+
+    Args:
+      locs: weights, [*S, *shape] each, of their mixture's dtype.
+      mixtures: of the tensors, [*S, W, K] each.
+    """
+
+    def of_window(mixture: Mixture, values: jax.Array, unit: jax.Array, edges: jax.Array) -> Pairs:
+        return pairs.find(edges, unit, mixture, values, _ROUNDING)
+
+    def find() -> list[Candidates | None]:
+        found: list[Candidates | None] = [None] * len(locs)
+        for each in groups.group(locs, mixtures):
+            grid, mixture = (
+                groups.grid(each, locs, mixtures),
+                groups.stack(each, mixtures, mixtures),
+            )
+            two = by_window(
+                of_window, mixture, mixture.means[:, None, :, :][:, :0], grid.scale, grid.edges
+            )
+            rows = [*two.rows, *(x.astype(grid.edges.dtype) for x in (two.first, two.second))]
+            lookup = Lookup(jnp.stack(rows, axis=1), grid.numbers, mixture.boundaries)
+            parts = Candidates(lookup, jnp.all(two.enough, axis=(1, 2)))
+            for i, one in zip(each.members, groups.unstack(each, parts, mixtures), strict=True):
+                found[i] = one
+        return found
+
+    def unused() -> list[Candidates | None]:
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(find))
+
+    return jax.lax.platform_dependent(cpu=find, default=unused)
+
+
+@jax.jit
+def most_probable(loc: jax.Array, mixture: Mixture, found: Candidates | None) -> jax.Array:
+    """Find the most probable component of each weight; it does not depend on the temperature.
+
+    Args:
+      loc, mixture: of a tensor.
+      found: its `candidates`.
+
+    Returns:
+      int32 shaped as the weights: window * K + component. Ties go to the lower component.
+    """
+
+    def highest(loc: jax.Array, mixture: Mixture, unroll: int) -> jax.Array:
+        return components.highest(Logits.at(loc, mixture, 1.0, unroll=unroll))
+
+    def of_slice(loc: jax.Array, mixture: Mixture, found: Candidates | None) -> jax.Array:
+        def in_blocks() -> jax.Array:
+            return over_blocks(lambda _, block: (highest(block, mixture, 1), None), loc)[0]
+
+        def look_up(lookup: Lookup) -> jax.Array:
+            place = locate(lookup, loc)
+            log_odds, _ = pairs.joint(lookup, 0, loc, place)
+            first, second = (read(lookup, row, place) for row in (4, 5))
+            best = jnp.where(log_odds >= 0, first, second).astype(jnp.int32)
+            windows, count = lookup.cells
+            return best if windows == 1 else best + place.cell // count * mixture.means.shape[-1]
+
+        def on_cpu() -> jax.Array:
+            if found is None:
+                return in_blocks()
+            return jax.lax.cond(found.enough, partial(look_up, found.lookup), in_blocks)
+
+        return jax.lax.platform_dependent(
+            cpu=on_cpu, default=partial(highest, loc, mixture, _FUSED)
+        )
+
+    return groups.per_slice(of_slice, mixture, loc, mixture, found)
+
+
+def draw_component(
+    key: jax.Array, loc: jax.Array, mixture: Mixture, temperature: jax.typing.ArrayLike
+) -> jax.Array:
+    """Draw a component of each weight with the probabilities phi.
+
+    Args:
+      key: PRNG key.
+      loc: weights, any shape, of the mixture's dtype.
+      mixture: the tensor's mixture.
+      temperature: of the responsibilities, > 0.
+
+    Returns:
+      int32 shaped as `loc`: window * K + component.
+    """
+    loc, mixture = jax.lax.stop_gradient((loc, mixture))
+    return components.highest(Logits.at(loc, mixture, temperature, key=key))
+
+
+@partial(jax.jit, static_argnames="count")
+def sum_by_component(x: jax.Array, component: jax.Array, count: int) -> jax.Array:
+    """Sum x over the weights of each component.
+
+    Args:
+      x: floating, any shape.
+      component: int32 in [0, count), shaped as `x`; what lies outside is not counted.
+      count: windows * components.
+
+    Returns:
+      [count].
+    """
+
+    def scatter() -> jax.Array:
+        # In buckets: one running float32 sum would stop growing at some ten million terms.
+        buckets = max(1, min(64, (1 << 18) // count))
+        axis = max(range(x.ndim), key=lambda i: x.shape[i], default=0)
+        bucket = jax.lax.broadcasted_iota(jnp.int32, x.shape, axis) % buckets if x.ndim else 0
+        inside = (component >= 0) & (component < count)
+        index = jnp.where(inside, bucket * count + component, buckets * count)
+        sums = jnp.zeros(buckets * count, x.dtype)
+        sums = sums.at[index].add(x, mode="drop", wrap_negative_indices=False)
+        return jnp.sum(sums.reshape(buckets, count), axis=0)
+
+    def loop() -> jax.Array:
+        # Accelerators would queue up at the few sums of a scatter.
+        return jax.lax.map(
+            lambda k: jnp.sum(jnp.where(component == k, x, 0)), jnp.arange(count, dtype=jnp.int32)
+        )
+
+    return jax.lax.platform_dependent(cpu=scatter, default=loop)
