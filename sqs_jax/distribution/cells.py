@@ -13,6 +13,9 @@ import jax.numpy as jnp
 from sqs_jax.distribution.mixture import Mixture
 from sqs_jax.distribution.windows import pick, window_index
 
+# More cells than this a window cannot have, see `_split`.
+MOST_CELLS = 1 << 13
+
 
 class Grid(NamedTuple):
     """C cells over the weights of each of W windows, of each of T slices.
@@ -141,13 +144,14 @@ def polynomial(coefficients: Sequence[jax.Array], x: jax.Array) -> jax.Array:
 
 
 def _split(place: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-    """Split places in whole cells, in [0, count), and the rest.
+    """Split places in whole cells, in [0, count), and the rest, from -2^-11 to 1.
 
-    A float32 near 2^23 holds its integer in its low bits. Reading it there takes a third of the
-    time of a conversion, which XLA guards against numbers that are no integers.
+    A float32 from 2^13 to 2^14 has ten bits behind the point, and its integer before them. Reading
+    it there takes a third of the time of a conversion, which XLA guards against numbers that are
+    no integers.
     """
-    bits = jax.lax.bitcast_convert_type((place + 0.5) + float(1 << 23), jnp.int32)
-    cell = jnp.clip((bits & ((1 << 23) - 1)) - 1, 0, count - 1)
+    bits = jax.lax.bitcast_convert_type(place + float(MOST_CELLS), jnp.int32)
+    cell = jnp.clip((bits & ((1 << 23) - 1)) >> 10, 0, count - 1)
     return cell, place - cell.astype(place.dtype)
 
 
