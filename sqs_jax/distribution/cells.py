@@ -99,7 +99,8 @@ def grid_over(low: jax.Array, high: jax.Array, mixture: Mixture, count: int) -> 
     ends = jnp.concatenate([low[:, None], inner, high[:, None]], axis=1)
     ends, _ = _bend(ends, middle[:, None], 1 / scale[:, None])
     low, width = ends[:, :-1], ends[:, 1:] - ends[:, :-1]
-    bent = low[..., None] + jnp.arange(count + 1, dtype=low.dtype) / count * width[..., None]
+    steps = (jnp.arange(count + 1, dtype=low.dtype) / count)[None, None]
+    bent = low[..., None] + steps * width[..., None]
     more = 1 / (1 - jnp.abs(bent))
     edges = middle[:, None, None] + scale[:, None, None] * bent * more
     stretch = scale[:, None, None] * more * more * width[..., None] / count

@@ -4,6 +4,7 @@ Everything is elementwise in the weights, in their own shape: XLA fuses it, and 
 sharded over devices stays where it is.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -153,7 +154,7 @@ def average(logits: Logits, values: jax.Array, *, slopes: bool = False) -> Avera
 
     def terms(row: Row, found: Logit) -> list[Any]:
         """List what is summed, each times exp(logit): 1, the values, and with the logit's slope."""
-        plain = [1.0, *(logits.pick(v) for v in row.values)]
+        plain: list[Any] = [1.0, *(logits.pick(v) for v in row.values)]
         rate = -found.z * found.inverse_scale  # times temperature and relaxation
         return plain + [rate * x for x in plain] if slopes else plain
 
@@ -187,7 +188,7 @@ def average(logits: Logits, values: jax.Array, *, slopes: bool = False) -> Avera
 
 
 def pull(
-    logits: Logits, values: jax.Array, averages: Averages, cotangents: tuple[jax.Array, ...]
+    logits: Logits, values: jax.Array, averages: Averages, cotangents: Sequence[jax.Array]
 ) -> Pulled:
     """Pull the averages' cotangents back to what all weights share.
 
@@ -196,12 +197,13 @@ def pull(
       averages: what it returned.
       cotangents: of the V averages, shaped as the weights.
     """
-    mixture, rows = logits.mixture, logits.rows(values)
+    mixture, rows, log_total = logits.mixture, logits.rows(values), averages.log_total
+    assert log_total is not None  # of averages that were looked up
     scale = logits.temperature * logits.relaxation
 
     def body(_: None, row: Row) -> tuple[None, Any]:
         found = logits.of(row)
-        phi = jnp.exp(found.logit - averages.log_total)
+        phi = jnp.exp(found.logit - log_total)
         lifts = (
             g * (logits.pick(v) - mean)
             for g, v, mean in zip(cotangents, row.values, averages.values, strict=True)

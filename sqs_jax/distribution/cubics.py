@@ -4,7 +4,7 @@ What makes cubics, checks them, and pulls gradients back from them is written fo
 """
 
 import math
-from functools import partial
+from functools import partial, reduce
 from typing import NamedTuple
 
 import jax
@@ -84,7 +84,8 @@ def make(
     count, (cell, place) = edges.shape[0] - 1, places
     logits = Logits.at(jnp.concatenate([edges, means]), mixture, temperature)
     found = components.average(logits, values, slopes=True)
-    fails, rows = jnp.zeros(count, jnp.int32), []
+    fails = jnp.zeros(count, jnp.int32)
+    rows: list[jax.Array] = []
     for v in range(values.shape[0]):
         value, slope = found.values[v][: count + 1], found.slopes[v][: count + 1] * stretch
         rise, start, stop = value[1:] - value[:-1], slope[:-1], slope[1:]
@@ -96,9 +97,7 @@ def make(
         off = polynomial([c[cell] for c in row], place) - found.values[v][count + 1 :]
         fails = fails.at[cell].max((~(jnp.abs(off) <= tolerance[v])).astype(jnp.int32))
         rows += row
-    at_edges = Averages(
-        found.log_total[: count + 1], tuple(value[: count + 1] for value in found.values)
-    )
+    at_edges = jax.tree.map(lambda x: x[: count + 1], found._replace(slopes=()))
     return Cubics(jnp.stack(rows), edges, at_edges, fails == 0)
 
 
@@ -144,7 +143,7 @@ def pull(
     for each in bins:
         parts = product(each, shares).T  # [edges, C]
         ends = [(i, count - 1 - i) for i in range(count)]
-        total = sum(jnp.pad(part, end) for part, end in zip(parts, ends, strict=True))
+        total = reduce(jnp.add, map(jnp.pad, parts, ends))
         inside = total[beyond:-beyond]
         inside = inside.at[:count].add(product(total[:beyond], left))
         right = product(total[-beyond:], left[::-1, ::-1])

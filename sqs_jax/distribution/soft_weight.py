@@ -8,11 +8,12 @@ together.
 
 import dataclasses
 from collections.abc import Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 
 from sqs_jax.distribution import ways
@@ -20,8 +21,8 @@ from sqs_jax.distribution.blocks import over_blocks, whole
 from sqs_jax.distribution.kl import SpikeSlabPrior, kl_bound, kl_slope
 from sqs_jax.distribution.ways import Evaluation, Inputs, Over, Way
 
-# What is made of an average: gated weights, or the KL of the tensor.
-Output = Literal["weight", "kl"]
+# What is made of an average: gated weights, or the KL of the tensor from a prior.
+Output = Literal["weight"] | SpikeSlabPrior
 
 
 class Task(NamedTuple):
@@ -33,12 +34,10 @@ class Task(NamedTuple):
         `table.TOLERANCE` of the values' range, and exact (in blocks) where a table would miss
         that, where a tensor is too small for one, and in float64; "auto", the table on a CPU,
         the loop elsewhere.
-      prior: of the weights, for "kl".
     """
 
     outputs: tuple[Output, ...]
     evaluation: Evaluation
-    prior: SpikeSlabPrior | None = None
 
 
 # Compiled as a whole: outside of jit both platforms' branches would be.
@@ -52,12 +51,12 @@ def soft_weights(
       tensors: every slice of a tensor's stacked axes is evaluated alone.
       temperature: of the responsibilities, > 0.
       task: what is made of the V averages. "weight", of the means: E_q[w], shaped and typed as
-        `loc`. "kl", of the components' KL: `kl_bound`, summed over the tensor.
+        `loc`. A prior, of the components' KL from it: `kl_bound`, summed over the tensor.
 
     Returns:
       V outputs of each tensor. Differentiable in all but `kept` and the boundaries.
     """
-    dtype = jnp.result_type(jnp.float32, *(t.mixture.means.dtype for t in tensors))
+    dtype = np.result_type(np.float32, *(t.mixture.means.dtype for t in tensors))
     return _soft_weights(task, list(tensors), jnp.asarray(temperature, dtype))
 
 
@@ -103,7 +102,7 @@ class _Outputs:
                     weight = jnp.where(kept, jax.nn.sigmoid(gates) * average, 0)
                     weights.append(weight.astype(loc.dtype))
                 else:
-                    bound = kl_bound(average, gates, kept, self.task.prior)
+                    bound = kl_bound(average, gates, kept, output)
                     # else the sum would take the whole to pieces, each an array
                     sums.append(jnp.sum(jax.lax.optimization_barrier(bound)))
             return weights, sums
@@ -157,7 +156,7 @@ class _Gradients:
             d_loc = _dot(downstream, found.slopes).astype(loc.dtype)
         if wanted.gates:
             slopes = [
-                average if output == "weight" else kl_slope(average, logits, self.task.prior)
+                average if output == "weight" else kl_slope(average, logits, output)
                 for average, output in zip(found.values, outputs, strict=True)
             ]
             d_gates = jax.nn.sigmoid(-logits) * _dot(downstream, slopes)
@@ -190,8 +189,8 @@ def _evaluate(
     found, tables = ways.forward(runs, tensors, temperature, task.evaluation)
     results = []
     for weights, sums in found:
-        by_output = {"weight": iter(weights), "kl": (jnp.sum(x) for x in sums)}
-        results.append(tuple(next(by_output[output]) for output in task.outputs))
+        soft, bounds = iter(weights), (jnp.sum(x) for x in sums)
+        results.append(tuple(next(soft if o == "weight" else bounds) for o in task.outputs))
     return results, tables
 
 
@@ -206,11 +205,12 @@ def _backward(task: Task, residuals: Any, cotangents: Any) -> tuple[list[Inputs]
         arrays.append(tuple(g if g.ndim else jnp.broadcast_to(g, stacked) for g in given))
     found = ways.backward(runs, tensors, temperature, task.evaluation, tables, arrays)
     gradients, total = [], jnp.zeros_like(temperature)
+    none: Any = None
     for (d_loc, d_gates), shared in found:
         if shared is None:
-            gradients.append(Inputs(d_loc, d_gates, None, None, None))
+            gradients.append(Inputs(d_loc, d_gates, none, none, none))
         else:
-            gradients.append(Inputs(d_loc, d_gates, None, shared.mixture, shared.values))
+            gradients.append(Inputs(d_loc, d_gates, none, shared.mixture, shared.values))
             total += jnp.sum(shared.temperature).astype(total.dtype)
     return gradients, total
 
@@ -219,4 +219,4 @@ _soft_weights.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _dot(many: Sequence[jax.Array], others: Sequence[jax.Array]) -> jax.Array:
-    return sum(a * b for a, b in zip(many, others, strict=True))
+    return reduce(jnp.add, map(jnp.multiply, many, others))

@@ -224,9 +224,9 @@ def pull(
     collected = collected._replace(sums=collected.sums._replace(temperature=none))
     parts = table.cubics, table.pairs, collected
     found = by_window(of_window, mixture, values, table.grid.scale, *parts)
-    d_mixture = [x[:, :, 0] for x in found.mixture[:-1]]
+    means, log_scales, logits = (x[:, :, 0] for x in found.mixture[:-1])
     return Pulled(
-        Mixture(*d_mixture, boundaries=jnp.zeros_like(mixture.boundaries)),
+        Mixture(means, log_scales, logits, jnp.zeros_like(mixture.boundaries)),
         jnp.moveaxis(found.values[..., 0, :], 1, 2),
         jnp.sum(found.temperature, axis=1) + by_pair,
         jnp.zeros_like(by_pair),
@@ -255,7 +255,8 @@ def by_window(
     def alone(
         rows: tuple[jax.Array, ...], values: jax.Array, of_slice: jax.Array, of_window: Any
     ) -> Any:
-        one = Mixture(*(row[None] for row in rows), boundaries=jnp.zeros(0, values.dtype))
+        means, log_scales, logits = (row[None] for row in rows)
+        one = Mixture(means, log_scales, logits, jnp.zeros(0, values.dtype))
         return function(one, values[:, None], of_slice, *of_window)
 
     windows = jax.vmap(alone, in_axes=(0, 0, None, 0))

@@ -41,7 +41,7 @@ def kls(
 ) -> list[jax.Array]:
     """Bound KL(q || p) of each tensor from above; scalars, nats."""
     tensors = [_inputs(d, _component_kl(d, prior)) for d in leaves]
-    found = soft_weights(tensors, temperature, Task(("kl",), evaluation, prior))
+    found = soft_weights(tensors, temperature, Task((prior,), evaluation))
     return [bound for (bound,) in found]
 
 
@@ -53,7 +53,7 @@ def means_and_kls(
 ) -> tuple[list[jax.Array], list[jax.Array]]:
     """Compute `means` and `kls` in one pass over the weights."""
     tensors = [_inputs(d, d.means, _component_kl(d, prior)) for d in leaves]
-    found = soft_weights(tensors, temperature, Task(("weight", "kl"), evaluation, prior))
+    found = soft_weights(tensors, temperature, Task(("weight", prior), evaluation))
     return [weight for weight, _ in found], [bound for _, bound in found]
 
 

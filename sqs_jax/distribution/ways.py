@@ -248,7 +248,8 @@ def _tables(tensors: Sequence[Inputs], temperature: jax.Array) -> Tables:
 
 @jax.jit
 def _kinds(lookup: Lookup, kind: jax.Array, mixture: Mixture, loc: jax.Array) -> jax.Array:
-    return groups.per_slice(table.kind_for, mixture, lookup, kind, loc)
+    latent = loc.astype(mixture.means.dtype)
+    return groups.per_slice(table.kind_for, mixture, lookup, kind, latent)
 
 
 def _pull(

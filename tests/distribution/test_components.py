@@ -5,33 +5,48 @@ import pytest
 from problems import KEY, generic, leaf, params, reference, transform
 
 from sqs_jax import Windows
-from sqs_jax.distribution import blocks
-from sqs_jax.distribution import components as exact
-from sqs_jax.distribution.expectation import relaxed_component
+from sqs_jax.distribution import assignment, components
+from sqs_jax.distribution.components import Logits
 from sqs_jax.distribution.mixture import Mixture, responsibilities
+from sqs_jax.distribution.relaxed import relaxed_component
 from sqs_jax.distribution.windows import window_index
 
 WINDOWS = [Windows(), Windows(kind="equal", count=3), Windows(kind="outlier", count=4)]
 
 
-def problem(windows=WINDOWS[0], shape=(12, 8), dtype=jnp.float32, components=4):
-    init = transform(windows=windows, components=components).init
+def problem(windows=WINDOWS[0], shape=(12, 8), dtype=jnp.float32, number=4):
+    init = transform(windows=windows, components=number).init
     return leaf(generic(init(params(shape, dtype=dtype))))
+
+
+def most_probable(loc, mixture):
+    (found,) = assignment.candidates([loc], [mixture])
+    return assignment.most_probable(loc, mixture, found)
 
 
 @pytest.mark.parametrize("temperature", [1e-4, 1.0, 30.0])
 def test_the_most_probable_component_does_not_depend_on_the_temperature(temperature):
     d = problem(WINDOWS[2])
     phi = responsibilities(d.loc.ravel(), d.mixture, temperature)
-    best = np.asarray(exact.most_probable(d.loc, d.mixture)).ravel()
+    best = np.asarray(most_probable(d.loc, d.mixture)).ravel()
     assert (np.argmax(phi, axis=1) == best % 4).all()
     assert (np.argmax(reference(d)[0], axis=1) == best % 4).all()
 
 
-@pytest.mark.parametrize("components", [1, 64, 65, 200])
-def test_the_most_probable_of_however_many_components(components):
-    d = problem(components=components, shape=(40, 30))
-    best = np.asarray(exact.most_probable(d.loc, d.mixture)).ravel()
+@pytest.mark.parametrize(
+    ("number", "shape"),
+    [
+        (1, (40, 30)),
+        (64, (40, 30)),
+        (65, (40, 30)),
+        (200, (40, 30)),
+        (4, (90, 80)),
+        (64, (300, 200)),
+    ],
+)
+def test_the_most_probable_of_however_many_components(number, shape):
+    d = problem(number=number, shape=shape)  # the last two are looked up, on a CPU
+    best = np.asarray(most_probable(d.loc, d.mixture)).ravel()
     phi = reference(d)[0]
     gap = phi.max(axis=1) - phi[np.arange(phi.shape[0]), best]
     assert gap.max() < 1e-4  # float32 may decide a tie in another way than float64
@@ -40,7 +55,7 @@ def test_the_most_probable_of_however_many_components(components):
 def test_a_tie_goes_to_the_lower_component():
     table = jnp.zeros((1, 3))
     even = Mixture(jnp.array([[1.0, -1.0, 3.0]]), table, table, jnp.zeros(0))
-    assert int(exact.most_probable(jnp.zeros(1), even)[0]) == 0
+    assert int(most_probable(jnp.zeros(1), even)[0]) == 0
 
 
 def by_definition(loc, mixture, values, temperature):
@@ -50,36 +65,29 @@ def by_definition(loc, mixture, values, temperature):
     return tuple(jnp.sum(phi * v[window], axis=-1).reshape(loc.shape) for v in values)
 
 
+@pytest.mark.parametrize("unroll", [1, 16])
 @pytest.mark.parametrize(
-    ("mix", "components", "windows"),
-    [
-        (exact.mix, 1, WINDOWS[0]),
-        (exact.mix, 4, WINDOWS[2]),
-        (exact.mix, 20, WINDOWS[1]),
-        (blocks.mix, 4, WINDOWS[2]),
-        (blocks.mix, 20, WINDOWS[0]),
-    ],
+    ("number", "windows"), [(1, WINDOWS[0]), (4, WINDOWS[2]), (20, WINDOWS[1]), (20, WINDOWS[0])]
 )
-def test_averages_and_their_gradients_are_those_of_the_definition(
-    mix, components, windows, monkeypatch
-):
-    monkeypatch.setattr(blocks, "_BLOCK_ELEMENTS", 64)  # several, the last one padded
-    blocks.mix.clear_cache()
+def test_averages_and_their_gradients_are_those_of_the_definition(number, windows, unroll):
     with jax.enable_x64(True):
-        d = problem(windows, (13, 17), jnp.float64, components)
+        d = problem(windows, (13, 17), jnp.float64, number)
         values = jnp.stack([d.means, d.log_scales])
         upstream = jax.random.normal(KEY, (2, *d.loc.shape), d.loc.dtype)
 
-        def total(function):
-            def of(*inputs):
-                return sum(jnp.sum(g * f) for g, f in zip(upstream, function(*inputs), strict=True))
+        def total(*inputs):
+            found = by_definition(*inputs)
+            return sum(jnp.sum(g * f) for g, f in zip(upstream, found, strict=True)), found
 
-            argnums = (0, 1, 2, 3)
-            inputs = (d.loc, d.mixture, values, jnp.float64(0.6))
-            return jax.value_and_grad(of, argnums=argnums)(*inputs)
-
-        got, want = total(mix), total(by_definition)
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        inputs = (d.loc, d.mixture, values, jnp.float64(0.6))
+        gradient = jax.value_and_grad(total, argnums=(0, 1, 2, 3), has_aux=True)
+        (_, want), slopes = gradient(*inputs)
+        logits = Logits.at(d.loc, d.mixture, 0.6, unroll=unroll)
+        found = components.average(logits, values, slopes=True)
+        pulled = components.pull(logits, values, found, tuple(upstream))
+        d_loc = sum(g * slope for g, slope in zip(upstream, found.slopes, strict=True))
+        got = found.values, (d_loc, *pulled[:3])
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves((want, slopes)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10)
 
 
@@ -88,7 +96,7 @@ def test_drawn_components_have_the_frequencies_phi(temperature):
     d = problem()
     size, draws = d.loc.size, 4000
     keys = jax.random.split(KEY, draws)
-    drawn = jax.vmap(lambda k: exact.draw_component(k, d.loc, d.mixture, temperature))(keys)
+    drawn = jax.vmap(lambda k: assignment.draw_component(k, d.loc, d.mixture, temperature))(keys)
     phi = reference(d, temperature)[0]
     for k in range(4):
         share = np.mean(np.asarray(drawn) == k, axis=0).ravel()
@@ -100,7 +108,7 @@ def test_every_weight_and_component_draws_noise_of_its_own():
     table = jnp.zeros((1, 4))
     flat = Mixture(jnp.arange(4.0)[None], table + 50.0, table, jnp.zeros(0))
     loc = jnp.zeros((8, 16))  # equal weights
-    drawn = np.asarray(exact.draw_component(KEY, loc, flat, 1.0))
+    drawn = np.asarray(assignment.draw_component(KEY, loc, flat, 1.0))
     relaxed = np.asarray(relaxed_component(KEY, loc, flat, 1.0, 0.5)[0])
     assert len(np.unique(drawn, axis=0)) == len(np.unique(relaxed, axis=0)) == 8
     assert len(np.unique(drawn)) == 4
@@ -128,19 +136,22 @@ def test_sums_by_component_are_numpys():
     x = jnp.asarray(rng.normal(size=(50, 33)), jnp.float32)
     component = jnp.asarray(rng.integers(0, 7, x.shape), jnp.int32)  # 6 is outside
     want = np.bincount(np.ravel(component), np.ravel(x), 7)[:6]
-    np.testing.assert_allclose(exact.sum_by_component(x, component, 6), want, atol=1e-5)
-    assert exact.sum_by_component(jnp.zeros((0, 3)), jnp.zeros((0, 3), jnp.int32), 2).sum() == 0
+    np.testing.assert_allclose(assignment.sum_by_component(x, component, 6), want, atol=1e-5)
+    assert (
+        assignment.sum_by_component(jnp.zeros((0, 3)), jnp.zeros((0, 3), jnp.int32), 2).sum() == 0
+    )
 
 
 def test_many_equal_terms_are_counted_exactly():
     ones = jnp.ones((1 << 9, 1 << 16))  # 2^25 terms: a running float32 sum stops at 2^24
     held = jnp.zeros(ones.shape, jnp.int32)
-    assert int(exact.sum_by_component(ones, held, 2)[0]) == ones.size
+    assert int(assignment.sum_by_component(ones, held, 2)[0]) == ones.size
 
 
 def test_an_empty_tensor_has_empty_results():
     d = problem()
     loc = jnp.zeros((0, 3))
-    assert exact.mix(loc, d.mixture, d.means[None], 1.0)[0].shape == (0, 3)
-    assert exact.most_probable(loc, d.mixture).shape == (0, 3)
+    logits = Logits.at(loc, d.mixture, 1.0)
+    assert components.average(logits, d.means[None]).values[0].shape == (0, 3)
+    assert most_probable(loc, d.mixture).shape == (0, 3)
     assert relaxed_component(KEY, loc, d.mixture, 1.0, 0.5)[1].shape == (0, 3)

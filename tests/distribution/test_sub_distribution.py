@@ -6,9 +6,9 @@ from problems import (
     FIELDS,
     KEY,
     PRIOR,
+    codes,
     differences,
     generic,
-    codes,
     inclusion,
     kl,
     leaf,
@@ -137,7 +137,10 @@ def test_parameters_keep_their_dtype_and_arithmetic_has_at_least_float32(dtype):
         tolerance = 2 * float(jnp.finfo(dtype).eps)  # one rounding, at the end
         want = reference_mean(d, 0.5)
         np.testing.assert_allclose(
-            np.asarray(mean(d, 0.5), np.float64), want, rtol=tolerance, atol=max(1e-5, tolerance / 9)
+            np.asarray(mean(d, 0.5), np.float64),
+            want,
+            rtol=tolerance,
+            atol=max(1e-5, tolerance / 9),
         )
         slope = jax.grad(lambda x: jnp.sum(mode(x)) + jnp.sum(mean(x)), allow_int=True)
         gradient = jax.eval_shape(slope, d)
@@ -242,7 +245,9 @@ def test_stacked_slices_are_independent_sub_distributions():
     want = jax.tree.map(lambda *x: np.stack(x), *(jax.jit(verbs)(d) for d in ones))
     for a, b in zip(jax.tree.leaves(jax.jit(verbs)(stack)), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-    assert float(kl(stack, PRIOR)) == pytest.approx(sum(float(kl(d, PRIOR)) for d in ones), rel=1e-5)
+    assert float(kl(stack, PRIOR)) == pytest.approx(
+        sum(float(kl(d, PRIOR)) for d in ones), rel=1e-5
+    )
     slope = jax.jit(jax.grad(lambda s: kl(s, PRIOR), allow_int=True))
     np.testing.assert_allclose(slope(stack).means[1], slope(ones[1]).means, rtol=1e-3, atol=1e-4)
     same = SubDistribution.init(jnp.stack([loc[0]] * 2), components=4, stacked=1)
