@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from sqs_jax.distribution import components
-from sqs_jax.distribution.cells import Lookup, Place, collect, polynomial, read
+from sqs_jax.distribution.cells import Lookup, Place, apart, collect, polynomial, read
 from sqs_jax.distribution.components import Averages, Logits, Pulled
 from sqs_jax.distribution.mixture import Mixture
 
 # A gradient is collected in so many bins per cell.
-BINS = 16
+BINS = 8
 
 # How far a rise may be from the mean of the slopes, in tolerances.
 _STEEP = 4
@@ -103,9 +103,7 @@ def make(
 
 def average(lookup: Lookup, count: int, place: Place) -> Averages:
     """Look up averages and slopes, shaped as the weights, of `count` values in the first rows."""
-    # Two look-ups of the same, lest XLA see it: it would keep what both need, an array each.
-    again = place._replace(cell=place.cell + jax.lax.optimization_barrier(jnp.int32(0)))
-    averages, slopes = [], []
+    again, averages, slopes = apart(place), [], []
     for v in range(count):
         averages.append(
             polynomial([read(lookup, 4 * v + k, place) for k in range(4)], place.within)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from sqs_jax.distribution import components
-from sqs_jax.distribution.cells import Lookup, Place, collect, polynomial, read
+from sqs_jax.distribution.cells import Lookup, Place, apart, collect, polynomial, read
 from sqs_jax.distribution.components import Averages, Logits
 from sqs_jax.distribution.mixture import Mixture
 
@@ -140,16 +140,28 @@ def average(
       loc: the weights.
       place: where they are.
     """
+    averages, slopes = [], []
+    log_odds, _ = joint(lookup, first_row, loc, place)
+    share = jax.nn.sigmoid(log_odds / temperature)
+    for v in range(count):
+        first, second = _both(lookup, first_row, v, place)
+        averages.append(second + share * (first - second))
+
+    place = apart(place)
     log_odds, from_centre = joint(lookup, first_row, loc, place)
     linear, square = (read(lookup, first_row + i, place) for i in (2, 3))
-    share = jax.nn.sigmoid(log_odds / temperature)
-    rate = lookup.numbers[1] * (linear + 2 * from_centre * square) / temperature
-    averages, slopes = [], []
+    steepness = linear + 2 * from_centre * square
+    rate = jax.nn.sigmoid(log_odds / temperature) * jax.nn.sigmoid(-log_odds / temperature)
     for v in range(count):
-        first, second = (read(lookup, first_row + 4 + 2 * v + i, place) for i in range(2))
-        averages.append(second + share * (first - second))
-        slopes.append(rate * share * (1 - share) * (first - second))
+        first, second = _both(lookup, first_row, v, place)
+        slopes.append(lookup.numbers[1] / temperature * steepness * rate * (first - second))
     return Averages(None, tuple(averages), tuple(slopes))
+
+
+def _both(lookup: Lookup, first_row: int, value: int, place: Place) -> tuple[jax.Array, jax.Array]:
+    """Read a value of the first component and of the second."""
+    row = first_row + 4 + 2 * value
+    return read(lookup, row, place), read(lookup, row + 1, place)
 
 
 def collect_sums(
@@ -165,7 +177,7 @@ def collect_sums(
     share = jax.nn.sigmoid(log_odds / temperature)
     lift = jnp.zeros_like(loc)
     for v, g in enumerate(cotangents):
-        first, second = (read(lookup, first_row + 4 + 2 * v + i, place) for i in range(2))
+        first, second = _both(lookup, first_row, v, place)
         lift += g * (first - second)
     d_joint = lift * share * (1 - share) / temperature
 

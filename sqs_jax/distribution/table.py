@@ -29,7 +29,7 @@ from sqs_jax.distribution.pairs import Pairs
 TOLERANCE = 1e-3
 
 # Kinds of a tensor's table: the order of a switch's branches.
-CUBIC, MIXED, NONE = 0, 1, 2
+CUBIC, PAIR, MIXED, NONE = range(4)
 
 # What a cell's last entry says.
 _BY_PAIR, _BY_CUBIC, _BAD = 0.0, 1.0, 2.0
@@ -60,10 +60,11 @@ class Table(NamedTuple):
 
     @property
     def kinds(self) -> jax.Array:
-        """CUBIC, MIXED, or NONE if any cell is bad, int32 [T]; see `kind_for`."""
-        every = jnp.all(self.cubics.enough, axis=(1, 2))
-        some = jnp.all(self.cubics.enough | self.pairs.enough, axis=(1, 2))
-        return jnp.where(every, CUBIC, jnp.where(some, MIXED, NONE)).astype(jnp.int32)
+        """What serves all cells: CUBIC, PAIR, both (MIXED), or NONE; int32 [T]. See `kind_for`."""
+        by_cubic, by_pair = self.cubics.enough, self.pairs.enough
+        served = (jnp.all(x, axis=(1, 2)) for x in (by_cubic, by_pair, by_cubic | by_pair))
+        some = jnp.stack([*served, jnp.ones(by_pair.shape[:1], bool)])
+        return jnp.argmax(some, axis=0).astype(jnp.int32)
 
 
 class Collected(NamedTuple):
@@ -88,7 +89,7 @@ def cells(size: int, components: int, windows: int) -> int:
       components: of a window.
       windows: how many.
     """
-    most = min(128 * components, 2048 if size < 1 << 20 else 4096) // min(windows, 2)
+    most = min(64 * components, 2048 if size < 1 << 20 else 4096) // min(windows, 2)
     budget = min(most, size // (4 * windows))
     return 1 << int(math.log2(budget)) if budget >= 128 else 0
 
@@ -143,15 +144,17 @@ def average(lookup: Lookup, kind: int, temperature: jax.Array, loc: jax.Array) -
 
     Args:
       lookup: of the slice.
-      kind: CUBIC or MIXED.
+      kind: CUBIC, PAIR or MIXED.
       temperature: that the table was made for.
       loc: its weights.
     """
     place, count = locate(lookup, loc), _values(lookup)
-    smooth = cubics.average(lookup, count, place)
     if kind == CUBIC:
-        return smooth
+        return cubics.average(lookup, count, place)
     exact = pairs.average(lookup, 4 * count, count, temperature, loc, place)
+    if kind == PAIR:
+        return exact
+    smooth = cubics.average(lookup, count, place)
     by_pair = _by_pair(lookup, place)
     return jax.tree.map(lambda a, b: jnp.where(by_pair, a, b), exact, smooth)
 
@@ -160,14 +163,16 @@ def collect(
     lookup: Lookup, kind: int, temperature: jax.Array, loc: jax.Array, cotangents: list[jax.Array]
 ) -> Collected:
     """Collect cotangents of a slice's V averages by cell; arguments are those of `average`."""
-    place = locate(lookup, loc)
+    place, rows = locate(lookup, loc), 4 * len(cotangents)
     if kind == CUBIC:
         bins = cubics.collect_bins(lookup, place, cotangents)
         return no_cotangents(lookup)._replace(bins=bins)
+    if kind == PAIR:
+        sums = pairs.collect_sums(lookup, rows, temperature, loc, place, cotangents)
+        return no_cotangents(lookup)._replace(sums=sums)
     by_pair = _by_pair(lookup, place)
     through_cubics = [jnp.where(by_pair, 0, g) for g in cotangents]
     through_pairs = [jnp.where(by_pair, g, 0) for g in cotangents]
-    rows = 4 * len(cotangents)
     return Collected(
         cubics.collect_bins(lookup, place, through_cubics),
         pairs.collect_sums(lookup, rows, temperature, loc, place, through_pairs),

@@ -18,7 +18,7 @@ from sqs_jax.distribution.cells import Lookup
 from sqs_jax.distribution.components import Averages, Logits, Pulled
 from sqs_jax.distribution.groups import Group
 from sqs_jax.distribution.mixture import Mixture
-from sqs_jax.distribution.table import CUBIC, MIXED, NONE, Collected, Table
+from sqs_jax.distribution.table import CUBIC, MIXED, NONE, PAIR, Collected, Table
 
 Evaluation = Literal["auto", "table", "loop"]
 
@@ -176,14 +176,13 @@ def _on_cpu(
         exact = partial(run, _exact(inputs, temperature, lookup, 1), over_blocks, inputs, *arrays)
         if lookup is None:
             return exact()
-        cubic, mixed = (_look_up(inputs, temperature, lookup, kind) for kind in (CUBIC, MIXED))
         # mixed has many results on the way: those of a block stay in a cache
+        overs = {CUBIC: whole, PAIR: whole, MIXED: over_blocks}
         by_kind = [
-            partial(run, cubic, whole, inputs, *arrays),
-            partial(run, mixed, over_blocks, inputs, *arrays),
-            exact,
+            partial(run, _look_up(inputs, temperature, lookup, each), over, inputs, *arrays)
+            for each, over in overs.items()
         ]
-        return jax.lax.switch(kind, by_kind)
+        return jax.lax.switch(kind, [*by_kind, exact])
 
     return groups.per_slice(of_slice, inputs.mixture, known, inputs, *arrays)
 

@@ -185,12 +185,11 @@ def spike_slab_gmm(
 
     def compress(posterior: Any) -> Any:
         leaves, put = compressed(posterior)
-        return put(
-            [
-                CompressedLeaf(codes=code, codebook=leaf.means.astype(leaf.loc.dtype))
-                for leaf, code in zip(leaves, codes(leaves), strict=True)
-            ]
-        )
+        found = []
+        for leaf in leaves:  # one after another: what a tensor needs on the way is gone by the next
+            (code,) = codes([leaf])
+            found.append(CompressedLeaf(codes=code, codebook=leaf.means.astype(leaf.loc.dtype)))
+        return put(found)
 
     return Transform(
         init=init,

@@ -12,7 +12,7 @@ from problems import FIELDS, KEY, PRIOR, kl, mean, reference_kl, reference_mean
 import sqs_jax
 from sqs_jax import SubDistribution, Windows
 from sqs_jax.distribution import cells, means_and_kls, modes, table, ways
-from sqs_jax.distribution.table import CUBIC, MIXED, NONE
+from sqs_jax.distribution.table import CUBIC, MIXED, NONE, PAIR
 
 SHAPE = (128, 192)
 OUTLIER = Windows(kind="outlier", count=4)
@@ -56,7 +56,7 @@ def test_soft_weights_are_within_the_tolerance_of_float64(components, windows):
 
 @pytest.mark.parametrize(
     ("components", "wider", "temperature", "expected"),
-    [(16, 0.0, 1.0, CUBIC), (16, 0.7, 0.05, MIXED), (16, 0.0, 1e-3, MIXED), (256, 0.7, 0.5, NONE)],
+    [(16, 0.0, 1.0, CUBIC), (16, 0.7, 0.05, PAIR), (32, 0.7, 0.3, MIXED), (256, 0.7, 0.5, NONE)],
 )
 def test_each_kind_of_table_is_used(components, wider, temperature, expected):
     d = start(components=components, wider=wider)
