@@ -28,6 +28,9 @@ from sqs_jax.distribution.pairs import Pairs
 # Largest error, as a fraction of the range of the values.
 TOLERANCE = 1e-3
 
+# Weights of a tensor that are worth a table.
+_WORTH_IT = 1 << 15
+
 # Kinds of a tensor's table: the order of a switch's branches.
 CUBIC, PAIR, MIXED, NONE = range(4)
 
@@ -82,13 +85,16 @@ class Collected(NamedTuple):
 def cells(size: int, components: int, windows: int) -> int:
     """Return how many cells a window of a tensor's table has; 0 if it is too small for one.
 
-    A component needs some thirty cells; a table is to cost little beside its tensor.
+    A component needs some thirty cells; a table is to cost little beside its tensor, to make and to
+    compile.
 
     Args:
       size: weights of the tensor.
       components: of a window.
       windows: how many.
     """
+    if size < _WORTH_IT:
+        return 0
     most = min(64 * components, 2048 if size < 1 << 20 else 4096) // min(windows, 2)
     budget = min(most, size // (4 * windows))
     return 1 << int(math.log2(budget)) if budget >= 128 else 0

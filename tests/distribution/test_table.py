@@ -14,7 +14,7 @@ from sqs_jax import SubDistribution, Windows
 from sqs_jax.distribution import cells, means_and_kls, modes, table, ways
 from sqs_jax.distribution.table import CUBIC, MIXED, NONE, PAIR
 
-SHAPE = (128, 192)
+SHAPE = (192, 256)
 OUTLIER = Windows(kind="outlier", count=4)
 EQUAL = Windows(kind="equal", count=3)
 
@@ -50,13 +50,13 @@ def kind(d, temperature):
 def test_soft_weights_are_within_the_tolerance_of_float64(components, windows):
     for wider in (0.0, 0.7):
         d = start(components=components, windows=windows, wider=wider)
-        for temperature in (1.0, 0.5, 0.1, 0.03, 0.01, 1e-3):
+        for temperature in (1.0, 0.3, 0.05, 1e-3):
             assert error(d, temperature) < table.TOLERANCE / 4, (wider, temperature)
 
 
 @pytest.mark.parametrize(
     ("components", "wider", "temperature", "expected"),
-    [(16, 0.0, 1.0, CUBIC), (16, 0.7, 0.05, PAIR), (32, 0.7, 0.3, MIXED), (256, 0.7, 0.5, NONE)],
+    [(16, 0.0, 1.0, CUBIC), (16, 0.7, 0.05, PAIR), (64, 0.7, 0.3, MIXED), (256, 0.7, 0.5, NONE)],
 )
 def test_each_kind_of_table_is_used(components, wider, temperature, expected):
     d = start(components=components, wider=wider)
