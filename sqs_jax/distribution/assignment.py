@@ -1,14 +1,14 @@
 """Which component each weight has: the most probable one, or one drawn; and sums by component."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from sqs_jax.distribution import components, groups, pairs
-from sqs_jax.distribution.blocks import over_blocks
+from sqs_jax.distribution.blocks import over_blocks, whole
 from sqs_jax.distribution.cells import Lookup, locate, read
 from sqs_jax.distribution.components import Logits
 from sqs_jax.distribution.mixture import Mixture
@@ -68,43 +68,65 @@ def candidates(locs: Sequence[jax.Array], mixtures: Sequence[Mixture]) -> list[C
     return jax.lax.platform_dependent(cpu=find, default=unused)
 
 
-@jax.jit
-def most_probable(loc: jax.Array, mixture: Mixture, found: Candidates | None) -> jax.Array:
-    """Find the most probable component of each weight; it does not depend on the temperature.
+@partial(jax.jit, static_argnames="use")
+def with_most_probable(
+    use: Callable[..., tuple[Any, Any]],
+    loc: jax.Array,
+    mixture: Mixture,
+    found: Candidates | None,
+    *arrays: jax.Array,
+) -> tuple[Any, Any]:
+    """Find the most probable component of each weight, and use it at once, slice by slice.
 
     Args:
+      use: (mixture, component, *arrays), all of one slice or of a block of it -> (tree of arrays
+        shaped as the component, tree of sums); hashable.
       loc, mixture: of a tensor.
       found: its `candidates`.
+      *arrays: shaped as the weights.
 
     Returns:
-      int32 shaped as the weights: window * K + component. Ties go to the lower component.
+      What it returned. A component is window * K + k, int32; ties go to the lower one.
     """
 
-    def highest(loc: jax.Array, mixture: Mixture, unroll: int) -> jax.Array:
-        return components.highest(Logits.at(loc, mixture, 1.0, unroll=unroll))
+    def of_slice(
+        loc: jax.Array, mixture: Mixture, found: Candidates | None, *arrays: jax.Array
+    ) -> tuple[Any, Any]:
+        def highest(unroll: int, _: jax.Array, loc: jax.Array, *arrays: jax.Array) -> Any:
+            logits = Logits.at(loc, mixture, 1.0, unroll=unroll)
+            return use(mixture, components.highest(logits), *arrays)
 
-    def of_slice(loc: jax.Array, mixture: Mixture, found: Candidates | None) -> jax.Array:
-        def in_blocks() -> jax.Array:
-            return over_blocks(lambda _, block: (highest(block, mixture, 1), None), loc)[0]
+        def in_blocks() -> Any:
+            return over_blocks(partial(highest, 1), loc, *arrays)
 
-        def look_up(lookup: Lookup) -> jax.Array:
+        def look_up(lookup: Lookup) -> Any:
             place = locate(lookup, loc)
             log_odds, _ = pairs.joint(lookup, 0, loc, place)
             first, second = (read(lookup, row, place) for row in (4, 5))
             best = jnp.where(log_odds >= 0, first, second).astype(jnp.int32)
             windows, count = lookup.cells
-            return best if windows == 1 else best + place.cell // count * mixture.means.shape[-1]
+            if windows > 1:
+                best = best + place.cell // count * mixture.means.shape[-1]
+            return use(mixture, best, *arrays)
 
-        def on_cpu() -> jax.Array:
+        def on_cpu() -> Any:
             if found is None:
                 return in_blocks()
             return jax.lax.cond(found.enough, partial(look_up, found.lookup), in_blocks)
 
-        return jax.lax.platform_dependent(
-            cpu=on_cpu, default=partial(highest, loc, mixture, _FUSED)
-        )
+        elsewhere = partial(whole, partial(highest, _FUSED), loc, *arrays)
+        return jax.lax.platform_dependent(cpu=on_cpu, default=elsewhere)
 
-    return groups.per_slice(of_slice, mixture, loc, mixture, found)
+    return groups.per_slice(of_slice, mixture, loc, mixture, found, *arrays)
+
+
+def most_probable(loc: jax.Array, mixture: Mixture, found: Candidates | None) -> jax.Array:
+    """Return the most probable component of each weight, shaped as `loc`: `with_most_probable`."""
+    return with_most_probable(_itself, loc, mixture, found)[0]
+
+
+def _itself(_: Mixture, component: jax.Array) -> tuple[jax.Array, None]:
+    return component, None
 
 
 def draw_component(

@@ -3,7 +3,7 @@
 Each tensor is evaluated alone; together they cost less to compile and to run.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from sqs_jax.distribution.assignment import (
     Candidates,
     candidates,
-    most_probable,
     sum_by_component,
+    with_most_probable,
 )
 from sqs_jax.distribution.kl import SpikeSlabPrior, gaussian_kl
 from sqs_jax.distribution.mixture import Mixture
@@ -83,28 +83,36 @@ def _straight_through(leaves: list[SubDistribution]) -> list[jax.Array]:
 
 def _forward(leaves: list[SubDistribution]) -> tuple[list[jax.Array], Any]:
     found = candidates(*_parts(leaves))
-    weights = [
-        leaf.per_slice(SubDistribution.levels, component)
-        for leaf, component in zip(leaves, _components(leaves, found), strict=True)
-    ]
+    more = [(leaf.loc, leaf.kept) for leaf in leaves]
+    weights = [weight for weight, _ in _with_most_probable(_levels, leaves, found, more)]
     return weights, (leaves, found)
 
 
 def _backward(residuals: Any, cotangents: list[jax.Array]) -> tuple[list[SubDistribution]]:
     leaves, found = residuals
     # The components are found again: an index would be four bytes a weight.
-    components = _components(leaves, found)
-
-    def by_mean(leaf: SubDistribution, component: jax.Array, cotangent: jax.Array) -> jax.Array:
-        gradient = jnp.where(leaf.kept, cotangent.astype(leaf.means.dtype), 0.0)
-        return sum_by_component(gradient, component, leaf.means.size).reshape(leaf.means.shape)
-
+    more = [(leaf.kept, g) for leaf, g in zip(leaves, cotangents, strict=True)]
+    sums = _with_most_probable(_by_mean, leaves, found, more)
     gradients = []
-    for leaf, component, cotangent in zip(leaves, components, cotangents, strict=True):
-        of_means = leaf.per_slice(by_mean, component, cotangent)
+    for leaf, cotangent, (_, of_means) in zip(leaves, cotangents, sums, strict=True):
         none = jax.tree.map(lambda _: None, leaf)
         gradients.append(none.replace(loc=cotangent, means=of_means))
     return (gradients,)
+
+
+def _levels(
+    mixture: Mixture, component: jax.Array, loc: jax.Array, kept: jax.Array
+) -> tuple[jax.Array, None]:
+    level = mixture.means.reshape(-1).at[component].get(mode="promise_in_bounds")
+    return jnp.where(kept, level, 0.0).astype(loc.dtype), None
+
+
+def _by_mean(
+    mixture: Mixture, component: jax.Array, kept: jax.Array, cotangent: jax.Array
+) -> tuple[None, jax.Array]:
+    gradient = jnp.where(kept, cotangent.astype(mixture.means.dtype), 0.0)
+    sums = sum_by_component(gradient, component, mixture.means.size)
+    return None, sums.reshape(mixture.means.shape)
 
 
 _straight_through.defvjp(_forward, _backward)
@@ -116,21 +124,26 @@ def codes(leaves: Sequence[SubDistribution]) -> list[jax.Array]:
 
     uint8 where W * K <= 255, else uint16; shaped as `loc`.
     """
-    results = []
-    components = _components(leaves, candidates(*_parts(leaves)))
-    for leaf, component in zip(leaves, components, strict=True):
-        windows, number = leaf.means.shape[-2:]
-        dtype = jnp.uint8 if windows * number <= 255 else jnp.uint16
-        results.append(jnp.where(leaf.kept, 1 + component, 0).astype(dtype))
-    return results
+    found = candidates(*_parts(leaves))
+    parts = _with_most_probable(_codes, leaves, found, [(leaf.kept,) for leaf in leaves])
+    return [code for code, _ in parts]
+
+
+def _codes(mixture: Mixture, component: jax.Array, kept: jax.Array) -> tuple[jax.Array, None]:
+    dtype = jnp.uint8 if mixture.means.size <= 255 else jnp.uint16
+    return jnp.where(kept, 1 + component, 0).astype(dtype), None
 
 
 def _parts(leaves: Sequence[SubDistribution]) -> tuple[list[jax.Array], list[Mixture]]:
     return jax.lax.stop_gradient(([d.latent for d in leaves], [d.mixture for d in leaves]))
 
 
-def _components(
-    leaves: Sequence[SubDistribution], found: Sequence[Candidates | None]
-) -> list[jax.Array]:
-    """Find the most probable component of each weight, window * K + k; int32, shaped as `loc`."""
-    return [most_probable(*parts) for parts in zip(*_parts(leaves), found, strict=True)]
+def _with_most_probable(
+    use: Callable[..., tuple[Any, Any]],
+    leaves: Sequence[SubDistribution],
+    found: Sequence[Candidates | None],
+    more: Sequence[tuple[jax.Array, ...]],
+) -> list[tuple[Any, Any]]:
+    """Use the most probable components of each tensor, as `with_most_probable` does of one."""
+    parts = zip(*_parts(leaves), found, more, strict=True)
+    return [with_most_probable(use, *one, *arrays) for *one, arrays in parts]
