@@ -5,8 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 
 import sqs_jax
-from sqs_jax import distribution
-from sqs_jax.distribution import kls, means, modes
 
 KEY = jax.random.key(7)
 PRIOR = sqs_jax.SpikeSlabPrior(inclusion=0.3, scale=0.7)
@@ -95,23 +93,3 @@ def differences(function, x, step=1e-5):
         down[index] -= step
         out[index] = (float(function(up)) - float(function(down))) / (2 * step)
     return out
-
-
-def mean(leaf, *rest):
-    """The soft weights of one leaf."""
-    return means([leaf], *rest)[0]
-
-
-def kl(leaf, *rest):
-    """The KL of one leaf."""
-    return kls([leaf], *rest)[0]
-
-
-def mode(leaf):
-    """The deployed weights of one leaf."""
-    return modes([leaf])[0]
-
-
-def codes(leaf):
-    """The deployed codes of one leaf."""
-    return distribution.codes([leaf])[0]

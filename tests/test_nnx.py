@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from problems import KEY, PRIOR, mode
+from problems import KEY, PRIOR
 
 import sqs_jax
 import sqs_jax.nnx as sqs_nnx
@@ -105,7 +105,7 @@ def test_a_rule_without_components_leaves_the_layer_plain():
 
 def test_a_tied_head_uses_the_deployed_table():
     embed = sqs_nnx.Embed(7, 6, rngs=nnx.Rngs(0), rule=RULE)
-    table = mode(sqs_nnx.functionalize(embed)[0]["embedding"])
+    table = sqs_nnx.functionalize(embed)[0]["embedding"].mode()
     x = jax.random.normal(KEY, (3, 6))
     np.testing.assert_allclose(embed.attend(x), x @ table.T, rtol=1e-4, atol=1e-5)
 

@@ -48,13 +48,10 @@ def candidates(locs: Sequence[jax.Array], mixtures: Sequence[Mixture]) -> list[C
     def find() -> list[Candidates | None]:
         found: list[Candidates | None] = [None] * len(locs)
         for each in groups.group(locs, mixtures):
-            grid, mixture = (
-                groups.grid(each, locs, mixtures),
-                groups.stack(each, mixtures, mixtures),
-            )
-            two = by_window(
-                of_window, mixture, mixture.means[:, None, :, :][:, :0], grid.scale, grid.edges
-            )
+            grid = groups.grid(each, locs, mixtures)
+            mixture = groups.stack(each, mixtures, mixtures)
+            no_values = mixture.means[:, None][:, :0]
+            two = by_window(of_window, mixture, no_values, grid.scale, grid.edges)
             rows = [*two.rows, *(x.astype(grid.edges.dtype) for x in (two.first, two.second))]
             lookup = Lookup(jnp.stack(rows, axis=1), grid.numbers, mixture.boundaries)
             parts = Candidates(lookup, jnp.all(two.enough, axis=(1, 2)))
@@ -86,7 +83,8 @@ def with_most_probable(
       *arrays: shaped as the weights.
 
     Returns:
-      What it returned. A component is window * K + k, int32; ties go to the lower one.
+      What it returned. A component is window * K + k, int32; ties go to the lower one, where
+      rounding leaves them ties.
     """
 
     def of_slice(
@@ -127,6 +125,18 @@ def most_probable(loc: jax.Array, mixture: Mixture, found: Candidates | None) ->
 
 def _itself(_: Mixture, component: jax.Array) -> tuple[jax.Array, None]:
     return component, None
+
+
+def levels(mixture: Mixture, component: jax.Array, loc: jax.Array, kept: jax.Array) -> jax.Array:
+    """Look components (window * K + k) up in the codebook; pruned weights are exactly 0.
+
+    Args:
+      mixture: of a tensor.
+      component, kept: shaped as the weights.
+      loc: the weights, whose dtype the levels get.
+    """
+    level = mixture.means.reshape(-1).at[component].get(mode="promise_in_bounds")
+    return jnp.where(kept, level, 0.0).astype(loc.dtype)
 
 
 def draw_component(

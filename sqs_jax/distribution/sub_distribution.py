@@ -8,9 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sqs_jax.distribution import groups, together
 from sqs_jax.distribution.assignment import (
     candidates,
     draw_component,
+    levels,
     most_probable,
     sum_by_component,
 )
@@ -20,8 +22,10 @@ from sqs_jax.distribution.codebook import (
     Initialiser,
     init_mixture,
 )
+from sqs_jax.distribution.kl import SpikeSlabPrior
 from sqs_jax.distribution.mixture import Mixture
-from sqs_jax.distribution.relaxed import relaxed_component
+from sqs_jax.distribution.relaxed import relaxed_weights
+from sqs_jax.distribution.ways import Evaluation
 from sqs_jax.distribution.windows import Windows
 
 # A gate starts almost open whatever the prior says: pruning decides, not the start.
@@ -129,10 +133,28 @@ class SubDistribution:
         """Return a copy with some fields changed."""
         return dataclasses.replace(self, **changes)
 
-    @property
-    def gates(self) -> jax.Array:
-        """`gate_logits` in the dtype of the arithmetic."""
-        return self.gate_logits.astype(self.means.dtype)
+    def mean(
+        self, temperature: jax.typing.ArrayLike = 1.0, evaluation: Evaluation = "auto"
+    ) -> jax.Array:
+        """Compute E_q[w], shaped and typed as `loc`: `means` of one."""
+        return together.means([self], temperature, evaluation)[0]
+
+    def kl(
+        self,
+        prior: SpikeSlabPrior,
+        temperature: jax.typing.ArrayLike = 1.0,
+        evaluation: Evaluation = "auto",
+    ) -> jax.Array:
+        """Bound KL(q || p) from above, summed over the tensor; scalar, nats: `kls` of one."""
+        return together.kls([self], prior, temperature, evaluation)[0]
+
+    def mode(self) -> jax.Array:
+        """Return the deployed weights: `modes` of one."""
+        return together.modes([self])[0]
+
+    def codes(self) -> jax.Array:
+        """Return the deployed codes: `codes` of one."""
+        return together.codes([self])[0]
 
     def sample(
         self,
@@ -147,25 +169,19 @@ class SubDistribution:
         """
 
         def of(leaf: SubDistribution, key: jax.Array) -> jax.Array:
-            component_key, normal_key, gate_key = jax.random.split(key, 3)
-            shape, dtype = leaf.loc.shape, leaf.means.dtype
-            mean, scale = relaxed_component(
-                component_key, leaf.latent, leaf.mixture, temperature, relaxation
-            )
-            slab = mean + jax.random.normal(normal_key, shape, dtype) * scale
-            noise = jax.random.logistic(gate_key, shape, dtype)
-            gate = jax.nn.sigmoid((leaf.gates + noise) / jnp.asarray(relaxation, dtype))
-            return jnp.where(leaf.kept, gate * slab, 0.0).astype(leaf.loc.dtype)
+            parts = leaf.loc, leaf.gate_logits, leaf.kept, leaf.mixture
+            return relaxed_weights(key, *parts, temperature, relaxation)
 
-        return self.per_slice(of, self._keys(key))
+        return self._per_slice(of, self._keys(key))
 
     def sample_hard(self, key: jax.Array, temperature: jax.typing.ArrayLike = 1.0) -> jax.Array:
         """Draw K-level weights: kept_i * mu_k with k ~ phi_i; shaped and typed as `loc`."""
 
         def of(leaf: SubDistribution, key: jax.Array) -> jax.Array:
-            return leaf.levels(draw_component(key, leaf.latent, leaf.mixture, temperature))
+            drawn = draw_component(key, leaf.latent, leaf.mixture, temperature)
+            return levels(leaf.mixture, drawn, leaf.loc, leaf.kept)
 
-        return self.per_slice(of, self._keys(key))
+        return self._per_slice(of, self._keys(key))
 
     def refit(self) -> "SubDistribution":
         """Set scales and mixture weights from the current assignments of the kept weights.
@@ -174,7 +190,7 @@ class SubDistribution:
         window. A component that holds no weight gets its window's pooled spread and half a
         weight's share, so that it stays finite and can win weights back.
         """
-        return self.per_slice(SubDistribution._refit)
+        return self._per_slice(SubDistribution._refit)
 
     def _refit(self) -> "SubDistribution":
         count, variance = self._spreads()
@@ -199,7 +215,7 @@ class SubDistribution:
         squared error) is split at its mean, and the halves of a normal lie 0.8 standard deviations
         from there. Means, scales and mixture weights change; `refit` afterwards.
         """
-        return self.per_slice(SubDistribution._revive)
+        return self._per_slice(SubDistribution._revive)
 
     def _revive(self) -> "SubDistribution":
         count, variance = self._spreads()
@@ -247,26 +263,10 @@ class SubDistribution:
         square = sum_by_component((latent - nearest) ** 2, held, size).reshape(shape)
         return count, square / jnp.maximum(count, 1)
 
-    def per_slice(self, function: Callable[..., Any], *rest: jax.Array) -> Any:
-        """Apply function(slice, *rest) to every slice of the stacked axes, one after another.
-
-        Under differentiation it is computed again, so that nothing shaped as the weights is kept.
-        """
-        if not self.stacked:
-            return jax.checkpoint(function)(self, *rest)
-        inner = function
-        if self.stacked > 1:
-
-            def inner(leaf: SubDistribution, *rest: jax.Array) -> Any:
-                return leaf.per_slice(function, *rest)
-
-        return jax.lax.map(jax.checkpoint(lambda slices: inner(*slices)), (self, *rest))
+    def _per_slice(self, function: Callable[..., Any], *rest: jax.Array) -> Any:
+        """Apply function(slice, *rest) to every slice of the stacked axes, one after another."""
+        return groups.per_slice(function, self.mixture, self, *rest)
 
     def _keys(self, key: jax.Array) -> jax.Array:
         """Split a key for the slices, [*S]."""
         return jax.random.split(key, self.means.shape[:-2]) if self.stacked else key
-
-    def levels(self, component: jax.Array) -> jax.Array:
-        """Look components (window * K + k) up in the codebook; pruned weights are exactly 0."""
-        level = self.means.reshape(-1).at[component].get(mode="promise_in_bounds")
-        return jnp.where(self.kept, level, 0.0).astype(self.loc.dtype)

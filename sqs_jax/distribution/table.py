@@ -1,11 +1,11 @@
 """The same averages looked up: all that a weight needs of its mixture is a function of one number.
 
 Where gathers are cheap (a CPU) a look-up costs a few passes over the weights whatever K is. The
-range of each window's weights is cut into equal cells. In a cell the average is a cubic (cubics.py)
-or, where steps are too steep for that, at low temperatures and at sharp components, exact between
-two components (pairs.py). Which of the two a cell gets, and whether neither will do, is found out
-in every step, when tables are made: cubics are checked where they err most, third components are
-counted.
+range of each window's weights is cut into cells, see cells.py. In a cell the average is a cubic
+(cubics.py) or, where steps are too steep for that, at low temperatures and at sharp components,
+exact between two components (pairs.py). Which of the two a cell gets, and whether neither will do,
+is found out in every step, when tables are made: cubics are checked where they err most, third
+components are counted.
 
 Tables of many tensors are made at once, a row for each window of each tensor: a program with many
 tensors compiles as fast as one with few.

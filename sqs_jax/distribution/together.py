@@ -4,7 +4,7 @@ Each tensor is evaluated alone; together they cost less to compile and to run.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -12,18 +12,21 @@ import jax.numpy as jnp
 from sqs_jax.distribution.assignment import (
     Candidates,
     candidates,
+    levels,
     sum_by_component,
     with_most_probable,
 )
 from sqs_jax.distribution.kl import SpikeSlabPrior, gaussian_kl
 from sqs_jax.distribution.mixture import Mixture
 from sqs_jax.distribution.soft_weight import Task, soft_weights
-from sqs_jax.distribution.sub_distribution import SubDistribution
 from sqs_jax.distribution.ways import Evaluation, Inputs
+
+if TYPE_CHECKING:  # its methods are these, of one
+    from sqs_jax.distribution.sub_distribution import SubDistribution
 
 
 def means(
-    leaves: Sequence[SubDistribution],
+    leaves: Sequence["SubDistribution"],
     temperature: jax.typing.ArrayLike = 1.0,
     evaluation: Evaluation = "auto",
 ) -> list[jax.Array]:
@@ -34,7 +37,7 @@ def means(
 
 
 def kls(
-    leaves: Sequence[SubDistribution],
+    leaves: Sequence["SubDistribution"],
     prior: SpikeSlabPrior,
     temperature: jax.typing.ArrayLike = 1.0,
     evaluation: Evaluation = "auto",
@@ -46,7 +49,7 @@ def kls(
 
 
 def means_and_kls(
-    leaves: Sequence[SubDistribution],
+    leaves: Sequence["SubDistribution"],
     prior: SpikeSlabPrior,
     temperature: jax.typing.ArrayLike = 1.0,
     evaluation: Evaluation = "auto",
@@ -57,17 +60,17 @@ def means_and_kls(
     return [weight for weight, _ in found], [bound for _, bound in found]
 
 
-def _inputs(leaf: SubDistribution, *values: jax.Array) -> Inputs:
+def _inputs(leaf: "SubDistribution", *values: jax.Array) -> Inputs:
     stack = jnp.stack(values, axis=-3)
     return Inputs(leaf.loc, leaf.gate_logits, leaf.kept, leaf.mixture, stack)
 
 
-def _component_kl(leaf: SubDistribution, prior: SpikeSlabPrior) -> jax.Array:
+def _component_kl(leaf: "SubDistribution", prior: SpikeSlabPrior) -> jax.Array:
     return gaussian_kl(leaf.means, leaf.log_scales, prior.scale)
 
 
 @jax.jit
-def modes(leaves: Sequence[SubDistribution]) -> list[jax.Array]:
+def modes(leaves: Sequence["SubDistribution"]) -> list[jax.Array]:
     """Return the deployed weights of each tensor: kept_i * mu of the most probable component.
 
     Straight-through: `loc` receives the weight's gradient as it is, pruned weights too, and a
@@ -77,18 +80,18 @@ def modes(leaves: Sequence[SubDistribution]) -> list[jax.Array]:
 
 
 @jax.custom_vjp
-def _straight_through(leaves: list[SubDistribution]) -> list[jax.Array]:
+def _straight_through(leaves: list["SubDistribution"]) -> list[jax.Array]:
     return _forward(leaves)[0]
 
 
-def _forward(leaves: list[SubDistribution]) -> tuple[list[jax.Array], Any]:
+def _forward(leaves: list["SubDistribution"]) -> tuple[list[jax.Array], Any]:
     found = candidates(*_parts(leaves))
     more = [(leaf.loc, leaf.kept) for leaf in leaves]
     weights = [weight for weight, _ in _with_most_probable(_levels, leaves, found, more)]
     return weights, (leaves, found)
 
 
-def _backward(residuals: Any, cotangents: list[jax.Array]) -> tuple[list[SubDistribution]]:
+def _backward(residuals: Any, cotangents: list[jax.Array]) -> tuple[list["SubDistribution"]]:
     leaves, found = residuals
     # The components are found again: an index would be four bytes a weight.
     more = [(leaf.kept, g) for leaf, g in zip(leaves, cotangents, strict=True)]
@@ -100,11 +103,8 @@ def _backward(residuals: Any, cotangents: list[jax.Array]) -> tuple[list[SubDist
     return (gradients,)
 
 
-def _levels(
-    mixture: Mixture, component: jax.Array, loc: jax.Array, kept: jax.Array
-) -> tuple[jax.Array, None]:
-    level = mixture.means.reshape(-1).at[component].get(mode="promise_in_bounds")
-    return jnp.where(kept, level, 0.0).astype(loc.dtype), None
+def _levels(mixture: Mixture, component: jax.Array, *rest: jax.Array) -> tuple[jax.Array, None]:
+    return levels(mixture, component, *rest), None
 
 
 def _by_mean(
@@ -119,7 +119,7 @@ _straight_through.defvjp(_forward, _backward)
 
 
 @jax.jit
-def codes(leaves: Sequence[SubDistribution]) -> list[jax.Array]:
+def codes(leaves: Sequence["SubDistribution"]) -> list[jax.Array]:
     """Return the deployed codes of each tensor: 0 = pruned, else 1 + window * K + component.
 
     uint8 where W * K <= 255, else uint16; shaped as `loc`.
@@ -134,13 +134,13 @@ def _codes(mixture: Mixture, component: jax.Array, kept: jax.Array) -> tuple[jax
     return jnp.where(kept, 1 + component, 0).astype(dtype), None
 
 
-def _parts(leaves: Sequence[SubDistribution]) -> tuple[list[jax.Array], list[Mixture]]:
+def _parts(leaves: Sequence["SubDistribution"]) -> tuple[list[jax.Array], list[Mixture]]:
     return jax.lax.stop_gradient(([d.latent for d in leaves], [d.mixture for d in leaves]))
 
 
 def _with_most_probable(
     use: Callable[..., tuple[Any, Any]],
-    leaves: Sequence[SubDistribution],
+    leaves: Sequence["SubDistribution"],
     found: Sequence[Candidates | None],
     more: Sequence[tuple[jax.Array, ...]],
 ) -> list[tuple[Any, Any]]:

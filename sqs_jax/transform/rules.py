@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sqs_jax.artifact.compressed import MAX_VALUES
-from sqs_jax.distribution import SubDistribution, Windows, modes
+from sqs_jax.distribution import SubDistribution, Windows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,7 +121,7 @@ DEFAULT_RULES = (Rule(),)
 
 def deployed(value: Any) -> Any:
     """Return the weights a layer computes with: the mode of a SubDistribution, or the array."""
-    return modes([value])[0] if is_sub_distribution(value) else value
+    return value.mode() if is_sub_distribution(value) else value
 
 
 def is_sub_distribution(node: Any) -> bool:

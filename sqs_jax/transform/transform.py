@@ -14,7 +14,6 @@ from sqs_jax.distribution import (
     Initialiser,
     SpikeSlabPrior,
     SubDistribution,
-    codes,
     kls,
     means,
     means_and_kls,
@@ -187,8 +186,8 @@ def spike_slab_gmm(
         leaves, put = compressed(posterior)
         found = []
         for leaf in leaves:  # one after another: what a tensor needs on the way is gone by the next
-            (code,) = codes([leaf])
-            found.append(CompressedLeaf(codes=code, codebook=leaf.means.astype(leaf.loc.dtype)))
+            book = leaf.means.astype(leaf.loc.dtype)
+            found.append(CompressedLeaf(codes=leaf.codes(), codebook=book))
         return put(found)
 
     return Transform(

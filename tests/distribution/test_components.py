@@ -8,7 +8,6 @@ from sqs_jax import Windows
 from sqs_jax.distribution import assignment, components
 from sqs_jax.distribution.components import Logits
 from sqs_jax.distribution.mixture import Mixture, responsibilities
-from sqs_jax.distribution.relaxed import relaxed_component
 from sqs_jax.distribution.windows import window_index
 
 WINDOWS = [Windows(), Windows(kind="equal", count=3), Windows(kind="outlier", count=4)]
@@ -17,6 +16,13 @@ WINDOWS = [Windows(), Windows(kind="equal", count=3), Windows(kind="outlier", co
 def problem(windows=WINDOWS[0], shape=(12, 8), dtype=jnp.float32, number=4):
     init = transform(windows=windows, components=number).init
     return leaf(generic(init(params(shape, dtype=dtype))))
+
+
+def relaxed_component(key, loc, mixture, temperature, relaxation):
+    """The means and scales of relaxed draws."""
+    logits = Logits.at(loc, mixture, temperature, relaxation=relaxation, key=key)
+    values = jnp.stack([mixture.means, jnp.exp(mixture.log_scales)])
+    return components.average(logits, values).values
 
 
 def most_probable(loc, mixture):

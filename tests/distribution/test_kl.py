@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import PRIOR, generic, inclusion, kl, leaf, params, reference, reference_kl, transform
+from problems import PRIOR, generic, inclusion, leaf, params, reference, reference_kl, transform
 
 from sqs_jax import SpikeSlabPrior, SubDistribution, Windows
 from sqs_jax.distribution.kl import bernoulli_kl, gaussian_kl, kl_bound
@@ -33,7 +33,7 @@ def bound_of(d, temperature=1.0):
 def test_bound_is_zero_where_posterior_equals_prior():
     d = one_component(LOGIT)
     np.testing.assert_allclose(bound_of(d), 0, atol=1e-6)
-    gradient = jax.grad(lambda x: kl(x, PRIOR), allow_int=True)(d)
+    gradient = jax.grad(lambda x: x.kl(PRIOR), allow_int=True)(d)
     for name in ("gate_logits", "means", "log_scales"):
         np.testing.assert_allclose(getattr(gradient, name), 0, atol=1e-5, err_msg=name)
 
@@ -61,7 +61,7 @@ def test_bound_matches_float64(windows, temperature):
     d = leaf(generic(transform(windows=windows).init(params())))
     want = reference_kl(d, temperature)
     np.testing.assert_allclose(bound_of(d, temperature).ravel(), want, rtol=1e-3, atol=1e-4)
-    assert float(kl(d, PRIOR, temperature)) == pytest.approx(want.sum(), rel=1e-4)
+    assert float(d.kl(PRIOR, temperature)) == pytest.approx(want.sum(), rel=1e-4)
 
 
 def test_bound_is_never_below_monte_carlo_and_the_gap_at_most_rho_times_entropy():
@@ -105,7 +105,7 @@ def test_a_pruned_weight_costs_a_constant_and_has_no_gradient():
     d = leaf(generic(transform().init(params())))
     d = d.replace(kept=jnp.zeros(d.loc.shape, bool))
     np.testing.assert_allclose(bound_of(d), -math.log(0.7), rtol=1e-6)
-    gradient = jax.grad(lambda x: kl(x, PRIOR), allow_int=True)(d)
+    gradient = jax.grad(lambda x: x.kl(PRIOR), allow_int=True)(d)
     for name in ("loc", "gate_logits", "means", "log_scales", "mixture_logits"):
         assert not np.any(getattr(gradient, name)), name
 
@@ -114,7 +114,7 @@ def test_a_pruned_weight_costs_a_constant_and_has_no_gradient():
 def test_saturated_gates_stay_finite_in_value_and_gradient(logit):
     d = leaf(transform().init(params()))
     d = d.replace(gate_logits=jnp.full_like(d.gate_logits, logit))
-    value, gradient = jax.value_and_grad(lambda x: kl(x, PRIOR), allow_int=True)(d)
+    value, gradient = jax.value_and_grad(lambda x: x.kl(PRIOR), allow_int=True)(d)
     assert np.isfinite(value)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradient) if x.dtype == jnp.float32)
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import FIELDS, KEY, PRIOR, kl, mean, reference_kl, reference_mean
+from problems import FIELDS, KEY, PRIOR, reference_kl, reference_mean
 
 import sqs_jax
 from sqs_jax import SubDistribution, Windows
@@ -33,7 +33,7 @@ def start(loc=None, *, components=16, windows=None, wider=0.0):
 
 def error(d, temperature):
     """The largest error of the soft weights, in ranges of the means."""
-    got = np.asarray(mean(d, temperature, "table"), np.float64)
+    got = np.asarray(d.mean(temperature, "table"), np.float64)
     return np.abs(got - reference_mean(d, temperature)).max() / np.ptp(np.asarray(d.means))
 
 
@@ -50,7 +50,7 @@ def kind(d, temperature):
 def test_soft_weights_are_within_the_tolerance_of_float64(components, windows):
     for wider in (0.0, 0.7):
         d = start(components=components, windows=windows, wider=wider)
-        for temperature in (1.0, 0.3, 0.05, 1e-3):
+        for temperature in (1.0, 0.5, 0.1, 0.03, 0.01, 1e-3):
             assert error(d, temperature) < table.TOLERANCE / 4, (wider, temperature)
 
 
@@ -86,14 +86,14 @@ def test_a_narrow_component_anywhere_is_not_missed(width):
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_half_precision_weights_are_averaged_in_float32(dtype):
     d = start(heavy(dtype=dtype))
-    soft = mean(d, 0.5, "table")
+    soft = d.mean(0.5, "table")
     assert soft.dtype == dtype
     np.testing.assert_allclose(
         np.asarray(soft, np.float32), reference_mean(d, 0.5), rtol=2**-7, atol=1e-4
     )
     gates = d.replace(gate_logits=d.gate_logits.astype(dtype))
     np.testing.assert_allclose(
-        kl(gates, PRIOR, 0.5, "table"), reference_kl(gates, 0.5).sum(), rtol=1e-5
+        gates.kl(PRIOR, 0.5, "table"), reference_kl(gates, 0.5).sum(), rtol=1e-5
     )
 
 
@@ -107,13 +107,13 @@ def test_extreme_scales(scale):
 def test_extreme_weights():
     for value in (0.0, 0.3, -1e30):
         d = start(jnp.full(SHAPE, value))
-        np.testing.assert_allclose(mean(d, 1.0, "table"), reference_mean(d), rtol=1e-5)
+        np.testing.assert_allclose(d.mean(1.0, "table"), reference_mean(d), rtol=1e-5)
     assert error(start(heavy().at[3, 5].set(1e4)), 1.0) < table.TOLERANCE
 
 
 def test_a_single_component():
     d = start(components=1)
-    np.testing.assert_allclose(mean(d, 1.0, "table"), reference_mean(d), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(d.mean(1.0, "table"), reference_mean(d), rtol=1e-5, atol=1e-7)
     found, want = (gradients(d, 0.5, way) for way in ("table", "loop"))
     np.testing.assert_allclose(found.means, want.means, rtol=1e-3, atol=1e-3)
 
@@ -123,7 +123,7 @@ def test_a_single_component():
 def test_what_is_not_finite_is_not_hidden(bad, temperature):
     d = start()
     d = d.replace(loc=d.loc.at[0, 0].set(bad))
-    assert not np.isfinite(mean(d, temperature, "table")[0, 0])
+    assert not np.isfinite(d.mean(temperature, "table")[0, 0])
 
 
 @partial(jax.jit, static_argnames="evaluation")
@@ -145,7 +145,7 @@ def test_gradients_are_those_of_the_loop(components, windows):
         for field in FIELDS:
             a, b = np.asarray(getattr(got, field)), np.asarray(getattr(want, field))
             off = np.sqrt(np.mean((a - b) ** 2) / np.mean(b**2))
-            assert off < 2e-2, (wider, temperature, field, off)
+            assert off < 1e-2, (wider, temperature, field, off)
 
 
 def test_the_gradient_is_that_of_float64_by_differences():
@@ -188,9 +188,9 @@ def test_only_what_is_asked_for_is_the_same_as_with_everything():
 def test_values_share_the_pass_and_agree_with_it_apart():
     d = start()
     (weight,), (bound,) = means_and_kls([d], PRIOR, 0.5, "table")
-    alone = mean(d, 0.5, "table")
+    alone = d.mean(0.5, "table")
     np.testing.assert_allclose(weight, alone, atol=table.TOLERANCE * np.ptp(np.asarray(d.means)))
-    np.testing.assert_allclose(bound, kl(d, PRIOR, 0.5, "table"), rtol=1e-4)
+    np.testing.assert_allclose(bound, d.kl(PRIOR, 0.5, "table"), rtol=1e-4)
     np.testing.assert_allclose(bound, reference_kl(d, 0.5).sum(), rtol=1e-4)
 
 
@@ -202,16 +202,16 @@ def test_tensors_together_and_slices_are_as_alone():
     np.testing.assert_allclose(weights[3], jnp.stack(weights[:3]), rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(bounds[3], sum(bounds[:3]), rtol=1e-5)
     for d, weight in zip([*alone, *others], [*weights[:3], *weights[4:]], strict=True):
-        np.testing.assert_allclose(weight, mean(d, 0.3, "table"), rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(weight, d.mean(0.3, "table"), rtol=1e-5, atol=1e-7)
     deployed = modes([*alone, stack])
     np.testing.assert_array_equal(deployed[3], jnp.stack(deployed[:3]))
 
 
 def test_under_vmap_over_temperatures():
     d, temperatures = start(components=4), jnp.array([1.0, 0.1, 0.01])
-    together = jax.vmap(lambda t: mean(d, t, "table"))(temperatures)
+    together = jax.vmap(lambda t: d.mean(t, "table"))(temperatures)
     for weight, temperature in zip(together, temperatures, strict=True):
-        np.testing.assert_allclose(weight, mean(d, temperature, "table"), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(weight, d.mean(temperature, "table"), rtol=1e-4, atol=1e-6)
 
 
 def test_the_platform_chooses_and_the_caller_may():

@@ -6,14 +6,10 @@ from problems import (
     FIELDS,
     KEY,
     PRIOR,
-    codes,
     differences,
     generic,
     inclusion,
-    kl,
     leaf,
-    mean,
-    mode,
     params,
     reference,
     reference_mean,
@@ -47,7 +43,7 @@ def test_a_start_keeps_every_weight_at_inclusion_099_and_copies():
 @pytest.mark.parametrize("temperature", [1.0, 0.1])
 def test_mean_matches_float64(windows, temperature):
     d = start(windows=windows)
-    np.testing.assert_allclose(mean(d, temperature), reference_mean(d, temperature), atol=1e-4)
+    np.testing.assert_allclose(d.mean(temperature), reference_mean(d, temperature), atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -69,9 +65,9 @@ def test_gradients_are_the_finite_differences(output, windows):
         def value(fields, temperature):
             moved = d.replace(**fields)
             if output == "kl":
-                return kl(moved, PRIOR, temperature)
+                return moved.kl(PRIOR, temperature)
             if output == "mean":
-                return jnp.sum(weights * mean(moved, temperature))
+                return jnp.sum(weights * moved.mean(temperature))
             return jnp.sum(weights * moved.sample(KEY, temperature, 0.7))
 
         fields, temperature = {name: getattr(d, name) for name in FIELDS}, jnp.float64(0.6)
@@ -92,8 +88,8 @@ def test_mean_tends_to_mode_as_temperature_falls_and_gates_saturate(windows):
     joint = np.sort(np.log(np.maximum(reference(d)[0], 1e-300)), axis=1)
     clear = (joint[:, -1] - joint[:, -2] > 0.05).reshape(d.loc.shape)  # no near tie
     assert clear.mean() > 0.9
-    np.testing.assert_allclose(mean(d, 1e-3)[clear], mode(d)[clear], rtol=1e-5)
-    gradient = jax.grad(lambda x: jnp.sum(mean(x, 1e-3)), allow_int=True)(d)
+    np.testing.assert_allclose(d.mean(1e-3)[clear], d.mode()[clear], rtol=1e-5)
+    gradient = jax.grad(lambda x: jnp.sum(x.mean(1e-3)), allow_int=True)(d)
     assert all(np.isfinite(x).all() for x in floating(gradient))
 
 
@@ -101,11 +97,11 @@ def test_mean_tends_to_mode_as_temperature_falls_and_gates_saturate(windows):
 def test_mode_is_straight_through(windows):
     d = start(windows=windows)
     weights = jax.random.normal(KEY, d.loc.shape)
-    gradient = jax.grad(lambda x: jnp.sum(weights * mode(x)), allow_int=True)(d)
+    gradient = jax.grad(lambda x: jnp.sum(weights * x.mode()), allow_int=True)(d)
     np.testing.assert_allclose(gradient.loc, weights, rtol=1e-6)  # pruned weights too
-    held, weights = np.asarray(codes(d)).ravel(), np.asarray(weights, np.float64).ravel()
-    assert (held == 0).sum() == (~np.asarray(d.kept)).sum() > 0
-    want = np.bincount(held, weights, minlength=d.means.size + 1)[1:]  # kept weights alone
+    codes, weights = np.asarray(d.codes()).ravel(), np.asarray(weights, np.float64).ravel()
+    assert (codes == 0).sum() == (~np.asarray(d.kept)).sum() > 0
+    want = np.bincount(codes, weights, minlength=d.means.size + 1)[1:]  # kept weights alone
     np.testing.assert_allclose(gradient.means.ravel(), want, rtol=1e-4, atol=1e-5)
     for name in ("gate_logits", "log_scales", "mixture_logits", "boundaries"):
         assert not np.any(getattr(gradient, name)), name
@@ -114,12 +110,12 @@ def test_mode_is_straight_through(windows):
 def test_mode_is_the_codebook_at_the_codes():
     d = start(windows=OUTLIER)
     table = np.append(0.0, np.asarray(d.means).ravel()).astype(np.float32)
-    np.testing.assert_array_equal(mode(d), table[np.asarray(codes(d))])
-    assert codes(d).dtype == jnp.uint8
+    np.testing.assert_array_equal(d.mode(), table[np.asarray(d.codes())])
+    assert d.codes().dtype == jnp.uint8
     wide = SubDistribution.init(d.loc, components=256)
     assert (
-        codes(wide).dtype == jnp.uint16
-        and codes(SubDistribution.init(d.loc, components=255)).dtype == jnp.uint8
+        wide.codes().dtype == jnp.uint16
+        and SubDistribution.init(d.loc, components=255).codes().dtype == jnp.uint8
     )
 
 
@@ -130,19 +126,16 @@ def test_parameters_keep_their_dtype_and_arithmetic_has_at_least_float32(dtype):
         arithmetic = jnp.float64 if dtype == jnp.float64 else jnp.float32
         for name in ("gate_logits", "means", "log_scales", "mixture_logits", "boundaries"):
             assert getattr(d, name).dtype == arithmetic, name
-        assert d.latent.dtype == kl(d, PRIOR, 0.5).dtype == arithmetic
-        verbs = (mean, mode, lambda d: d.sample(KEY), lambda d: d.sample_hard(KEY))
-        for weights in (jax.eval_shape(verb, d) for verb in verbs):
+        assert d.latent.dtype == d.kl(PRIOR, 0.5).dtype == arithmetic
+        verbs = (d.mean, d.mode, lambda: d.sample(KEY), lambda: d.sample_hard(KEY))
+        for weights in (jax.eval_shape(verb) for verb in verbs):
             assert weights.dtype == dtype and weights.shape == d.loc.shape
         tolerance = 2 * float(jnp.finfo(dtype).eps)  # one rounding, at the end
         want = reference_mean(d, 0.5)
         np.testing.assert_allclose(
-            np.asarray(mean(d, 0.5), np.float64),
-            want,
-            rtol=tolerance,
-            atol=max(1e-5, tolerance / 9),
+            np.asarray(d.mean(0.5), np.float64), want, rtol=tolerance, atol=max(1e-5, tolerance / 9)
         )
-        slope = jax.grad(lambda x: jnp.sum(mode(x)) + jnp.sum(mean(x)), allow_int=True)
+        slope = jax.grad(lambda x: jnp.sum(x.mode()) + jnp.sum(x.mean()), allow_int=True)
         gradient = jax.eval_shape(slope, d)
         assert gradient.loc.dtype == dtype and gradient.means.dtype == arithmetic
         assert d.refit().log_scales.dtype == arithmetic
@@ -197,7 +190,7 @@ def test_saturated_gates_stay_finite_in_mean_and_sample(logit):
     d = d.replace(gate_logits=jnp.full_like(d.gate_logits, logit))
 
     def total(x):
-        return jnp.sum(mean(x, 0.1)) + jnp.sum(x.sample(KEY, 0.1, 0.1))
+        return jnp.sum(x.mean(0.1)) + jnp.sum(x.sample(KEY, 0.1, 0.1))
 
     value, gradient = jax.jit(jax.value_and_grad(total, allow_int=True))(d)
     assert np.isfinite(value) and all(np.isfinite(x).all() for x in floating(gradient))
@@ -207,16 +200,16 @@ def test_saturated_gates_stay_finite_in_mean_and_sample(logit):
 def test_refit_gives_each_component_the_spread_and_share_of_its_kept_weights(windows):
     d = start((60, 50), windows=windows)
     new = d.refit()
-    held, theta = np.asarray(codes(d)).ravel(), np.asarray(d.loc, np.float64).ravel()
+    codes, theta = np.asarray(d.codes()).ravel(), np.asarray(d.loc, np.float64).ravel()
     means = np.asarray(d.means, np.float64).ravel()
-    count = np.bincount(held, minlength=means.size + 1)[1:]
-    share = np.maximum(count, 0.5).reshape(d.means.shape)
+    held = np.bincount(codes, minlength=means.size + 1)[1:]
+    share = np.maximum(held, 0.5).reshape(d.means.shape)
     np.testing.assert_allclose(
         jax.nn.softmax(new.mixture_logits), share / share.sum(axis=1, keepdims=True), rtol=1e-4
     )
     several = 0
-    for k in np.flatnonzero(count > 1):
-        spread = np.sqrt(np.mean((theta[held == k + 1] - means[k]) ** 2))
+    for k in np.flatnonzero(held > 1):
+        spread = np.sqrt(np.mean((theta[codes == k + 1] - means[k]) ** 2))
         assert float(jnp.exp(new.log_scales.ravel()[k])) == pytest.approx(spread, rel=1e-3)
         several += 1
     assert several >= 4
@@ -240,15 +233,13 @@ def test_stacked_slices_are_independent_sub_distributions():
     ones = [SubDistribution.init(x, components=4, windows=OUTLIER) for x in loc]
 
     def verbs(d):
-        return mean(d), mode(d), codes(d), d.refit()
+        return d.mean(), d.mode(), d.codes(), d.refit()
 
     want = jax.tree.map(lambda *x: np.stack(x), *(jax.jit(verbs)(d) for d in ones))
     for a, b in zip(jax.tree.leaves(jax.jit(verbs)(stack)), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-    assert float(kl(stack, PRIOR)) == pytest.approx(
-        sum(float(kl(d, PRIOR)) for d in ones), rel=1e-5
-    )
-    slope = jax.jit(jax.grad(lambda s: kl(s, PRIOR), allow_int=True))
+    assert float(stack.kl(PRIOR)) == pytest.approx(sum(float(d.kl(PRIOR)) for d in ones), rel=1e-5)
+    slope = jax.jit(jax.grad(lambda s: s.kl(PRIOR), allow_int=True))
     np.testing.assert_allclose(slope(stack).means[1], slope(ones[1]).means, rtol=1e-3, atol=1e-4)
     same = SubDistribution.init(jnp.stack([loc[0]] * 2), components=4, stacked=1)
     for draw in (same.sample(KEY), same.sample_hard(KEY, 30.0)):
@@ -259,5 +250,5 @@ def test_two_stacked_axes():
     loc = jnp.asarray(np.random.default_rng(4).normal(size=(2, 3, 5, 4)), jnp.float32)
     d = SubDistribution.init(loc, components=2, stacked=2)
     assert d.means.shape == (2, 3, 1, 2) and d.stacked == 2
-    assert mean(d).shape == mode(d).shape == d.sample(KEY).shape == loc.shape
-    assert d.refit().means.shape == d.means.shape and np.isfinite(kl(d, PRIOR))
+    assert d.mean().shape == d.mode().shape == d.sample(KEY).shape == loc.shape
+    assert d.refit().means.shape == d.means.shape and np.isfinite(d.kl(PRIOR))

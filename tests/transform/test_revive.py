@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from problems import codes, mode
 
 import sqs_jax
 
@@ -18,12 +17,12 @@ def pruned_posterior() -> dict[str, sqs_jax.SubDistribution]:
 
 
 def used(posterior: dict[str, sqs_jax.SubDistribution]) -> np.ndarray:
-    return np.bincount(np.asarray(codes(posterior["kernel"])).ravel(), minlength=5)[1:]
+    return np.bincount(np.asarray(posterior["kernel"].codes()).ravel(), minlength=5)[1:]
 
 
 def squared_error(posterior: dict[str, sqs_jax.SubDistribution]) -> float:
     leaf = posterior["kernel"]
-    return float(jnp.sum(jnp.where(leaf.kept, leaf.loc - mode(leaf), 0.0) ** 2))
+    return float(jnp.sum(jnp.where(leaf.kept, leaf.loc - leaf.mode(), 0.0) ** 2))
 
 
 def test_an_emptied_component_splits_the_widest_one() -> None:
@@ -51,7 +50,7 @@ def test_equal_weights_cannot_be_split() -> None:
     before = sqs_jax.refit(SQS.init({"kernel": jnp.ones((8, 8))}))
     after = sqs_jax.revive(before)
     np.testing.assert_array_equal(after["kernel"].means, before["kernel"].means)
-    np.testing.assert_array_equal(mode(after["kernel"]), jnp.ones((8, 8)))
+    np.testing.assert_array_equal(after["kernel"].mode(), jnp.ones((8, 8)))
 
 
 def test_only_window_in_need_changes_and_stacks_are_independent() -> None:
@@ -60,9 +59,9 @@ def test_only_window_in_need_changes_and_stacks_are_independent() -> None:
     sqs = sqs_jax.spike_slab_gmm([rule], prior=sqs_jax.SpikeSlabPrior(inclusion=0.2, scale=1.0))
     before = sqs_jax.prune(sqs.init({"kernel": jnp.asarray(weights)}), 0.6)["kernel"]
     after = sqs_jax.revive({"kernel": before})["kernel"]
-    held_by = np.asarray(codes(before)).reshape(2, -1)
+    codes = np.asarray(before.codes()).reshape(2, -1)
     for layer in range(2):
-        held = np.bincount(held_by[layer], minlength=10)[1:].reshape(3, 3)
+        held = np.bincount(codes[layer], minlength=10)[1:].reshape(3, 3)
         moved = np.asarray(after.means != before.means)[layer]
         for window in range(3):
             assert moved[window].any() == (held[window] == 0).any()
