@@ -1,7 +1,10 @@
 """Two CPU devices, no silent promotion, and no test that quietly lacks its data."""
 
+import atexit
 import importlib.util
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -14,6 +17,12 @@ os.environ["XLA_FLAGS"] = (
 
 import jax
 import pytest
+
+# Only the processes that tests start see these: what one has compiled, the next need not.
+_COMPILED = tempfile.mkdtemp()
+atexit.register(shutil.rmtree, _COMPILED, ignore_errors=True)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
