@@ -107,7 +107,7 @@ def with_budget(phase: Phase, dense: Any, config: Any) -> Phase:
     model_state = {name: value for name, value in dense.items() if name != "params"}
     tree, options = shipped(dense["params"], model_state, config)
     compressed = sqs_jax.compress_to_budget(
-        tree,
+        {"params": tree["params"]},  # what normalisations keep beside them takes next to nothing
         target_bytes=sqs.target_bytes,
         rules=[sqs_jax.Rule(pattern=f"params/(?:{sqs.pattern})")],
         **options,

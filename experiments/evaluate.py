@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +19,7 @@ from ml_collections import ConfigDict
 import sqs_jax
 from experiments import data
 from experiments.data import Dataset
-from experiments.models import ConvNet
+from experiments.models import build_model
 
 _BATCH = 500
 _CALIBRATION_BINS = 15
@@ -30,19 +31,12 @@ _FILES = {
 }
 
 
-def build_model(config: Any, num_classes: int) -> ConvNet:
-    """Return the network that a config describes."""
-    return ConvNet(
-        features=tuple(config.model.features), hidden=config.model.hidden, num_classes=num_classes
-    )
-
-
-def predict(model: ConvNet, variables: Any, dataset: Dataset) -> np.ndarray:
+def predict(model: nn.Module, variables: Any, dataset: Dataset) -> np.ndarray:
     """Return logits [n, classes]."""
     apply = jax.jit(lambda variables, images: model.apply(variables, images))
     variables = jax.device_put(variables)
     parts = [
-        apply(variables, dataset.images[i : i + _BATCH])
+        apply(variables, dataset.inputs(slice(i, i + _BATCH)))
         for i in range(0, len(dataset.images), _BATCH)
     ]
     return np.concatenate([np.asarray(part) for part in parts])
@@ -81,7 +75,7 @@ def evaluate(workdir: Path) -> dict[str, Any]:
         )
     config = ConfigDict(json.loads((workdir / "config.json").read_text()))
     splits = data.load(config.data, config.seed)
-    model = build_model(config, splits.num_classes)
+    model = build_model(config.model, splits.num_classes)
     images, labels = splits.holdout, splits.holdout.labels
 
     def read(name: str) -> Any:
@@ -97,6 +91,8 @@ def evaluate(workdir: Path) -> dict[str, Any]:
 
     result = {}
     for name, file in _FILES.items():
+        if name == "finetune" and not config.finetune:
+            continue
         result[name] = scores(predict(model, read(file), images), file)
     average = read("average.sqs")
     draws = average.pop("draws")

@@ -10,10 +10,11 @@ import numpy as np
 
 import sqs_jax
 from experiments.layout import fetch
+from experiments.normalisation import fold_statistics
 from experiments.phases import Phase
 from experiments.processes import is_writer
 from experiments.step import TrainState
-from experiments.trees import sub_distributions
+from experiments.trees import map_leaves, sub_distributions
 
 _HISTOGRAM_BINS = 120
 
@@ -30,7 +31,7 @@ def export(
       workdir: where to.
       phase: the compression that made the state.
       dense: variables of the dense network.
-      finetuned: variables of the dense network trained on.
+      finetuned: variables of the dense network trained on; None if it was not.
       state: the compression's final state.
       config: the experiment.
     """
@@ -55,24 +56,47 @@ def export(
     exact = {**options, "dense_dtype": None}
     files: dict[str, tuple[Any, dict[str, Any]]] = {
         "model.sqs": (shipped_tree, options),
-        "average.sqs": ({"draws": draws, **model_state}, options),
+        "average.sqs": ({"draws": draws, **model_state}, options),  # nothing folded: one for all
         "mean.sqs": ({"params": mean, **model_state}, exact),
         "dense.sqs": (fetch(dense), exact),
-        "finetune.sqs": (fetch(finetuned), exact),
     }
+    if finetuned is not None:
+        files["finetune.sqs"] = fetch(finetuned), exact
     if is_writer():
         for name, (tree, options) in files.items():
             sqs_jax.save(workdir / name, tree, **options)
 
 
 def shipped(params: Any, model_state: Any, config: Any) -> tuple[Any, dict[str, Any]]:
-    """Return what model.sqs holds, given its params, and the options it is saved with."""
+    """Return what model.sqs holds, and the options it is saved with.
+
+    Args:
+      params: compressed, or arrays.
+      model_state: the network's other collections.
+      config: the experiment.
+    """
     metadata = {
         "provenance": {"sqs_jax": sqs_jax.__version__},
         "recipe": json.loads(config.to_json_best_effort()),
     }
     options = {"dense_dtype": config.sqs.dense_dtype or None, "metadata": metadata}
+    params, model_state = fold_statistics(params, model_state)
     return {"params": params, **model_state}, options
+
+
+def deployed(phase: Phase, state: TrainState, config: Any) -> Any:
+    """Return the variables that model.sqs must give a fresh process, from the trained posterior."""
+    params = fetch(phase.transform.mode(state.posterior))
+    tree, options = shipped(params, fetch(state.model_state), config)
+    exact = {f"params/{path}" for path in sub_distributions(state.posterior)}
+    dtype = options["dense_dtype"] and jnp.dtype(options["dense_dtype"])
+
+    def rounded(path: str, leaf: Any) -> Any:
+        if dtype is None or path in exact or isinstance(leaf, sqs_jax.CompressedLeaf):
+            return leaf
+        return np.asarray(leaf).astype(dtype).astype(leaf.dtype)
+
+    return sqs_jax.materialize(map_leaves(rounded, tree))
 
 
 def _codes_of(draw: Any, compressed: Any) -> Any:

@@ -1,6 +1,7 @@
 """How a training lies on the devices of all its processes, and how it comes to one of them."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -72,17 +73,26 @@ def place(tree: Any, layout: Any) -> Any:
     return jax.tree.map(one, tree, layout)
 
 
-def share_out(dataset: Dataset, chosen: np.ndarray, mesh: Mesh) -> Any:
+class Batch(NamedTuple):
+    """Standardised images [batch, height, width, channels] and labels [batch], on the devices."""
+
+    images: jax.Array
+    labels: jax.Array
+
+
+def share_out(dataset: Dataset, chosen: np.ndarray, mesh: Mesh) -> Batch:
     """Return a batch split over all devices; a process reads the rows of its own devices only."""
     rows = NamedSharding(mesh, PartitionSpec(AXES))
 
-    def place(array: np.ndarray) -> Any:
-        def read(index: Any) -> np.ndarray:
-            return array[chosen[index[0]]]
+    def place(read: Callable[[np.ndarray], np.ndarray], *shape: int) -> jax.Array:
+        return jax.make_array_from_callback(
+            (len(chosen), *shape),
+            rows,
+            lambda index: read(chosen[index[0]]),  # type: ignore[index]
+        )
 
-        return jax.make_array_from_callback((len(chosen), *array.shape[1:]), rows, read)
-
-    return Dataset(place(dataset.images), place(dataset.labels))
+    images = place(dataset.inputs, *dataset.images.shape[1:])
+    return Batch(images, place(lambda these: dataset.labels[these]))
 
 
 def fetch(tree: Any) -> Any:

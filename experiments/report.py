@@ -128,8 +128,9 @@ def _summary(run: Run) -> dict[str, str]:
     """Return the top of the page."""
     size, scores = run.size, run.evaluation
     mode = scores["mode"]
-    name = max(("dense", "finetune"), key=lambda n: (scores[n]["accuracy"], -scores[n]["nll"]))
-    dense, other = scores[name], scores["finetune" if name == "dense" else "dense"]
+    rivals = [n for n in ("dense", "finetune") if n in scores]
+    name = max(rivals, key=lambda n: (scores[n]["accuracy"], -scores[n]["nll"]))
+    dense, other = scores[name], next((scores[n] for n in rivals if n != name), None)
     count, missed = mode["count"], dense["correct"] - mode["correct"]
     part = f"{run.config['data']['holdout']} images"
     accuracy, apart = percent(mode["accuracy"], count), points(dense, mode)
@@ -142,10 +143,15 @@ def _summary(run: Run) -> dict[str, str]:
         headline += f"{apart} points {'below' if missed > 0 else 'above'} it."
     else:
         headline += "at the same accuracy."
-    label = {"dense": "trained from scratch", "finetune": "trained on (finetuned)"}[name]
-    chosen = "with the lower loss of the two, which tie in accuracy"
-    if dense["correct"] != other["correct"]:
+    weights = run.config["model"]["weights"]
+    origin = f"imported from {escape(Path(weights).name)}" if weights else "trained from scratch"
+    label = {"dense": origin, "finetune": "trained on (finetuned)"}[name]
+    if other is None:
+        chosen = "which was not trained on"
+    elif dense["correct"] != other["correct"]:
         chosen = "the better of the two in accuracy"
+    else:
+        chosen = "with the lower loss of the two, which tie in accuracy"
     subline = (
         f"Measured on {count:,} {part}, of which one is worth {100 / count:.2g} points. The dense "
         f"network here is the one {label}, {chosen}: {percent(dense['accuracy'], count)}. The file "
@@ -213,7 +219,10 @@ def _sections(run: Run) -> dict[str, str]:
         "networks": networks_table(run.evaluation),
         "gap": gap,
         "comparison": "\n".join(
-            figures.comparison(run.evaluation, {n: label for n, (label, _) in NETWORKS.items()})
+            figures.comparison(
+                run.evaluation,
+                {n: label for n, (label, _) in NETWORKS.items() if n in run.evaluation},
+            )
         ),
         "sizes": "\n".join(figures.sizes(run.size)),
         "histogram_count": (

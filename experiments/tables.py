@@ -9,7 +9,7 @@ from experiments.panels import COLORS
 from experiments.reproduce import flat
 
 NETWORKS = {
-    "dense": ("dense", "trained from scratch; where compression starts"),
+    "dense": ("dense", "where compression starts"),
     "finetune": ("finetuned", "dense, trained on for as long as compression takes"),
     "mean": ("mean", "every weight at its average"),
     "mode": ("mode", "what ships: zero or one of K values"),
@@ -48,6 +48,8 @@ def networks_table(evaluation: dict[str, Any]) -> str:
     ]
     rows = []
     for name, (label, what) in NETWORKS.items():
+        if name not in evaluation:
+            continue  # "finetune" without config.finetune
         scores = evaluation[name]
         row = [
             f'<i class="key" style="background:{COLORS[name]}"></i>{label}',

@@ -27,10 +27,12 @@ from ml_collections import config_flags
 import sqs_jax
 from experiments import data
 from experiments.budget import with_budget
-from experiments.evaluate import build_model, predict
-from experiments.export import describe_distributions, export
-from experiments.layout import fetch, lay_out, make_mesh
+from experiments.evaluate import predict
+from experiments.export import deployed, describe_distributions, export
+from experiments.importers import import_resnet
+from experiments.layout import lay_out, make_mesh, place
 from experiments.loop import run_phase
+from experiments.models import build_model
 from experiments.phases import Phase, phases
 from experiments.processes import is_writer, joined, wait_for_all
 from experiments.report import write_report
@@ -93,14 +95,17 @@ def train(config: Any, workdir: Path) -> dict[str, Any]:
     splits = data.load(config.data, config.seed)
     dense_phase, finetune_phase, sqs_phase = phases(config, len(splits.train.labels))
     mesh = make_mesh(config)
-    model = build_model(config, splits.num_classes)
-    example = splits.train.images[:1]
+    model = build_model(config.model, splits.num_classes)
+    example = splits.train.inputs(slice(1))
 
     def init() -> Any:
         return model.init(jax.random.key(config.seed), jnp.asarray(example))
 
     shapes = jax.eval_shape(init)
-    start = jax.jit(init, out_shardings=lay_out(shapes, shapes["params"], mesh, config))()
+    layout = lay_out(shapes, shapes["params"], mesh, config)
+    weights = config.model.weights and import_resnet(
+        Path(config.model.weights), model, example.shape[1:]
+    )
     jax.eval_shape(sqs_phase.transform.init, shapes["params"])  # rules that match nothing, early
     if is_writer():
         claim_workdir(workdir, config)  # only now: a config that cannot run claims no folder
@@ -112,8 +117,12 @@ def train(config: Any, workdir: Path) -> dict[str, Any]:
     def variables_of(state: TrainState) -> dict[str, Any]:
         return {"params": state.posterior, **state.model_state}
 
-    dense = variables_of(run(dense_phase, start, {}))
-    finetuned = variables_of(run(finetune_phase, dense, dense))
+    if weights:
+        dense = place(weights, layout)
+    else:
+        start = jax.jit(init, out_shardings=layout)()
+        dense = variables_of(run(dense_phase, start, {}))
+    finetuned = variables_of(run(finetune_phase, dense, dense)) if config.finetune else None
     if config.sqs.target_bytes:
         sqs_phase = with_budget(sqs_phase, dense, config)
     state = run(sqs_phase, dense, dense)
@@ -123,9 +132,9 @@ def train(config: Any, workdir: Path) -> dict[str, Any]:
 
     export(workdir, sqs_phase, dense, finetuned, state, config)
     describe_distributions(workdir / "distributions.json", state.posterior)
-    deployed = fetch({"params": sqs_phase.transform.mode(state.posterior), **state.model_state})
+    trained = deployed(sqs_phase, state, config)
     if is_writer():
-        correct = predict(model, deployed, splits.holdout).argmax(-1) == splits.holdout.labels
+        correct = predict(model, trained, splits.holdout).argmax(-1) == splits.holdout.labels
         evaluate_files(workdir, correct)
     wait_for_all("the files are evaluated")
     return json.loads((workdir / "evaluation.json").read_text())
@@ -148,8 +157,7 @@ def evaluate_files(workdir: Path, correct: np.ndarray) -> None:
     if evaluation["mode"]["correct"] != int(correct.sum()):
         raise RuntimeError(
             f"{workdir / 'model.sqs'}: the file classifies {evaluation['mode']['correct']} of "
-            f"{correct.size} images correctly, the trained network {int(correct.sum())}. If "
-            "config.sqs.dense_dtype rounds too much, set it to 'float32'."
+            f"{correct.size} images correctly, the trained network {int(correct.sum())}."
         )
 
 
@@ -161,7 +169,8 @@ def show(evaluation: dict[str, Any], size: sqs_jax.SizeReport) -> None:
             f"{name:>10}  {100 * row['accuracy']:8.2f} %  {row['nll']:7.4f}  "
             f"{row['calibration_error']:6.4f}  {row['bytes']:10,}"
         )
-    dense = max(("dense", "finetune"), key=lambda name: evaluation[name]["accuracy"])
+    rivals = [name for name in ("dense", "finetune") if name in evaluation]
+    dense = max(rivals, key=lambda name: evaluation[name]["accuracy"])
     lost = 100 * (evaluation[dense]["accuracy"] - evaluation["mode"]["accuracy"])
     print(
         f"{size.original_bytes:,} bytes of weights in a file of {size.file_bytes:,}: "

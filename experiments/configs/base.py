@@ -30,13 +30,22 @@ def experiment() -> ConfigDict:
     config.sharding = ()
 
     config.data = ConfigDict()
-    config.data.name = "digits"  # "digits", or the name of a tensorflow-datasets dataset
-    config.data.directory = ""  # of prepared datasets; empty: tensorflow-datasets' own default
+    # "digits"; NAME, if the directory has a file NAME.npz; or a tensorflow-datasets dataset
+    config.data.name = "digits"
+    config.data.directory = ""  # of files or of prepared datasets; empty: tfds' default
     config.data.holdout = "test"  # what is evaluated at the end; "validation" while choosing
     config.data.shift = 0  # augmentation: random shifts of up to this many pixels
     config.data.flip = False  # augmentation: random horizontal flips
 
+    # of values from 0 to 1, per channel; empty: the training part's own, one for all channels
+    config.data.mean = ()
+    config.data.deviation = ()
+
     config.model = ConfigDict()
+    config.model.name = "convnet"  # or one of experiments.models.NETWORKS: "resnet20", ...
+    config.model.weights = ""  # a PyTorch state dict to start from: no dense training then
+    config.model.stem = "cifar"  # of a ResNet; or "imagenet"
+    # Of the ConvNet:
     config.model.features = (16, 32)  # of the 3x3 convolutions
     config.model.hidden = 96  # units of the hidden dense layer
 
@@ -44,6 +53,10 @@ def experiment() -> ConfigDict:
     config.dense = ConfigDict()
     config.dense.epochs = 60
     config.dense.learning_rate = 2e-3
+
+    # Train it on for as long as the compression takes, with the same data, schedule and teacher:
+    # what compression is fairly compared with. Runs that share a dense network need it once.
+    config.finetune = True
 
     config.sqs = default_recipe()
 

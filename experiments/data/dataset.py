@@ -1,17 +1,30 @@
 """Load a dataset by its name; draw batches that depend on nothing but (seed, step)."""
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.data import digits, tfds
+from experiments.data import digits, files, tfds
 
 
 class Dataset(NamedTuple):
-    """Images [n, height, width, channels] (float32, standardised) and labels [n] (int32)."""
+    """Images and labels in memory.
+
+    Attributes:
+      images: [n, height, width, channels], as stored: uint8 mostly.
+      labels: int32 [n].
+      mean, deviation: of each channel, float32 [channels], in the images' units.
+    """
 
     images: np.ndarray
     labels: np.ndarray
+    mean: Any = np.float32(0)
+    deviation: Any = np.float32(1)
+
+    def inputs(self, chosen: Any) -> np.ndarray:
+        """Return what a network gets for some of the images, float32, standardised."""
+        return (self.images[chosen].astype(np.float32) - self.mean) / self.deviation
 
 
 class Splits(NamedTuple):
@@ -26,36 +39,64 @@ def load(config: Any, seed: int) -> Splits:
     """Load the data an experiment's `data` section names.
 
     Args:
-      config: the section: name, directory, holdout.
-      seed: draws the split of datasets that have none of their own, and the validation part.
+      config: the section: name, directory, holdout, mean, deviation. A file `NAME.npz` in the
+        directory is read; without one the directory is tensorflow-datasets'.
+      seed: draws the split of datasets that have none of their own, and their validation part.
 
     Returns:
-      Splits. With holdout "validation" a stratified tenth of the training part is held out, and
-      the test part is not read.
+      Splits. With holdout "validation" a tenth of the training part is held out, and the test part
+      is not read: the last tenth, or a stratified one of datasets without splits of their own.
 
     Raises:
-      ValueError: for an unknown holdout.
-      FileNotFoundError: for a tensorflow-datasets dataset that is not prepared.
+      ValueError: for a holdout that is unknown, a file or images that cannot be read, or a mean
+        and a deviation that do not fit.
+      FileNotFoundError: for a dataset that is not there.
     """
     if config.holdout not in ("test", "validation"):
         raise ValueError(
             f"config.data.holdout is {config.holdout!r}; it must be 'test' or 'validation'."
         )
+    validate = config.holdout == "validation"
     if config.name == "digits":
         train, holdout = digits.load(seed)
+        if validate:
+            train, holdout = digits.stratified_split(*train, fraction=0.1, seed=seed)
     else:
-        train, holdout = tfds.load(config.name, config.directory or None)
-    if config.holdout == "validation":
-        train, holdout = digits.stratified_split(*train, fraction=0.1, seed=seed)
-    # Standardised by the training part's own mean and deviation, one number each.
-    mean, deviation = train[0].mean(dtype=np.float64), train[0].std(dtype=np.float64)
+        plain = Path(config.directory) / f"{config.name}.npz"
+        if config.directory and plain.exists():
+            train, holdout = files.load(plain)
+        else:
+            train, holdout = tfds.load(config.name, config.directory or None)
+        if validate:
+            first = len(train[1]) - len(train[1]) // 10
+            images, labels = train
+            train, holdout = (images[:first], labels[:first]), (images[first:], labels[first:])
+    mean, deviation = _standardisation(config, train[0])
 
-    def standardised(images: np.ndarray, labels: np.ndarray) -> Dataset:
-        scaled = (images.astype(np.float32) - np.float32(mean)) / np.float32(deviation)
-        return Dataset(scaled, labels.astype(np.int32))
+    def dataset(images: np.ndarray, labels: np.ndarray) -> Dataset:
+        return Dataset(images, labels.astype(np.int32), mean, deviation)
 
     num_classes = int(max(train[1].max(), holdout[1].max())) + 1
-    return Splits(standardised(*train), standardised(*holdout), num_classes)
+    return Splits(dataset(*train), dataset(*holdout), num_classes)
+
+
+def _standardisation(config: Any, images: np.ndarray) -> tuple[Any, Any]:
+    """Return mean and deviation of each channel: given for values from 0 to 1, or measured."""
+    channels = images.shape[-1]
+    if not config.mean and not config.deviation:
+        # the training part's own, one number for all channels
+        deviation = max(float(images.std(dtype=np.float64)), 1e-12)
+        return np.float32(images.mean(dtype=np.float64)), np.float32(deviation)
+    for name, given in (("mean", config.mean), ("deviation", config.deviation)):
+        if len(given) != channels:
+            raise ValueError(
+                f"config.data.{name} has {len(given)} numbers, the images {channels} channels; "
+                "give one for each, of values from 0 to 1, or none in mean and deviation."
+            )
+    if min(config.deviation) <= 0:
+        raise ValueError(f"config.data.deviation is {config.deviation}; it must be positive.")
+    most = 255 if images.dtype == np.uint8 else 1
+    return np.float32(config.mean) * most, np.float32(config.deviation) * most
 
 
 def batch_indices(size: int, batch_size: int, seed: int, step: int) -> np.ndarray:

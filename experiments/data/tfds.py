@@ -16,7 +16,8 @@ def load(name: str, directory: str | None) -> tuple[Arrays, Arrays]:
 
     Raises:
       FileNotFoundError: if the dataset is not prepared there as array_record.
-      ValueError: if it has other splits or features.
+      ValueError: if it has other splits or features, images that cannot be read, or of several
+        shapes.
     """
     import tensorflow_datasets as tfds  # slow to import; only experiments that read it pay
 
@@ -50,6 +51,22 @@ def load(name: str, directory: str | None) -> tuple[Arrays, Arrays]:
 
 def _read(builder: Any, split: str) -> Arrays:
     source = builder.as_data_source(split=split)
-    examples = [source[i] for i in range(len(source))]
-    images = np.stack([example["image"] for example in examples])
-    return images, np.asarray([example["label"] for example in examples])
+    images, labels, problems = [], [], []
+    for i in range(len(source)):
+        try:
+            example = source[i]
+        except Exception as error:  # decoders have their own
+            problems.append(f"example {i}: {error}")
+            continue
+        images.append(example["image"])
+        labels.append(example["label"])
+    shapes = {image.shape for image in images}
+    if len(shapes) > 1:
+        problems.append(f"images have {len(shapes)} shapes, {sorted(shapes)[:3]}, ...")
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise ValueError(
+            f"{builder.data_dir}, split {split!r}, cannot be used: {'; '.join(problems[:5])}{more}."
+            " Remove the folder, and prepare it again."
+        )
+    return np.stack(images), np.asarray(labels)

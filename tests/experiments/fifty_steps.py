@@ -13,9 +13,9 @@ import numpy as np
 
 from experiments.configs import digits
 from experiments.data import Dataset
-from experiments.evaluate import build_model
 from experiments.layout import AXES
 from experiments.loop import run_phase
+from experiments.models import build_model
 from experiments.phases import phases
 from experiments.processes import is_writer, joined
 from experiments.step import TrainState
@@ -45,7 +45,7 @@ def dataset() -> Dataset:
 
 
 def train(config: Any, workdir: Path, mesh: Any) -> TrainState:
-    data, model = dataset(), build_model(config, 10)
+    data, model = dataset(), build_model(config.model, 10)
     phase = phases(config, len(data.labels))[-1]._replace(steps=STEPS, distill_weight=0.0)
 
     start = jax.device_get(jax.jit(model.init)(jax.random.key(0), data.images[:1]))

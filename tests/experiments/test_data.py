@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +15,9 @@ from experiments import data
 from experiments.data import augment, batch_indices
 
 
-def settings(**changes: str) -> SimpleNamespace:
-    return SimpleNamespace(**{"name": "digits", "directory": "", "holdout": "test"} | changes)
+def settings(**changes: Any) -> SimpleNamespace:
+    fields = {"name": "digits", "directory": "", "holdout": "test", "mean": (), "deviation": ()}
+    return SimpleNamespace(**fields | changes)
 
 
 def test_an_epoch_visits_every_example_once() -> None:
@@ -88,7 +90,7 @@ class TinyDigits(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, name: str) -> object:
         whole = data.load(settings(), seed=0).train
         for i in range(_SIZES[name]):
-            image = np.clip(whole.images[i] * 6 + 5, 0, 16).astype(np.uint8)
+            image = whole.images[i].astype(np.uint8)
             yield i, {"image": image, "label": int(whole.labels[i])}
 
 
@@ -97,10 +99,12 @@ def test_tensorflow_datasets_are_read_without_tensorflow(tmp_path: Path) -> None
     builder.download_and_prepare()
     splits = data.load(settings(name="tiny_digits", directory=str(tmp_path)), seed=0)
     assert splits.train.images.shape == (30, 8, 8, 1)
-    assert splits.train.images.dtype == np.float32 and splits.train.labels.dtype == np.int32
+    assert splits.train.images.dtype == np.uint8 and splits.train.labels.dtype == np.int32
     assert splits.holdout.images.shape == (12, 8, 8, 1)
-    assert abs(float(splits.train.images.mean())) < 1e-6
-    assert float(splits.train.images.std()) == pytest.approx(1, abs=1e-5)
+    inputs = splits.train.inputs(slice(None))
+    assert inputs.dtype == np.float32
+    assert abs(float(inputs.mean())) < 1e-6
+    assert float(inputs.std()) == pytest.approx(1, abs=1e-5)
 
 
 def test_a_dataset_that_is_not_prepared_says_how_to(tmp_path: Path) -> None:
@@ -108,3 +112,51 @@ def test_a_dataset_that_is_not_prepared_says_how_to(tmp_path: Path) -> None:
         data.load(settings(name="cifar10", directory=str(tmp_path)), seed=0)
     with pytest.raises(FileNotFoundError, match="no_such_data"):
         data.load(settings(name="no_such_data", directory=str(tmp_path)), seed=0)
+
+
+def arrays(**changes: Any) -> dict[str, Any]:
+    images = np.arange(20 * 4 * 4 * 3, dtype=np.uint8).reshape(20, 4, 4, 3)
+    labels = np.arange(20) % 5
+    return {
+        "train_images": images,
+        "train_labels": labels,
+        "test_images": images[:6],
+        "test_labels": labels[:6],
+    } | changes
+
+
+def test_a_plain_file_is_a_dataset_with_the_same_splits(tmp_path: Path) -> None:
+    np.savez(tmp_path / "small.npz", **arrays())
+    there = {"name": "small", "directory": str(tmp_path)}
+    splits = data.load(settings(**there), seed=0)
+    assert len(splits.train.labels) == 20 and len(splits.holdout.labels) == 6
+    assert splits.num_classes == 5
+    last = data.load(settings(holdout="validation", **there), seed=0)
+    np.testing.assert_array_equal(last.holdout.images, arrays()["train_images"][18:])
+    np.testing.assert_array_equal(last.train.labels, arrays()["train_labels"][:18])
+
+
+def test_channels_are_standardised_as_the_config_says(tmp_path: Path) -> None:
+    np.savez(tmp_path / "small.npz", **arrays())
+    there = {"name": "small", "directory": str(tmp_path)}
+    moments = {"mean": (0.5, 0.4, 0.3), "deviation": (0.2, 0.3, 0.4)}
+    found = data.load(settings(**there, **moments), seed=0).train
+    wanted = (found.images[[3, 1]] / 255 - moments["mean"]) / moments["deviation"]
+    np.testing.assert_allclose(found.inputs([3, 1]), wanted, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="1 numbers, the images 3 channels"):
+        data.load(settings(**there, mean=(0.5,), deviation=(0.2, 0.3, 0.4)), seed=0)
+    with pytest.raises(ValueError, match="must be positive"):
+        data.load(settings(**there, mean=(0, 0, 0), deviation=(0.2, 0, 0.4)), seed=0)
+
+
+def test_all_that_is_wrong_with_a_plain_file_is_listed(tmp_path: Path) -> None:
+    wrong = arrays(train_images=np.zeros((20, 4, 4), np.float32), test_labels=np.zeros(5, np.int64))
+    wrong.pop("train_labels")
+    np.savez(tmp_path / "wrong.npz", **wrong)
+    with pytest.raises(ValueError) as error:
+        data.load(settings(name="wrong", directory=str(tmp_path)), seed=0)
+    for said in ("train_labels is missing", "float32 (20, 4, 4)", "6 test_images, but 5 labels"):
+        assert said in str(error.value)
+    (tmp_path / "half.npz").write_bytes((tmp_path / "wrong.npz").read_bytes()[:500])
+    with pytest.raises(ValueError, match=r"half\.npz cannot be read"):
+        data.load(settings(name="half", directory=str(tmp_path)), seed=0)

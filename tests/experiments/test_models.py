@@ -6,12 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.configs import digits
-from experiments.evaluate import build_model
+from experiments.models import build_model
 from experiments.models.convnet import halve
 
 
 def test_digits_network_has_the_weights_its_config_says() -> None:
-    model = build_model(digits.get_config(), num_classes=10)
+    model = build_model(digits.get_config().model, num_classes=10)
     params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 55_018
 

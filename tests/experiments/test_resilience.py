@@ -16,9 +16,9 @@ import pytest
 
 from experiments.checkpoints import Checkpoints
 from experiments.data import Dataset, batch_indices
-from experiments.evaluate import build_model
 from experiments.layout import make_mesh
 from experiments.loop import run_phase
+from experiments.models import build_model
 from experiments.phases import phases
 from experiments.processes import STOPPED
 from tests.experiments.fifty_steps import dataset, experiment, lines
@@ -26,7 +26,7 @@ from tests.experiments.fifty_steps import dataset, experiment, lines
 
 def run(workdir: Path, data: Dataset, steps: int = 30, rate: float = 2e-3, every: int = 8) -> Any:
     """Train the dense network, whose step compiles in a second."""
-    config, model = experiment(), build_model(experiment(), 10)
+    config, model = experiment(), build_model(experiment().model, 10)
     config.checkpoint_every = every
     phase = phases(config, len(data.labels))[0]
     phase = phase._replace(steps=steps, learning_rate={"dense": rate})

@@ -14,7 +14,7 @@ import pytest
 import sqs_jax
 from experiments.budget import with_budget
 from experiments.configs import digits
-from experiments.evaluate import build_model
+from experiments.models import build_model
 from experiments.phases import phases
 from experiments.trees import sparsity, sub_distributions
 from sqs_jax.cli import main
@@ -27,7 +27,7 @@ TARGET = 12_000
 def compression():
     config = digits.get_config()
     config.sqs.target_bytes = TARGET
-    model = build_model(config, 10)
+    model = build_model(config.model, 10)
     dense = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
     phase = with_budget(phases(config, num_train=1280)[-1], dense, config)
     return phase, phase.transform.init(dense["params"])
@@ -74,7 +74,7 @@ def test_a_size_that_cannot_be_met_is_named(compression):
 def test_a_size_that_asks_for_nothing_is_named():
     config = digits.get_config()
     config.sqs.target_bytes = 10**6
-    model = build_model(config, 10)
+    model = build_model(config.model, 10)
     dense = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
     with pytest.raises(ValueError, match=r"target_bytes is 1000000.*as it is"):
         with_budget(phases(config, num_train=1280)[-1], dense, config)

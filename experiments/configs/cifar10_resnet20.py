@@ -1,0 +1,28 @@
+"""ResNet-20 on CIFAR-10, our own recipe, from published weights (91.73 %), towards a file size.
+
+Command: python -m experiments.train --config=experiments/configs/cifar10_resnet20.py \
+    --config.data.directory=DATA --config.model.weights=DATA/cifar10_resnet20.npz \
+    --config.sqs.target_bytes=44950 --workdir=runs/resnet20_24
+Data: DATA/cifar10.npz (see experiments/data/files.py), or tensorflow-datasets' cifar10; the weights
+    of akamaster/pytorch_resnet_cifar10.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import base
+
+
+def get_config() -> ConfigDict:
+    config = base.experiment()
+    config.data.name = "cifar10"
+    config.data.mean = (0.485, 0.456, 0.406)
+    config.data.deviation = (0.229, 0.224, 0.225)
+    config.data.shift = 4
+    config.data.flip = True
+    config.model.name = "resnet20"
+    config.sqs.epochs = 30
+    config.sqs.target_bytes = 44_950
+    config.sqs.learning_rate.loc = 1.4e-3
+    config.sqs.learning_rate.means = 1e-3
+    config.sqs.learning_rate.dense = 1e-3
+    return config

@@ -1,0 +1,79 @@
+"""PyTorch state dicts from files, as numpy arrays; nothing in a file is ever executed."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# What training scripts wrap a state dict in.
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+
+
+def read_state_dict(path: Path) -> dict[str, np.ndarray]:
+    """Read a state dict: .safetensors, .npz, .pt, .pth or .bin.
+
+    Entries of a training checkpoint beside the state dict are left out, and so is the prefix
+    "module." that data parallelism adds to every name.
+
+    Args:
+      path: the file. PyTorch reads its own formats, weights only.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: not a file of these kinds, a damaged one, or one that holds no arrays.
+      ModuleNotFoundError: for PyTorch's formats, where it is not installed.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}; give the path of a state dict.")
+    readers = {".safetensors": _safetensors, ".npz": _npz, ".pt": _torch, ".pth": _torch}
+    read = (readers | {".bin": _torch}).get(path.suffix)
+    if read is None:
+        raise ValueError(
+            f"{path}: its kind, {path.suffix or 'none'}, is unknown; state dicts are read from "
+            f"{', '.join(readers)} and .bin files."
+        )
+    try:
+        found = read(path)
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:  # each library has its own
+        raise ValueError(f"{path} cannot be read as {path.suffix}: {error}") from error
+    if not found:
+        raise ValueError(f"{path} holds no arrays; give the file of a state dict.")
+    shared = all(name.startswith("module.") for name in found)
+    return {name.removeprefix("module.") if shared else name: x for name, x in found.items()}
+
+
+def _safetensors(path: Path) -> dict[str, np.ndarray]:
+    from safetensors import numpy
+
+    return numpy.load_file(path)
+
+
+def _npz(path: Path) -> dict[str, np.ndarray]:
+    # opened here: numpy leaves a file open that it cannot read
+    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+        return {name: file[name] for name in file}
+
+
+def _torch(path: Path) -> dict[str, np.ndarray]:
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{path} is PyTorch's own format, and PyTorch is not installed: pip install torch, or "
+            "convert the file to .safetensors where it is."
+        ) from error
+    tree: Any = torch.load(path, map_location="cpu", weights_only=True)
+    for name in _WRAPPERS:
+        if isinstance(tree, Mapping) and isinstance(tree.get(name), Mapping):
+            tree = tree[name]
+            break
+    if not isinstance(tree, Mapping):
+        raise ValueError(f"it holds a {type(tree).__name__}, not a state dict")
+    tensors = {name: x for name, x in tree.items() if isinstance(x, torch.Tensor)}
+    return {
+        name: (x.float() if x.is_floating_point() else x).detach().numpy()
+        for name, x in tensors.items()
+    }

@@ -1,0 +1,148 @@
+"""Published weights: the names of several sources, PyTorch's logits, and all that does not fit."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from experiments import data
+from experiments.evaluate import predict
+from experiments.importers import import_resnet, read_state_dict
+from experiments.models import build_model
+from tests.conftest import REAL_DATA
+
+SHAPE = (32, 32, 3)
+
+
+def network(name: str, num_classes: int, stem: str = "cifar") -> Any:
+    return build_model(SimpleNamespace(name=name, stem=stem), num_classes)
+
+
+def state_dict(model: Any, shape: tuple[int, int, int] = SHAPE, seed: int = 0) -> dict[str, Any]:
+    """Write random variables of a network under torchvision's names."""
+    example = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), example)
+    rng = np.random.default_rng(seed)
+    found: dict[str, Any] = {}
+    ours = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+        _, *layer, last = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+        name = ".".join(layer).replace("_bn", ".1").replace("_conv", ".0")
+        if name.startswith("layer"):
+            name = name.replace("_", ".", 1)
+        x = rng.uniform(0.5, 1.5, leaf.shape) if last in ("scale", "var") else None
+        x = rng.normal(size=leaf.shape) * 0.1 if x is None else x
+        if last == "kernel":
+            x = x.transpose(3, 2, 0, 1) if x.ndim == 4 else x.T
+        found[f"{name}.{ours.get(last, last)}"] = np.ascontiguousarray(x, np.float32)
+    return found
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_a_state_dict_is_the_network_whatever_the_file(tmp_path: Path, suffix: str) -> None:
+    model = network("resnet18", 7)
+    weights = state_dict(model)
+    weights["bn1.num_batches_tracked"] = np.array([3], np.int64)
+    path = tmp_path / f"weights{suffix}"
+    parallel = {f"module.{name}": x for name, x in weights.items()}
+    np.savez(path, **parallel) if suffix == ".npz" else save_file(parallel, path)
+    variables = import_resnet(path, model, SHAPE)
+    kernel = variables["params"]["layer2_0"]["downsample_conv"]["kernel"]
+    assert kernel.shape == (1, 1, 64, 128)
+    np.testing.assert_array_equal(
+        kernel[0, 0].T, weights["layer2.0.downsample.0.weight"][..., 0, 0]
+    )
+    np.testing.assert_array_equal(variables["params"]["fc"]["kernel"].T, weights["fc.weight"])
+    stats = variables["batch_stats"]["layer2_0"]["downsample_bn"]
+    np.testing.assert_array_equal(stats["var"], weights["layer2.0.downsample.1.running_var"])
+
+
+def test_all_that_does_not_fit_is_listed_at_once(tmp_path: Path) -> None:
+    weights = state_dict(network("resnet20", 100))
+    weights.pop("layer1.0.conv1.weight")
+    weights["layer4.0.conv1.weight"] = np.zeros((1,), np.float32)
+    weights["conv1.weight"][0, 0, 0, 0] = np.nan
+    np.savez(tmp_path / "wrong.npz", **weights)
+    with pytest.raises(ValueError) as error:
+        import_resnet(tmp_path / "wrong.npz", network("resnet20", 10), SHAPE)
+    for said in (
+        "wrong.npz does not fit this ResNet in 5 places",
+        "layer4.0.conv1.weight (1,): the network has no such weights",
+        "params/layer1_0/conv1/kernel (3, 3, 16, 16) is missing",
+        "fc.weight: as params/fc/kernel its shape is (64, 100), not (64, 10)",
+        "fc.bias: as params/fc/bias its shape is (100,), not (10,)",
+        "conv1.weight: 1 of 432 values are not finite",
+    ):
+        assert said in str(error.value)
+
+
+def test_two_names_of_one_leaf_are_an_error(tmp_path: Path) -> None:
+    weights = state_dict(network("resnet20", 10))
+    weights["linear.bias"] = weights["fc.bias"]
+    np.savez(tmp_path / "twice.npz", **weights)
+    with pytest.raises(ValueError, match=r"linear.bias: fc.bias is the same leaf"):
+        import_resnet(tmp_path / "twice.npz", network("resnet20", 10), SHAPE)
+
+
+def test_files_that_are_no_state_dicts_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no file"):
+        read_state_dict(tmp_path / "absent.npz")
+    (tmp_path / "broken.npz").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"broken\.npz cannot be read as \.npz"):
+        read_state_dict(tmp_path / "broken.npz")
+    (tmp_path / "weights.h5").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"\.h5, is unknown"):
+        read_state_dict(tmp_path / "weights.h5")
+    np.savez(tmp_path / "pickled.npz", a=np.array([{}], object))
+    with pytest.raises(ValueError, match=r"pickled\.npz cannot be read"):
+        read_state_dict(tmp_path / "pickled.npz")
+    np.savez(tmp_path / "empty.npz")
+    with pytest.raises(ValueError, match="no arrays"):
+        read_state_dict(tmp_path / "empty.npz")
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("name", "stem", "shape"),
+    [
+        ("resnet20", "cifar", (32, 32, 3)),
+        ("resnet18", "cifar", (32, 32, 3)),
+        ("resnet34", "imagenet", (64, 64, 3)),
+        ("resnet50", "imagenet", (64, 64, 3)),
+        ("staged_resnet20", "cifar", (32, 32, 3)),
+    ],
+)
+def test_logits_are_those_of_pytorch(tmp_path: Path, name: str, stem: str, shape: Any) -> None:
+    import torch
+
+    from tests.experiments.torch_resnet import forward
+
+    model = network(name, 10, stem)
+    weights = state_dict(model, shape)
+    torch.save({"state_dict": {k: torch.tensor(x) for k, x in weights.items()}}, tmp_path / "w.pth")
+    variables = import_resnet(tmp_path / "w.pth", model, shape)
+    images = np.random.default_rng(1).normal(size=(3, *shape)).astype(np.float32)
+    ours = model.apply(variables, images)
+    theirs = forward(model, weights, images)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
+
+
+@pytest.mark.real_data
+def test_published_weights_classify_real_images() -> None:
+    config = SimpleNamespace(mean=(0.485, 0.456, 0.406), deviation=(0.229, 0.224, 0.225))
+    from benchmarks.networks import read_images
+
+    images = read_images(REAL_DATA / "cifar10_test.med.xz", 500)
+    with np.load(REAL_DATA / "cifar10_labels.npz") as labels:
+        targets = labels["test_labels"][:500]
+    mean, deviation = (255 * np.float32(getattr(config, n)) for n in ("mean", "deviation"))
+    dataset = data.Dataset(images, targets, mean, deviation)
+    model = network("resnet20", 10)
+    variables = import_resnet(REAL_DATA / "cifar10_resnet20.npz", model, SHAPE)
+    correct = predict(model, variables, dataset).argmax(-1) == targets
+    assert 0.90 < correct.mean() < 0.95  # 91.73 % of all 10,000
