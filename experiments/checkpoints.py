@@ -85,7 +85,7 @@ class Checkpoints:
     def restore(self, like: Any) -> tuple[int, Any] | None:
         """Return (step, state) of the latest checkpoint that is whole, laid out as `like`.
 
-        Damaged ones are set aside, as damaged-<step> in the same folder, each with a line that
+        Damaged ones are set aside, as damaged-<step>-<n> in the same folder, each with a line that
         says so. None if there is no checkpoint.
 
         Raises:

@@ -43,7 +43,7 @@ def candidates(locs: Sequence[jax.Array], mixtures: Sequence[Mixture]) -> list[C
     """
 
     def of_window(mixture: Mixture, values: jax.Array, unit: jax.Array, edges: jax.Array) -> Pairs:
-        return pairs.find(edges, unit, mixture, values, _ROUNDING)
+        return pairs.find(edges, unit, mixture, values, jnp.full_like(mixture.means[0], _ROUNDING))
 
     def find() -> list[Candidates | None]:
         found: list[Candidates | None] = [None] * len(locs)

@@ -21,7 +21,8 @@ def over_blocks(function: Function, *arrays: jax.Array) -> tuple[Any, Any]:
     """Apply a function to arrays of one shape, block by block.
 
     A block is every n-th part along one axis: so an axis that is split over devices stays where it
-    is, where blocks one after another would each come from one device.
+    is, where blocks one after another would each come from one device. What is left at the axis'
+    end, where no good n divides its length, is a block more.
 
     Args:
       function: of one block.
@@ -34,10 +35,16 @@ def over_blocks(function: Function, *arrays: jax.Array) -> tuple[Any, Any]:
     axis, number = _split(shape)
     if number == 1:
         return whole(function, *arrays)
+    inside = shape[axis] // number
+    if inside * number < shape[axis]:
+        cut = [jnp.split(x, [inside * number], axis) for x in arrays]
+        found, sums = over_blocks(function, *(most for most, _ in cut))
+        more, rest = function(jnp.int32(number), *(few for _, few in cut))
+        found = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis), found, more)
+        return found, jax.tree.map(jnp.add, sums, rest)
 
     def apart(x: jax.Array) -> jax.Array:
-        inside = x.shape[axis] // number, number
-        return x.reshape(*x.shape[:axis], *inside, *x.shape[axis + 1 :])
+        return x.reshape(*x.shape[:axis], inside, number, *x.shape[axis + 1 :])
 
     split = [apart(x) for x in arrays]
 
@@ -68,14 +75,17 @@ def whole(function: Function, *arrays: jax.Array) -> tuple[Any, Any]:
 
 
 def _split(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Choose an axis, and how many blocks to split it in: of at most `_SIZE`, if that can be."""
-    wanted = -(-math.prod(shape) // _SIZE)
+    """Choose an axis, and how many blocks to split it in: of about `_SIZE`, if that can be.
+
+    The number divides the axis' length, unless that would take many more blocks.
+    """
+    wanted = max(1, -(-math.prod(shape) // _SIZE))
     best = (0, 1)
     for axis, length in enumerate(shape):
         if axis and math.prod(shape[axis + 1 :]) < _TOGETHER:
             break
-        divisors = [n for n in range(1, length + 1) if length % n == 0]
-        number = next((n for n in divisors if n >= wanted), length)
+        most = min(2 * wanted, length)
+        number = next((n for n in range(wanted, most + 1) if length % n == 0), min(wanted, length))
         if best[1] < min(number, wanted):
             best = (axis, number)
     return best

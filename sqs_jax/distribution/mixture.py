@@ -1,7 +1,7 @@
 """The Gaussian mixture of one tensor, and its responsibilities for an array of weights.
 
-These are [N, K], as the formulas are written: what blocks.py applies to a block at a time, and what
-components.py and table.py are tested against.
+These are [N, K], as the formulas are written: the reference that components.py and table.py are
+tested against.
 """
 
 from typing import NamedTuple

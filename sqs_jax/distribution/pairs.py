@@ -61,11 +61,11 @@ def find(
     unit: jax.Array,
     mixture: Mixture,
     values: jax.Array,
-    margin: jax.typing.ArrayLike,
+    margins: jax.Array,
 ) -> Pairs:
     """Find the two most probable components of each cell of a window.
 
-    A component matters if somewhere in the cell its log joint probability comes within the margin
+    A component matters if somewhere in the cell its log joint probability comes within its margin
     of what the most probable one exceeds everywhere in the cell.
 
     Args:
@@ -73,11 +73,11 @@ def find(
       unit: of distances, the grid's scale.
       mixture: of this window alone, [1, K].
       values: of its components, [V, 1, K].
-      margin: nats, > 0.
+      margins: nats, > 0, [K].
     """
     start, stop = edges[:-1], edges[1:]
     left, right = (Logits.at(x, mixture, 1.0) for x in (start, stop))
-    rows = left.rows(mixture.means[None])
+    rows = left.rows(margins[None, None])
 
     def least(bound: jax.Array, row: components.Row) -> tuple[jax.Array, None]:
         # a joint is concave: least at an end
@@ -90,11 +90,11 @@ def find(
         second = jnp.where(wins, first, jnp.where(follows, row.number, second))
         next_best = jnp.where(wins, best, jnp.where(follows, most, next_best))
         first, best = jnp.where(wins, row.number, first), jnp.maximum(most, best)
-        return (best, first, next_best, second, matter + (most >= bound).astype(jnp.int32)), None
+        matter += (most + row.values[0] >= bound).astype(jnp.int32)
+        return (best, first, next_best, second, matter), None
 
     lowest, none = jnp.full_like(start, -jnp.inf), jnp.zeros_like(start, jnp.int32)
     bound, _ = jax.lax.scan(least, lowest, rows)
-    bound = bound - margin
     (_, best, _, other, matter), _ = jax.lax.scan(rank, (lowest, none, lowest, none, none), rows)
     first, second = jnp.minimum(best, other), jnp.maximum(best, other)
 

@@ -25,7 +25,7 @@ from sqs_jax.distribution.cubics import Cubics
 from sqs_jax.distribution.mixture import Mixture
 from sqs_jax.distribution.pairs import Pairs
 
-# Largest error, as a fraction of the range of the values.
+# Largest error, as a fraction of the reach of the values, see `_reach`.
 TOLERANCE = 1e-3
 
 # Weights of a tensor that are worth a table.
@@ -109,12 +109,12 @@ def make(grid: Grid, mixture: Mixture, values: jax.Array, temperature: jax.Array
       values: [T, V, W, K].
       temperature: of the responsibilities, scalar.
     """
-    # all that is left out has a responsibility below the tolerance, together
-    margin = temperature * math.log(mixture.means.shape[-1] / TOLERANCE)
-    reach = jnp.max(values, axis=(2, 3)) - jnp.min(values, axis=(2, 3))
-    rounding = 8 * jnp.finfo(values.dtype).eps * jnp.max(jnp.abs(values), axis=(2, 3))
-    allowed = TOLERANCE * reach + rounding  # [T, V]
-    allowed = jnp.broadcast_to(allowed[:, None], (*grid.per.shape, values.shape[1]))
+    reach, excess = _reach(values)
+    # All that is left out has a responsibility below the tolerance, together, or as much below
+    # that as its value is beyond the reach.
+    margins = temperature * (math.log(mixture.means.shape[-1] / TOLERANCE) + jnp.log(excess))
+    rounding = 8 * jnp.finfo(values.dtype).eps * jnp.max(jnp.abs(values), axis=-1)
+    allowed = jnp.moveaxis(TOLERANCE * reach + rounding, 1, 2)  # [T, W, V]
 
     def of_window(
         mixture: Mixture,
@@ -125,14 +125,36 @@ def make(grid: Grid, mixture: Mixture, values: jax.Array, temperature: jax.Array
         means: jax.Array,
         places: tuple[jax.Array, jax.Array],
         allowed: jax.Array,
+        margins: jax.Array,
     ) -> tuple[Cubics, Pairs]:
         at = edges, stretch, means, places
         smooth = cubics.make(*at, mixture, values, temperature, allowed)
-        return smooth, pairs.find(edges, unit, mixture, values, margin)
+        return smooth, pairs.find(edges, unit, mixture, values, margins)
 
     means = jnp.clip(mixture.means, grid.edges[..., :1], grid.edges[..., -1:])
-    parts = grid.edges, grid.stretch, means, places_of(grid, means), allowed
+    parts = grid.edges, grid.stretch, means, places_of(grid, means), allowed, margins
     return Table(grid, *by_window(of_window, mixture, values, grid.scale, *parts))
+
+
+def _reach(values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Find how far the values of most of a window's components are apart.
+
+    One that is far from the others must not make all that happens among them look small.
+
+    Args:
+      values: [T, V, W, K].
+
+    Returns:
+      reach: [T, V, W], the range, or eight median absolute deviations, if that is less: 5.4
+      deviations of a normal distribution.
+      excess: [T, W, K], by how much a component is beyond it in any of its values; at least 1.
+    """
+    off = jnp.abs(values - jnp.median(values, axis=-1, keepdims=True))
+    whole = jnp.max(values, axis=-1) - jnp.min(values, axis=-1)
+    reach = jnp.minimum(whole, 8 * jnp.median(off, axis=-1))
+    least = jnp.finfo(values.dtype).tiny
+    excess = off / jnp.maximum(reach, least)[..., None]
+    return reach, jnp.clip(jnp.max(excess, axis=1), 1, 1 / jnp.finfo(values.dtype).eps)
 
 
 def kind_for(lookup: Lookup, kind: jax.Array, loc: jax.Array) -> jax.Array:

@@ -88,6 +88,11 @@ class Rule:
             )
         if not isinstance(leaf, jax.core.Tracer):
             require_finite(path, leaf)
+        if 0 in leaf.shape[: self.stacked]:
+            raise ValueError(
+                f"{path}: no slice of shape {leaf.shape} is stacked along its first {self.stacked} "
+                "axes, so there is nothing to compress. Put a rule with components=None before."
+            )
         if self.structure is not None:
             m = self.structure[1]
             if leaf.ndim - self.stacked < 2 or leaf.shape[-2] % m:

@@ -26,6 +26,7 @@ from sqs_jax.transform.rules import (
     check_rules,
     flatten,
     is_sub_distribution,
+    require_finite,
     require_whole,
 )
 
@@ -184,8 +185,13 @@ def spike_slab_gmm(
 
     def compress(posterior: Any) -> Any:
         leaves, put = compressed(posterior)
+        paths = [path for path, leaf in flatten(posterior)[0] if is_sub_distribution(leaf)]
         found = []
-        for leaf in leaves:  # one after another: what a tensor needs on the way is gone by the next
+        # one after another: what a tensor needs on the way is gone by the next
+        for path, leaf in zip(paths, leaves, strict=True):
+            for array in (leaf.loc, leaf.means):
+                if not isinstance(array, jax.core.Tracer):
+                    require_finite(path, array)
             book = leaf.means.astype(leaf.loc.dtype)
             found.append(CompressedLeaf(codes=leaf.codes(), codebook=book))
         return put(found)

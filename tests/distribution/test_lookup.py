@@ -148,6 +148,29 @@ def test_gradients_are_those_of_the_loop(components, windows):
             assert off < 1e-2, (wider, temperature, field, off)
 
 
+@pytest.mark.parametrize("windows", [None, OUTLIER])
+@pytest.mark.parametrize("temperature", [1.0, 0.1, 0.05])
+def test_a_component_far_away_does_not_blur_the_others(windows, temperature):
+    weights = np.random.default_rng(0).normal(size=(200, 200)) * 0.05
+    weights[0, 0] = 20.0
+    d = start(jnp.asarray(weights, jnp.float32), components=5, windows=windows)
+    means = jnp.asarray([-0.05, 0.0, 0.0005, 0.05, 20.0])
+    scales = jnp.log(jnp.asarray([0.02, 0.02, 0.02, 0.02, 1.0]))
+    shape = d.means.shape
+    d = d.replace(
+        means=jnp.broadcast_to(means, shape),
+        log_scales=jnp.broadcast_to(scales, shape),
+        mixture_logits=jnp.zeros(shape),
+    )
+    found = np.asarray(d.mean(temperature, "table"), np.float64)
+    off = np.abs(found - reference_mean(d, temperature))
+    assert off[np.abs(weights) < 0.5].max() < 1e-3 * 0.1  # of the range of the others
+    got, want = (gradients(d, temperature, way) for way in ("table", "loop"))
+    for field in FIELDS:
+        a, b = np.asarray(getattr(got, field)), np.asarray(getattr(want, field))
+        assert np.sqrt(np.mean((a - b) ** 2) / np.mean(b**2)) < 1e-2, field
+
+
 def test_the_gradient_is_that_of_float64_by_differences():
     d = start(components=8, wider=0.7)
     gradient = gradients(d, 0.5, "table")

@@ -165,3 +165,18 @@ def test_temperature_and_relaxation_must_be_positive(bad):
 def test_float64_weights_of_numpy_become_what_jax_makes_of_them():
     w = np.random.default_rng(0).normal(size=(6, 5))
     assert leaf(transform().init({"a": {"kernel": w}})).loc.dtype == jnp.float32
+
+
+def test_weights_that_went_bad_are_named_before_they_ship():
+    t = transform()
+    q = t.init(params())
+    bad = leaf(q).replace(loc=leaf(q).loc.at[0, 0].set(jnp.nan))
+    q["a"]["kernel"] = bad
+    with pytest.raises(ValueError, match=r"a/kernel: 1 of \d+ weights are not finite"):
+        t.compress(q)
+
+
+def test_a_stack_of_no_slices_is_named():
+    t = sqs_jax.spike_slab_gmm([Rule(components=4, stacked=1)], prior=PRIOR)
+    with pytest.raises(ValueError, match=r"a: no slice of shape \(0, 5, 6\)"):
+        t.init({"a": jnp.zeros((0, 5, 6))})
