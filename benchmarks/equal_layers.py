@@ -66,6 +66,12 @@ def ways(problem: training.Problem) -> dict[str, Way]:
         "sample": _way(problem, Setting("sample")),
         "mode, float32 gates": _way(problem, Setting("mode", train_gates=False)),
         "mode": _way(problem, Setting("mode", gate_bytes=2, train_gates=False), bar=7, **half),
+        "mode, float8 gates": _way(
+            problem,
+            Setting("mode", gate_bytes=1, train_gates=False),
+            bar=7,
+            gate_dtype=jnp.float8_e4m3fn,
+        ),
     }
 
 

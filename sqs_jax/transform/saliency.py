@@ -41,11 +41,14 @@ def _paths(tree: Any) -> list[tuple[str, Any]]:
     return found
 
 
+def _gates(leaf: SubDistribution) -> jax.Array:
+    """Widen the gates, which may be of eight bits."""
+    return leaf.gate_logits.astype(leaf.latent.dtype)
+
+
 def magnitude(posterior: Any) -> Any:
     """Score rho_i * |theta_i|, the default; larger is kept."""
-    return _scores(
-        lambda _, leaf: jax.nn.sigmoid(leaf.gate_logits) * jnp.abs(leaf.latent), posterior
-    )
+    return _scores(lambda _, leaf: jax.nn.sigmoid(_gates(leaf)) * jnp.abs(leaf.latent), posterior)
 
 
 def gate(posterior: Any) -> Any:
@@ -54,7 +57,7 @@ def gate(posterior: Any) -> Any:
     Gates that nothing trained are all equal, and prune by position: estimator "mode" never
     trains them.
     """
-    return _scores(lambda _, leaf: leaf.gate_logits, posterior)
+    return _scores(lambda _, leaf: _gates(leaf), posterior)
 
 
 def activation(posterior: Any, input_norms: Any) -> Any:

@@ -79,7 +79,7 @@ def spike_slab_gmm(
         none matches stay dense.
       prior: of every compressed weight.
       initialiser: how codebooks start, "kmeans" or "quantile".
-      gate_dtype: of the gates, floating; bfloat16 saves memory where they are not trained.
+      gate_dtype: of the gates, floating; bfloat16 or 8 bits save memory where they are not trained.
         float64 weights have float64 gates if this is float32.
       evaluation: how `mean` and `kl` are computed: "table", "loop", or "auto", by platform (see
         docs/performance.md).

@@ -180,3 +180,26 @@ def test_a_stack_of_no_slices_is_named():
     t = sqs_jax.spike_slab_gmm([Rule(components=4, stacked=1)], prior=PRIOR)
     with pytest.raises(ValueError, match=r"a: no slice of shape \(0, 5, 6\)"):
         t.init({"a": jnp.zeros((0, 5, 6))})
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float8_e4m3fn, jnp.float8_e5m2])
+def test_gates_of_few_bits_go_through_every_verb(dtype):
+    rules = [Rule(components=4)]
+    wide = sqs_jax.spike_slab_gmm(rules, prior=PRIOR)
+    t = sqs_jax.spike_slab_gmm(rules, prior=PRIOR, gate_dtype=dtype)
+    q, reference = t.init(params()), wide.init(params())
+    assert leaf(q).gate_logits.dtype == dtype
+    for estimator in ("mode", "mean", "sample"):
+        loss = sqs_jax.elbo(
+            t, lambda p, _: (jnp.sum(p["a"]["kernel"] ** 2), None), num_data=10, estimator=estimator
+        )
+        trainable, fixed = sqs_jax.partition(q, train=("loc", "means"))
+        gradient = jax.grad(lambda part, fixed=fixed, loss=loss: loss(
+            sqs_jax.combine(part, fixed), None, KEY, 0)[0])(trainable)  # fmt: skip
+        assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(gradient))
+    for scores in (sqs_jax.saliency.magnitude, sqs_jax.saliency.gate):
+        pruned = sqs_jax.refit(sqs_jax.revive(sqs_jax.prune(q, 0.5, scores=scores(q))))
+        assert leaf(pruned).gate_logits.dtype == dtype
+        assert jnp.isfinite(t.kl(pruned))
+    codes = [leaf(x.compress(sqs_jax.prune(y, 0.5))).codes for x, y in ((t, q), (wide, reference))]
+    np.testing.assert_array_equal(*codes)
