@@ -43,9 +43,10 @@ def test_networks_have_the_published_number_of_weights(
 
 def test_compressible_layers_have_the_plain_paths_and_draws() -> None:
     example = jnp.zeros((1, 8, 8, 3))
-    rule = sqs_jax.Rule(components=4)
-    plain = network("resnet20").init(jax.random.key(0), example)["params"]
-    made = network("resnet20", rule=rule).init(jax.random.key(0), example)["params"]
+    plain, made = (
+        jax.jit(network("resnet20", rule=rule).init)(jax.random.key(0), example)["params"]
+        for rule in (None, sqs_jax.Rule(components=4))
+    )
     prior = sqs_jax.SpikeSlabPrior(inclusion=0.5, scale=1.0)
     wanted = sqs_jax.spike_slab_gmm([sqs_jax.Rule(components=4)], prior=prior).init(plain)
     assert jax.tree.structure(made) == jax.tree.structure(wanted)

@@ -1,0 +1,21 @@
+"""ResNet-56 on CIFAR-10 at the published operating point, K = 4 and 50 %, from weights of 93.39 %.
+
+Command: python -m experiments.train --config=experiments/configs/cifar10_resnet56.py \
+    --config.data.directory=DATA --config.model.weights=DATA/cifar10_resnet56.npz \
+    --workdir=runs/resnet56
+Data: as for cifar10_resnet20.py.
+Published: 94.37 % to 93.53 %. Hardware: one GPU. Not yet run in full.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import cifar10_resnet20
+
+
+def get_config() -> ConfigDict:
+    config = cifar10_resnet20.get_config()
+    config.model.name = "resnet56"
+    config.sqs.target_bytes = 0
+    config.sqs.components = 4
+    config.sqs.sparsity = 0.5
+    return config
