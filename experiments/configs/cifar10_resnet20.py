@@ -3,6 +3,7 @@
 Command: python -m experiments.train --config=experiments/configs/cifar10_resnet20.py \
     --config.data.directory=DATA --config.model.weights=DATA/cifar10_resnet20.npz \
     --config.sqs.target_bytes=44950 --workdir=runs/resnet20_24
+Measured: docs/results.md, with sqs.epochs=5 on two CPU cores: 90.42 % in 44,755 bytes.
 Data: DATA/cifar10.npz (see experiments/data/files.py), or tensorflow-datasets' cifar10; the weights
     of akamaster/pytorch_resnet_cifar10.
 """
