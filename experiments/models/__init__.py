@@ -12,9 +12,9 @@ from experiments.models.resnet import ResNet
 __all__ = ["NETWORKS", "ConvNet", "ResNet", "build_model"]
 
 
-def _cifar(depth: int) -> Callable[..., ResNet]:
-    """Three stages of 16, 32 and 64 channels, option-A shortcuts, as He et al. have for CIFAR."""
-    return partial(ResNet, ((depth - 2) // 6,) * 3, (16, 32, 64), shortcut="pad")
+def _cifar(depth: int, shortcut: str) -> Callable[..., ResNet]:
+    """Three stages of 16, 32 and 64 channels, as He et al. have for CIFAR."""
+    return partial(ResNet, ((depth - 2) // 6,) * 3, (16, 32, 64), shortcut=shortcut)
 
 
 def _wide(*blocks: int, bottleneck: bool = False) -> Callable[..., ResNet]:
@@ -29,7 +29,9 @@ def _staged(blocks: int) -> Callable[..., ResNet]:
 
 # name -> network(num_classes=, ...)
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
-    **{f"resnet{depth}": _cifar(depth) for depth in (20, 32, 44, 56, 110)},
+    # option A shortcuts, and b: option B, as chenyaofo/pytorch-cifar-models has them
+    **{f"resnet{depth}": _cifar(depth, "pad") for depth in (20, 32, 44, 56, 110)},
+    **{f"resnet{depth}b": _cifar(depth, "project") for depth in (20, 32, 44, 56, 110)},
     "resnet18": _wide(2, 2, 2, 2),
     "resnet34": _wide(3, 4, 6, 3),
     "resnet50": _wide(3, 4, 6, 3, bottleneck=True),

@@ -111,6 +111,7 @@ def test_files_that_are_no_state_dicts_are_named(tmp_path: Path) -> None:
     ("name", "stem", "shape"),
     [
         ("resnet20", "cifar", (32, 32, 3)),
+        ("resnet20b", "cifar", (32, 32, 3)),
         ("resnet18", "cifar", (32, 32, 3)),
         ("resnet34", "imagenet", (64, 64, 3)),
         ("resnet50", "imagenet", (64, 64, 3)),
