@@ -91,7 +91,7 @@ def evaluate(workdir: Path) -> dict[str, Any]:
 
     result = {}
     for name, file in _FILES.items():
-        if name == "finetune" and not config.finetune:
+        if name == "finetune" and not config.get("finetune", True):
             continue
         result[name] = scores(predict(model, read(file), images), file)
     average = read("average.sqs")

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -31,15 +33,21 @@ def fold_statistics(params: Any, model_state: Any) -> tuple[Any, Any]:
     layers = {path[:-1] for path in stats}
     folded = {}
     for layer in layers:
-        mean, variance = (np.asarray(stats[*layer, name]) for name in ("mean", "var"))
-        factor = np.asarray(flat[*layer, "scale"]) / np.sqrt(variance + EPSILON)
-        flat[*layer, "bias"] = np.asarray(flat[*layer, "bias"]) - mean * factor
-        flat[*layer, "scale"] = factor
+        mean, variance = (jnp.asarray(stats[*layer, name]) for name in ("mean", "var"))
+        # of a layer that does nothing itself, the folded kernel is the factor of each channel
+        flat[*layer, "scale"], flat[*layer, "bias"] = sqs_jax.fold_batch_norm(
+            jnp.ones_like(mean),
+            scale=flat[*layer, "scale"],
+            bias=flat[*layer, "bias"],
+            mean=mean,
+            variance=variance,
+            epsilon=EPSILON,
+        )
         folded[*layer, "mean"] = _constant(mean, 0.0)
         folded[*layer, "var"] = _constant(mean, 1 - EPSILON)
     return unflatten_dict(flat), {**model_state, "batch_stats": unflatten_dict(folded)}
 
 
-def _constant(like: np.ndarray, value: float) -> sqs_jax.CompressedLeaf:
+def _constant(like: jax.Array, value: float) -> sqs_jax.CompressedLeaf:
     codes = np.full(like.shape, int(value != 0), np.uint8)
     return sqs_jax.CompressedLeaf(codes, np.full((1, 1), value, np.float32))

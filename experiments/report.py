@@ -143,7 +143,7 @@ def _summary(run: Run) -> dict[str, str]:
         headline += f"{apart} points {'below' if missed > 0 else 'above'} it."
     else:
         headline += "at the same accuracy."
-    weights = run.config["model"]["weights"]
+    weights = run.config["model"].get("weights")
     origin = f"imported from {escape(Path(weights).name)}" if weights else "trained from scratch"
     label = {"dense": origin, "finetune": "trained on (finetuned)"}[name]
     if other is None:

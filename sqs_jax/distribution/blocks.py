@@ -36,12 +36,19 @@ def over_blocks(function: Function, *arrays: jax.Array) -> tuple[Any, Any]:
     if number == 1:
         return whole(function, *arrays)
     inside = shape[axis] // number
-    if inside * number < shape[axis]:
-        cut = [jnp.split(x, [inside * number], axis) for x in arrays]
-        found, sums = over_blocks(function, *(most for most, _ in cut))
-        more, rest = function(jnp.int32(number), *(few for _, few in cut))
-        found = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis), found, more)
-        return found, jax.tree.map(jnp.add, sums, rest)
+    if inside * number == shape[axis]:
+        return _loop(function, axis, number, *arrays)
+    cut = [jnp.split(x, [inside * number], axis) for x in arrays]
+    found, sums = _loop(function, axis, number, *(most for most, _ in cut))
+    more, rest = function(jnp.int32(number), *(few for _, few in cut))
+    found = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis), found, more)
+    return found, jax.tree.map(jnp.add, sums, rest)
+
+
+def _loop(function: Function, axis: int, number: int, *arrays: jax.Array) -> tuple[Any, Any]:
+    """Apply a function to `number` blocks along an axis, whose length that divides."""
+    shape = arrays[0].shape
+    inside = shape[axis] // number
 
     def apart(x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[:axis], inside, number, *x.shape[axis + 1 :])

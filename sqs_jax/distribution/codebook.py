@@ -103,8 +103,7 @@ def _fit_slices(
     """Fit every slice of the stacked axes; the host side of `init_mixture`."""
     loc = np.asarray(loc)
     lead = loc.shape[:stacked]
-    count = int(np.prod(lead))
-    slices = loc.reshape(count, loc.size // max(count, 1)).astype(np.float64)
+    slices = loc.reshape(int(np.prod(lead)), -1).astype(np.float64)
     fits = [_fit_tensor(s, components, windows, initialiser) for s in slices]
     fields = (np.stack(field).astype(dtype) for field in zip(*fits, strict=True))
     return tuple(x.reshape(*lead, *x.shape[1:]) for x in fields)

@@ -23,6 +23,7 @@ def network(name: str, num_classes: int = 10, stem: str = "cifar", **options: An
     ("name", "stem", "classes", "weights"),
     [
         ("resnet20", "cifar", 10, 269_722),
+        ("resnet20b", "cifar", 10, 272_474),
         ("resnet32", "cifar", 10, 464_154),
         ("resnet44", "cifar", 10, 658_586),
         ("resnet56", "cifar", 10, 853_018),
