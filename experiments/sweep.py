@@ -30,6 +30,7 @@ from rich.console import Console
 from experiments.frontier import write_frontier
 from experiments.processes import STOPPED
 from experiments.reproduce import flat
+from experiments.workdir import claim_workdir
 
 _CONFIG: Any = config_flags.DEFINE_config_file(
     "config", None, "Experiment that all points share; its fields can be set as for train."
@@ -47,11 +48,13 @@ class Point(NamedTuple):
       settings: field -> value.
       folder: of its run.
       command: that trains it.
+      config: of its run.
     """
 
     settings: dict[str, Any]
     folder: Path
     command: list[str]
+    config: Any
 
     @property
     def finished(self) -> bool:
@@ -88,7 +91,7 @@ def parse(grid: list[str], config: Any) -> dict[str, list[Any]]:
             problems.append(f"{text!r}: a value is there twice")
         for value in values if field in known and isinstance(values, list) else ():
             try:
-                config.copy_and_resolve_references().update_from_flattened_dict({field: value})
+                _changed(config, {field: value})
             except (TypeError, ValueError) as error:
                 problems.append(f"{text!r}: {value!r} does not fit: {error}")
         axes[field] = values
@@ -97,13 +100,25 @@ def parse(grid: list[str], config: Any) -> dict[str, list[Any]]:
     return axes
 
 
-def points(axes: dict[str, list[Any]], options: list[str], workdir: Path) -> list[Point]:
+def _changed(config: Any, settings: dict[str, Any]) -> Any:
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict(settings)
+    return config
+
+
+def points(
+    axes: dict[str, list[Any]], options: list[str], workdir: Path, config: Any
+) -> list[Point]:
     """Return all combinations.
 
     Args:
       axes: field -> values.
       options: of experiments.train that all share.
       workdir: holds their folders.
+      config: that all share, options included.
+
+    Raises:
+      ValueError: if a finished run is of another config.
     """
     found = []
     for values in itertools.product(*axes.values()):
@@ -112,7 +127,10 @@ def points(axes: dict[str, list[Any]], options: list[str], workdir: Path) -> lis
         folder = workdir / name.replace("/", "_").replace(" ", "")
         chosen = [f"--config.{field}={value}" for field, value in settings.items()]
         command = ["-m", "experiments.train", *options, *chosen, f"--workdir={folder}"]
-        found.append(Point(settings, folder, command))
+        found.append(Point(settings, folder, command, _changed(config, settings)))
+    for point in found:
+        if point.finished:  # the others say so themselves
+            claim_workdir(point.folder, point.config)
     return found
 
 
@@ -194,7 +212,7 @@ def main(_: Any) -> None:
     words = [word for word in sys.argv[1:] if word.startswith("--config")]
     if any("=" not in word for word in words):
         raise app.UsageError("Write --config=FILE and --config.FIELD=VALUE, with =.")
-    todo = points(parse(_GRID.value, _CONFIG.value), words, workdir)
+    todo = points(parse(_GRID.value, _CONFIG.value), words, workdir, _CONFIG.value)
     if _DRY.value:
         for point in todo:
             print(shlex.join(["python", *point.command]))

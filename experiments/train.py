@@ -12,7 +12,6 @@ its last step saved, and with 1 for an error.
 """
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -36,8 +35,8 @@ from experiments.models import build_model
 from experiments.phases import Phase, phases
 from experiments.processes import is_writer, joined, wait_for_all
 from experiments.report import write_report
-from experiments.reproduce import flat
 from experiments.step import TrainState
+from experiments.workdir import claim_workdir
 
 _CONFIG: Any = config_flags.DEFINE_config_file(
     "config", None, "Experiment: experiments/configs/digits.py, ...", lock_config=True
@@ -46,41 +45,6 @@ _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; made if it is 
 _COORDINATOR = flags.DEFINE_string("coordinator_address", None, "host:port of process 0.")
 _COUNT = flags.DEFINE_integer("num_processes", None, "Processes of this training; one by default.")
 _INDEX = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
-
-# Where a run lies on its devices may change from one start to the next.
-_LAYOUT = ("mesh.", "sharding")
-
-
-def claim_workdir(workdir: Path, config: Any) -> None:
-    """Make the folder the run of this config, or raise ValueError if it holds another's."""
-    wanted = json.loads(config.to_json_best_effort())
-    path = workdir / "config.json"
-    if workdir.exists() and not workdir.is_dir():
-        raise ValueError(f"--workdir={workdir} is a file; give a folder, or a new name.")
-    if path.exists():
-        try:
-            found = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{path} is damaged ({error}). If the run in {workdir} is of this config, remove "
-                "that file to go on; else give another --workdir."
-            ) from error
-        differences = [
-            f"config.{name}: {flat(found).get(name, 'absent')} there, "
-            f"{flat(wanted).get(name, 'absent')} now"
-            for name in sorted({**flat(found), **flat(wanted)})
-            if flat(found).get(name) != flat(wanted).get(name) and not name.startswith(_LAYOUT)
-        ]
-        if differences:
-            raise ValueError(
-                f"{workdir} holds a run of another config. Differences: {'; '.join(differences)}. "
-                "Give another --workdir, or remove this one to start anew."
-            )
-        return
-    workdir.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(wanted, indent=1))
-    os.replace(part, path)
 
 
 def train(config: Any, workdir: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import pytest
 from experiments.configs import digits
 from experiments.frontier import front, spots, write_frontier
 from experiments.sweep import parse, points
+from experiments.workdir import claim_workdir
 
 BRIEF = (
     "--config=experiments/configs/digits.py",
@@ -26,7 +27,8 @@ BRIEF = (
 
 def test_points_are_all_combinations() -> None:
     axes = parse(["sqs.components=[2, 4]", "config.seed=[0, 1, 2]"], digits.get_config())
-    found = points(axes, ["--config=c.py"], Path("w"))
+    found = points(axes, ["--config=c.py"], Path("w"), digits.get_config())
+    assert found[4].config.sqs.components == 4 and found[4].config.seed == 1
     assert [p.settings for p in found[:2]] == [
         {"sqs.components": 2, "seed": 0},
         {"sqs.components": 2, "seed": 1},
@@ -46,6 +48,17 @@ def test_everything_wrong_with_a_grid_is_listed() -> None:
     assert "no field sqs.componets" in said and "must be a list" in said
     assert "'seed=[': write it as" in said and "'much' does not fit" in said
     assert "'batch_size=[8,8]': a value is there twice" in said
+
+
+def test_a_finished_run_of_another_config_is_not_taken_for_a_point(tmp_path: Path) -> None:
+    config = digits.get_config()
+    (point,) = points({"sqs.components": [2]}, [], tmp_path, config)
+    claim_workdir(point.folder, point.config)
+    (point.folder / "report.html").write_text("")
+    assert points({"sqs.components": [2]}, [], tmp_path, config)[0].finished
+    config.sqs.epochs = 7
+    with pytest.raises(ValueError, match=r"config\.sqs\.epochs: 120 there, 7 now"):
+        points({"sqs.components": [2]}, [], tmp_path, config)
 
 
 def run(size: int, accuracy: float, seed: int, **settings: Any) -> dict[str, Any]:

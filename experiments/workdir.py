@@ -1,0 +1,43 @@
+"""The folder of a run, which is the run of one config."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from experiments.reproduce import flat
+
+# Where a run lies on its devices may change from one start to the next.
+_LAYOUT = ("mesh.", "sharding")
+
+
+def claim_workdir(workdir: Path, config: Any) -> None:
+    """Make the folder the run of this config, or raise ValueError if it holds another's."""
+    wanted = json.loads(config.to_json_best_effort())
+    path = workdir / "config.json"
+    if workdir.exists() and not workdir.is_dir():
+        raise ValueError(f"--workdir={workdir} is a file; give a folder, or a new name.")
+    if path.exists():
+        try:
+            found = json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{path} is damaged ({error}). If the run in {workdir} is of this config, remove "
+                "that file to go on; else give another --workdir."
+            ) from error
+        differences = [
+            f"config.{name}: {flat(found).get(name, 'absent')} there, "
+            f"{flat(wanted).get(name, 'absent')} now"
+            for name in sorted({**flat(found), **flat(wanted)})
+            if flat(found).get(name) != flat(wanted).get(name) and not name.startswith(_LAYOUT)
+        ]
+        if differences:
+            raise ValueError(
+                f"{workdir} holds a run of another config. Differences: {'; '.join(differences)}. "
+                "Give another --workdir, or remove this one to start anew."
+            )
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(wanted, indent=1))
+    os.replace(part, path)
