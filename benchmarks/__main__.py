@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from benchmarks import budget, digits, file, memory, scaling, soft_weight, steps
+from benchmarks import budget, digits, file, imported, memory, scaling, soft_weight, steps
 
 BENCHMARKS = {
     "file": file.run,
@@ -24,6 +24,7 @@ BENCHMARKS = {
     "steps": steps.run,
     "scaling": scaling.run,
     "digits": digits.run,
+    "imported": imported.run,
 }
 
 
@@ -33,7 +34,7 @@ def main() -> None:
                         help=f"which: {', '.join(BENCHMARKS)}; all if none is given")  # fmt: skip
     parser.add_argument("--workdir", type=Path, default=Path("runs/benchmarks"))
     parser.add_argument("--data", type=Path, default=Path("../shared/data"),
-                        help="the published weights and images that file and budget use, "
+                        help="the published weights and images that file, budget and imported use, "
                              "see networks.py")  # fmt: skip
     options = parser.parse_args()
     if unknown := sorted(set(options.names) - set(BENCHMARKS)):

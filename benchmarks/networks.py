@@ -128,7 +128,7 @@ def read_images(path: Path, count: int) -> np.ndarray:
     return np.stack([(red + green) & 255, green, (blue + green) & 255], -1).astype(np.uint8)
 
 
-_MEAN_STD = {
+MEAN_STD = {
     "cifar10": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "cifar100": ((0.507, 0.487, 0.441), (0.267, 0.256, 0.276)),
 }
@@ -136,7 +136,7 @@ _MEAN_STD = {
 
 def normalize(images: np.ndarray, dataset: str) -> np.ndarray:
     """Scale uint8 images [N, H, W, 3] as in the networks' training; float32."""
-    mean, std = np.array(_MEAN_STD[dataset], np.float32)
+    mean, std = np.array(MEAN_STD[dataset], np.float32)
     return (images.astype(np.float32) / 255 - mean) / std
 
 

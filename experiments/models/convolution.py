@@ -16,8 +16,8 @@ def conv_general_dilated(
 ) -> jax.Array:
     """Convolve, as `lax.conv_general_dilated` does for `flax.linen.Conv` in two dimensions.
 
-    On CPUs XLA's gradient of the kernel, one convolution with a window as large as the image, takes
-    most of a step of a small network; a product of matrices for each tap takes a tenth of that.
+    On CPUs XLA's gradient of the kernel, one convolution with a window as large as the image, can
+    take most of a step of a small network; here it is a product of matrices for each tap.
 
     Args:
       x: [batch, height, width, channels].

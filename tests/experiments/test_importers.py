@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from benchmarks import networks
 from experiments import data
 from experiments.evaluate import predict
 from experiments.importers import import_resnet, read_state_dict
@@ -134,16 +135,20 @@ def test_logits_are_those_of_pytorch(tmp_path: Path, name: str, stem: str, shape
 
 
 @pytest.mark.real_data
-def test_published_weights_classify_real_images() -> None:
-    config = SimpleNamespace(mean=(0.485, 0.456, 0.406), deviation=(0.229, 0.224, 0.225))
-    from benchmarks.networks import read_images
-
-    images = read_images(REAL_DATA / "cifar10_test.med.xz", 500)
-    with np.load(REAL_DATA / "cifar10_labels.npz") as labels:
-        targets = labels["test_labels"][:500]
-    mean, deviation = (255 * np.float32(getattr(config, n)) for n in ("mean", "deviation"))
-    dataset = data.Dataset(images, targets, mean, deviation)
-    model = network("resnet20", 10)
-    variables = import_resnet(REAL_DATA / "cifar10_resnet20.npz", model, SHAPE)
-    correct = predict(model, variables, dataset).argmax(-1) == targets
-    assert 0.90 < correct.mean() < 0.95  # 91.73 % of all 10,000
+@pytest.mark.parametrize(
+    ("file", "name", "classes"),
+    [("cifar10_resnet20", "resnet20", 10), ("cifar100_resnet20", "staged_resnet20", 100)],
+)
+def test_published_weights_give_the_logits_of_another_implementation(
+    file: str, name: str, classes: int
+) -> None:
+    reference = networks.load_network(file, REAL_DATA)
+    dataset = file.partition("_")[0]
+    images = networks.read_images(REAL_DATA / f"{dataset}_test.med.xz", 256)
+    mean, deviation = 255 * np.asarray(networks.MEAN_STD[dataset], np.float32)
+    test = data.Dataset(images, np.zeros(256, np.int32), mean, deviation)
+    model = network(name, classes)
+    variables = import_resnet(REAL_DATA / f"{file}.npz", model, SHAPE)
+    with jax.numpy_rank_promotion("allow"):
+        wanted = reference.outputs(reference.weights)
+    np.testing.assert_allclose(predict(model, variables, test), wanted, rtol=0, atol=1e-4)
