@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
+_CHUNK = 1 << 20  # floats of patches at a time: what a cache holds
 
 
 def conv_general_dilated(
@@ -17,7 +18,8 @@ def conv_general_dilated(
     """Convolve, as `lax.conv_general_dilated` does for `flax.linen.Conv` in two dimensions.
 
     On CPUs XLA's gradient of the kernel, one convolution with a window as large as the image, can
-    take most of a step of a small network; here it is a product of matrices for each tap.
+    take most of a step of a small network; here it is a sum of products of matrices, patches by
+    gradients, over a few images at a time.
 
     Args:
       x: [batch, height, width, channels].
@@ -56,20 +58,33 @@ def _backward(
     def whole() -> jax.Array:
         return jax.vjp(lambda kernel: convolve(x, kernel), kernel)[1](gradient)[0]
 
-    def by_taps() -> jax.Array:
-        padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    def of_patches() -> jax.Array:
+        rows, columns, channels, features = kernel.shape
         height, width = (1 + (n - 1) * s for n, s in zip(gradient.shape[1:3], strides, strict=True))
 
-        def tap(row: int, column: int) -> jax.Array:
-            seen = padded[:, row : row + height, column : column + width]
-            seen = seen[:, :: strides[0], :: strides[1]]
-            return jnp.tensordot(seen, gradient, ((0, 1, 2),) * 2, precision=precision)
+        def add(total: jax.Array, chunk: Any) -> tuple[jax.Array, None]:
+            x, gradient = chunk
+            padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+            patches = [
+                padded[:, i : i + height : strides[0], j : j + width : strides[1]]
+                for i in range(rows)
+                for j in range(columns)
+            ]
+            seen = jnp.concatenate(patches, -1)
+            return total + jnp.tensordot(
+                seen, gradient, ((0, 1, 2),) * 2, precision=precision
+            ), None
 
-        rows, columns = kernel.shape[:2]
-        taps = [tap(i, j) for i in range(rows) for j in range(columns)]
-        return jnp.stack(taps).reshape(kernel.shape)
+        images = x.shape[0]
+        floats = rows * columns * channels * gradient[0, ..., 0].size  # of an image's patches
+        size = max(
+            n for n in range(1, images + 1) if images % n == 0 and n * floats <= max(_CHUNK, floats)
+        )
+        chunks = [a.reshape(images // size, size, *a.shape[1:]) for a in (x, gradient)]
+        start = jnp.zeros((rows * columns * channels, features), kernel.dtype)
+        return lax.scan(add, start, chunks)[0].reshape(kernel.shape)
 
-    return of_x, lax.platform_dependent(cpu=by_taps, default=whole)
+    return of_x, lax.platform_dependent(cpu=of_patches, default=whole)
 
 
 _convolve.defvjp(_forward, _backward)
