@@ -1,7 +1,9 @@
-"""Batch normalisations as they ship: scale and bias alone."""
+"""Batch normalisations as they ship: statistics of the deployed weights, in scale and bias."""
 
+from collections.abc import Iterable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,35 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 import sqs_jax
 
-EPSILON = 1e-5  # flax.linen.BatchNorm's
+EPSILON, MOMENTUM = 1e-5, 0.9  # of the networks' flax.linen.BatchNorm
+
+
+def estimate_statistics(
+    model: nn.Module, params: Any, model_state: Any, batches: Iterable[Any]
+) -> Any:
+    """Return the model state with batch statistics that are plain means over some batches.
+
+    While training, statistics follow weights that change, and remember some ten batches.
+
+    Args:
+      model: the network.
+      params: arrays.
+      model_state: {"batch_stats": ...}, or anything else, which is returned as it is.
+      batches: images [batch, height, width, channels], standardised.
+    """
+    if "batch_stats" not in model_state:
+        return model_state
+
+    @jax.jit
+    def of_batch(images: jax.Array) -> Any:
+        zeros = jax.tree.map(jnp.zeros_like, model_state["batch_stats"])
+        variables = {"params": params, **model_state, "batch_stats": zeros}
+        _, moved = model.apply(variables, images, train=True, mutable=["batch_stats"])
+        return jax.tree.map(lambda mean: mean / (1 - MOMENTUM), moved["batch_stats"])
+
+    found = [jax.tree.map(np.asarray, of_batch(images)) for images in batches]
+    mean = jax.tree.map(lambda *each: np.mean(each, 0, np.float64).astype(np.float32), *found)
+    return {**model_state, "batch_stats": mean}
 
 
 def fold_statistics(params: Any, model_state: Any) -> tuple[Any, Any]:

@@ -21,12 +21,16 @@ class Phase(NamedTuple):
     Attributes:
       name: of its checkpoints and its lines in the metrics.
       transform: a sqs_jax.Transform.
+      prior: of its compressed weights.
       estimator: where the likelihood is evaluated.
       steps: length of the run.
       kl_weight: weight of the KL term.
       temperature: schedule of the responsibilities' temperature.
       relaxation: of the draws of estimator "sample".
       learning_rate: peak learning rate of each label of `sqs_jax.param_labels` that is trained.
+      warmup: steps over which learning rates rise to their peaks.
+      settled: label -> step from which it is not trained any more, if before the end.
+      rate_weight: weight of the codes' length, nats per training example.
       weight_decay: decoupled, on everything trained.
       distill_weight: of the teacher's term in the NLL; 0 needs no teacher.
       distill_temperature: both networks' logits are divided by it in that term.
@@ -35,26 +39,31 @@ class Phase(NamedTuple):
 
     name: str
     transform: sqs_jax.Transform
+    prior: sqs_jax.SpikeSlabPrior
     estimator: Any
     steps: int
     kl_weight: float
     temperature: optax.Schedule
     relaxation: float
     learning_rate: dict[str, float]
+    warmup: int
+    settled: dict[str, int]
+    rate_weight: float
     weight_decay: float
     distill_weight: float
     distill_temperature: float
     mask: "MaskSchedule | None"
 
     def optimizer(self) -> optax.GradientTransformation:
-        """Return AdamW with a cosine schedule, a learning rate for every label."""
+        """Return AdamW with warm-up and cosine, a learning rate for every label."""
+
+        def adamw(label: str, rate: float) -> optax.GradientTransformation:
+            end = self.settled.get(label, self.steps)
+            schedule = optax.warmup_cosine_decay_schedule(0.0, rate, self.warmup, end)
+            return optax.adamw(schedule, weight_decay=self.weight_decay)
+
         return optax.partition(
-            {
-                label: optax.adamw(
-                    optax.cosine_decay_schedule(rate, self.steps), weight_decay=self.weight_decay
-                )
-                for label, rate in self.learning_rate.items()
-            },
+            {label: adamw(label, rate) for label, rate in self.learning_rate.items()},
             sqs_jax.param_labels,
         )
 
@@ -123,18 +132,21 @@ def phases(config: Any, num_train: int) -> list[Phase]:
         )
     epoch = num_train // config.batch_size
     sqs, steps = config.sqs, config.sqs.epochs * epoch
-    leave_dense = sqs_jax.spike_slab_gmm(
-        [sqs_jax.Rule(components=None)], prior=sqs_jax.SpikeSlabPrior(inclusion=0.5, scale=1.0)
-    )
+    prior = sqs_jax.SpikeSlabPrior(inclusion=sqs.prior_inclusion, scale=sqs.prior_scale)
+    leave_dense = sqs_jax.spike_slab_gmm([sqs_jax.Rule(components=None)], prior=prior)
     dense = Phase(
         name="dense",
         transform=leave_dense,
+        prior=prior,
         estimator="mean",
         steps=config.dense.epochs * epoch,
         kl_weight=0.0,
         temperature=optax.constant_schedule(1.0),
         relaxation=sqs.relaxation,
         learning_rate={"dense": config.dense.learning_rate},
+        warmup=0,
+        settled={},
+        rate_weight=0.0,
         weight_decay=0.0,
         distill_weight=0.0,
         distill_temperature=1.0,
@@ -143,13 +155,17 @@ def phases(config: Any, num_train: int) -> list[Phase]:
     rates = {label: rate for label, rate in sqs.learning_rate.items() if rate > 0}
     compress = Phase(
         name="sqs",
-        transform=transform(config),
+        transform=transform(config, prior),
+        prior=prior,
         estimator=sqs.estimator,
         steps=steps,
         kl_weight=sqs.kl_weight,
         temperature=_geometric(sqs.temperature_start, sqs.temperature_end, steps),
         relaxation=sqs.relaxation,
         learning_rate=rates,
+        warmup=round(sqs.warmup * steps),
+        settled={"loc": round(sqs.latent_end * steps)},
+        rate_weight=sqs.rate_weight,
         weight_decay=sqs.weight_decay,
         distill_weight=sqs.distill_weight,
         distill_temperature=sqs.distill_temperature,
@@ -160,6 +176,7 @@ def phases(config: Any, num_train: int) -> list[Phase]:
         name="finetune",
         steps=steps,
         learning_rate={"dense": sqs.learning_rate.loc or sqs.learning_rate.dense},
+        warmup=round(sqs.warmup * steps),
         weight_decay=sqs.weight_decay,
         distill_weight=sqs.distill_weight,
         distill_temperature=sqs.distill_temperature,
@@ -167,13 +184,13 @@ def phases(config: Any, num_train: int) -> list[Phase]:
     return [dense, finetune, compress]
 
 
-def transform(config: Any) -> sqs_jax.Transform:
+def transform(config: Any, prior: sqs_jax.SpikeSlabPrior) -> sqs_jax.Transform:
     """Return the transform that a config describes."""
     sqs = config.sqs
     windows = sqs_jax.Windows(kind=sqs.window_kind, count=sqs.window_count)
     return sqs_jax.spike_slab_gmm(
         [sqs_jax.Rule(pattern=sqs.pattern, components=sqs.components, windows=windows)],
-        prior=sqs_jax.SpikeSlabPrior(inclusion=sqs.prior_inclusion, scale=sqs.prior_scale),
+        prior=prior,
     )
 
 
@@ -202,11 +219,20 @@ def _mask_schedule(sqs: Any, steps: int) -> MaskSchedule:
         )
     if sqs.target_bytes < 0:
         raise ValueError(f"config.sqs.target_bytes is {sqs.target_bytes}; 0 is no budget.")
+    if sqs.sensitivity not in ("norm", "fisher"):
+        raise ValueError(
+            f"config.sqs.sensitivity is {sqs.sensitivity!r}; it must be 'norm' or 'fisher'."
+        )
     if sqs.target_bytes and (sqs.saliency != "magnitude" or sqs.window_kind != "single"):
         raise ValueError(
             "config.sqs.target_bytes chooses K and sparsity per tensor by magnitude, without "
             f"windows; config.sqs.saliency is {sqs.saliency!r} and config.sqs.window_kind is "
             f"{sqs.window_kind!r}: use 'magnitude' and 'single', or target_bytes=0."
+        )
+    if not 0 <= sqs.warmup < sqs.latent_end <= 1:
+        raise ValueError(
+            "config.sqs.warmup and latent_end must ascend within [0, 1]; they are "
+            f"{sqs.warmup} and {sqs.latent_end}."
         )
     if not 0 <= sqs.sparsity < 1:
         raise ValueError(f"config.sqs.sparsity is {sqs.sparsity}; it must lie in [0, 1).")

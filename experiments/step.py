@@ -95,7 +95,12 @@ def make_gradient(
         trainable, fixed = sqs_jax.partition(state.posterior, train=phase.learning_rate)
 
         def loss_of(part: Any) -> Any:
-            return loss_fn(sqs_jax.combine(part, fixed), inputs, draw_key, step)
+            posterior = sqs_jax.combine(part, fixed)
+            loss, aux = loss_fn(posterior, inputs, draw_key, step)
+            if phase.rate_weight:
+                length = sqs_jax.code_length(posterior, temperature=phase.temperature(step))
+                loss += phase.rate_weight * length / num_data
+            return loss, aux
 
         return jax.value_and_grad(loss_of, has_aux=True)(trainable)
 

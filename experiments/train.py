@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,15 +27,20 @@ from ml_collections import config_flags
 import sqs_jax
 from experiments import data
 from experiments.budget import with_budget
+from experiments.data import Dataset
 from experiments.evaluate import predict
 from experiments.export import deployed, describe_distributions, export
+from experiments.fisher import squared_gradients
 from experiments.importers import import_resnet
-from experiments.layout import lay_out, make_mesh, place
+from experiments.layout import fetch, lay_out, make_mesh, place
 from experiments.loop import run_phase
 from experiments.models import build_model
+from experiments.normalisation import estimate_statistics
 from experiments.phases import Phase, phases
 from experiments.processes import is_writer, joined, wait_for_all
+from experiments.published import with_mistakes
 from experiments.report import write_report
+from experiments.sequential import in_order
 from experiments.step import TrainState
 from experiments.workdir import claim_workdir
 
@@ -70,7 +76,9 @@ def train(config: Any, workdir: Path) -> dict[str, Any]:
     weights = config.model.weights and import_resnet(
         Path(config.model.weights), model, example.shape[1:]
     )
-    jax.eval_shape(sqs_phase.transform.init, shapes["params"])  # rules that match nothing, early
+    # Rules that match nothing and unknown names, early.
+    jax.eval_shape(sqs_phase.transform.init, shapes["params"])
+    in_order(with_mistakes(sqs_phase, config.sqs.mistakes, 1), config.sqs.order)
     if is_writer():
         claim_workdir(workdir, config)  # only now: a config that cannot run claims no folder
     wait_for_all("the folder is claimed")
@@ -84,12 +92,21 @@ def train(config: Any, workdir: Path) -> dict[str, Any]:
     if weights:
         dense = place(weights, layout)
     else:
-        start = jax.jit(init, out_shardings=layout)()
-        dense = variables_of(run(dense_phase, start, {}))
+        untrained = jax.jit(init, out_shardings=layout)()
+        dense = variables_of(run(dense_phase, untrained, {}))
     finetuned = variables_of(run(finetune_phase, dense, dense)) if config.finetune else None
     if config.sqs.target_bytes:
-        sqs_phase = with_budget(sqs_phase, dense, config)
-    state = run(sqs_phase, dense, dense)
+        sensitivity = None
+        if config.sqs.sensitivity == "fisher":
+            sensitivity = squared_gradients(model, fetch(dense), splits.train, config.seed)
+        sqs_phase = with_budget(sqs_phase, dense, config, sensitivity)
+    sqs_phase = with_mistakes(sqs_phase, config.sqs.mistakes, len(splits.train.labels))
+    start = dense
+    for stage in in_order(sqs_phase, config.sqs.order):
+        state = run(stage, start, dense)
+        start = variables_of(state)
+    if config.sqs.reestimate:
+        state = reestimated(model, sqs_phase, state, splits.train, config)
     if sqs_phase.mask is not None and sqs_phase.mask.budget is not None:
         landed = sqs_phase.mask.budget.land(state.posterior, state.model_state)
         state = state._replace(posterior=landed)
@@ -102,6 +119,27 @@ def train(config: Any, workdir: Path) -> dict[str, Any]:
         evaluate_files(workdir, correct)
     wait_for_all("the files are evaluated")
     return json.loads((workdir / "evaluation.json").read_text())
+
+
+def reestimated(
+    model: nn.Module, phase: Phase, state: TrainState, train: Dataset, config: Any
+) -> TrainState:
+    """Return the state with the batch statistics of the deployed weights.
+
+    Of the images of the first `config.sqs.reestimate` steps, without augmentation. Every process
+    computes all of it.
+    """
+    chosen = [
+        data.batch_indices(len(train.labels), config.batch_size, config.seed, step)
+        for step in range(config.sqs.reestimate)
+    ]
+    model_state = estimate_statistics(
+        model,
+        fetch(phase.transform.mode(state.posterior)),
+        fetch(state.model_state),
+        (train.inputs(indices) for indices in chosen),
+    )
+    return state._replace(model_state=model_state)
 
 
 def evaluate_files(workdir: Path, correct: np.ndarray) -> None:

@@ -71,6 +71,8 @@ def default_recipe() -> ConfigDict:
     """Return our own recipe."""
     sqs = ConfigDict()
     sqs.recipe = "default"
+    sqs.mistakes = ()  # of the published code, put back: experiments/published.py
+    sqs.order = "together"  # or "prune_first", "quantise_first": experiments/sequential.py
     sqs.epochs = 120
     sqs.pattern = ".*kernel"  # the leaves that are compressed
     # Bytes of model.sqs; K and sparsity per tensor then follow, and those below are not used. 0:
@@ -90,7 +92,14 @@ def default_recipe() -> ConfigDict:
     sqs.learning_rate = ConfigDict(
         {"loc": 2e-3, "gate": 0.0, "means": 2e-3, "spread": 0.0, "dense": 2e-3}
     )
+    sqs.warmup = 0.0  # fraction of the run over which learning rates rise
+    sqs.latent_end = 1.0  # latent weights are trained until here, then codebooks and biases alone
     sqs.weight_decay = 0.0
+    # Of the codes' length under the mixture weights, -log pi, in the loss.
+    sqs.rate_weight = 0.0
+    # Training batches from which batch statistics are estimated anew for what ships; 0: as trained
+    sqs.reestimate = 0
+    sqs.sensitivity = "norm"  # of a budget's allocation; or "fisher", E[g^2] of the dense network
     # Pruning: fractions of the run.
     sqs.sparsity = 0.81
     sqs.scope = "global"

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 import sqs_jax.linen
 from experiments.models.convolution import conv_general_dilated
+from experiments.normalisation import EPSILON, MOMENTUM
 
 
 class ResNet(nn.Module):
@@ -140,8 +141,9 @@ class Layers:
     def norm(self, name: str) -> nn.Module:
         """Return a batch normalisation."""
         return nn.BatchNorm(
-            use_running_average=not self.train, momentum=0.9, dtype=self.dtype, name=name
-        )
+            use_running_average=not self.train, momentum=MOMENTUM, epsilon=EPSILON,
+            dtype=self.dtype, name=name,
+        )  # fmt: skip
 
     def dense(self, width: int, name: str) -> nn.Module:
         """Return a linear layer."""

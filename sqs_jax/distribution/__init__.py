@@ -3,7 +3,7 @@
 from sqs_jax.distribution.codebook import Initialiser
 from sqs_jax.distribution.kl import SpikeSlabPrior
 from sqs_jax.distribution.sub_distribution import SubDistribution
-from sqs_jax.distribution.together import codes, kls, means, means_and_kls, modes
+from sqs_jax.distribution.together import code_lengths, codes, kls, means, means_and_kls, modes
 from sqs_jax.distribution.ways import EVALUATIONS, Evaluation
 from sqs_jax.distribution.windows import Windows
 
@@ -14,6 +14,7 @@ __all__ = [
     "SpikeSlabPrior",
     "SubDistribution",
     "Windows",
+    "code_lengths",
     "codes",
     "kls",
     "means",

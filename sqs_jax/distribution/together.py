@@ -1,4 +1,4 @@
-"""What is computed of several tensors together: soft weights, KL, deployed weights and codes.
+"""What is computed of several tensors together: soft weights, KL, rate, deployed weights, codes.
 
 Each tensor is evaluated alone; together they cost less to compile and to run.
 """
@@ -20,6 +20,7 @@ from sqs_jax.distribution.kl import SpikeSlabPrior, gaussian_kl
 from sqs_jax.distribution.mixture import Mixture
 from sqs_jax.distribution.soft_weight import Task, soft_weights
 from sqs_jax.distribution.ways import Evaluation, Inputs
+from sqs_jax.distribution.windows import window_index
 
 if TYPE_CHECKING:  # its methods are these, of one
     from sqs_jax.distribution.sub_distribution import SubDistribution
@@ -58,6 +59,38 @@ def means_and_kls(
     tensors = [_inputs(d, d.means, _component_kl(d, prior)) for d in leaves]
     found = soft_weights(tensors, temperature, Task(("weight", prior), evaluation))
     return [weight for weight, _ in found], [bound for _, bound in found]
+
+
+def code_lengths(
+    leaves: Sequence["SubDistribution"],
+    temperature: jax.typing.ArrayLike = 1.0,
+    evaluation: Evaluation = "auto",
+) -> list[jax.Array]:
+    """Compute the expected length of each tensor's codes; scalars, nats.
+
+    What a mask and windows take depends on shares alone, and has no gradient.
+    """
+
+    def inputs(leaf: "SubDistribution") -> Inputs:
+        length = -jax.nn.log_softmax(leaf.mixture_logits, axis=-1)
+        open_gates = jnp.full_like(leaf.gate_logits, 40.0)  # a kept weight has a code, sure or not
+        return _inputs(leaf.replace(gate_logits=open_gates), length)
+
+    tensors = [inputs(leaf) for leaf in leaves]
+    found = soft_weights(tensors, temperature, Task(("weight",), evaluation))
+    return [
+        jnp.sum(lengths.astype(leaf.means.dtype)) + jnp.sum(leaf._per_slice(_choices))
+        for leaf, (lengths,) in zip(leaves, found, strict=True)
+    ]
+
+
+def _choices(leaf: "SubDistribution") -> jax.Array:
+    """Compute what it takes to say which weights are pruned, and each other one's window; nats."""
+    windows = leaf.means.shape[0]
+    place = jnp.where(leaf.kept, window_index(leaf.latent, leaf.boundaries), windows)
+    counts = jnp.zeros(windows + 1, leaf.means.dtype).at[place.reshape(-1)].add(1.0)
+    shares = jnp.maximum(counts, 0.5) / max(leaf.loc.size, 1)
+    return -jnp.sum(counts * jnp.log(shares))
 
 
 def _inputs(leaf: "SubDistribution", *values: jax.Array) -> Inputs:

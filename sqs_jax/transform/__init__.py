@@ -7,6 +7,7 @@ from sqs_jax.transform.folding import fold_batch_norm
 from sqs_jax.transform.objective import ElboAux, elbo
 from sqs_jax.transform.partition import combine, param_labels, partition
 from sqs_jax.transform.pruning import prune, refit, revive
+from sqs_jax.transform.rate import code_length
 from sqs_jax.transform.rounding import round_to_tolerance
 from sqs_jax.transform.rules import DEFAULT_RULES, Rule
 from sqs_jax.transform.sharding import fully_sharded, shardings, state_shardings
@@ -18,6 +19,7 @@ __all__ = [
     "Rule",
     "Transform",
     "bayesian_average",
+    "code_length",
     "combine",
     "compress_to_budget",
     "elbo",

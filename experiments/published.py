@@ -1,0 +1,86 @@
+"""The published implementation's mistakes, each put back by its name: `config.sqs.mistakes`.
+
+The paper recipe is corrected where the published code was wrong. A run with a mistake shows what
+the correction is worth. Others are settings: `kl_weight=1` lets the prior pull the survivors' gates
+down, and the row `mean` of every run is the network whose survivors are multiplied by their gates.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.phases import Phase
+from experiments.trees import map_leaves, sub_distributions
+
+_BINS = 32
+
+
+def with_mistakes(phase: Phase, names: Any, num_data: int) -> Phase:
+    """Return a compression with some mistakes.
+
+    Args:
+      phase: the compression.
+      names: of MISTAKES.
+      num_data: number of training examples.
+
+    Raises:
+      ValueError: listing the names that are unknown.
+    """
+    unknown = [name for name in names if name not in MISTAKES]
+    if unknown:
+        raise ValueError(f"config.sqs.mistakes has {unknown}; there are {list(MISTAKES)}.")
+    for name in names:
+        phase = MISTAKES[name](phase, num_data)
+    return phase
+
+
+def half_bernoulli(phase: Phase, num_data: int) -> Phase:
+    """Drop the term of the spike, (1 - rho) log((1 - rho) / (1 - lambda)), from the KL."""
+    whole, prior = phase.transform.kl, phase.prior
+
+    def kl(posterior: Any, *, temperature: Any = 1.0) -> jax.Array:
+        spikes = jnp.zeros(())
+        for leaf in sub_distributions(posterior).values():
+            logits = leaf.gate_logits.astype(leaf.means.dtype)
+            term = jax.nn.log_sigmoid(-logits) - math.log1p(-prior.inclusion)
+            spikes += jnp.sum(jnp.where(leaf.kept, jax.nn.sigmoid(-logits) * term, 0.0))
+        return whole(posterior, temperature=temperature) - spikes
+
+    return phase._replace(transform=phase.transform._replace(kl=kl))
+
+
+def unscaled_kl(phase: Phase, num_data: int) -> Phase:
+    """Add the KL of the whole model to the mean NLL of a batch as it is."""
+    return phase._replace(kl_weight=phase.kl_weight * num_data)
+
+
+def binned(phase: Phase, num_data: int) -> Phase:
+    """Replace every weight by the mean of one of 32 bins, whose responsibilities it then has."""
+    init = phase.transform.init
+
+    def of_bins(params: Any) -> Any:
+        compressed = set(sub_distributions(jax.eval_shape(init, params)))
+
+        def snap(path: str, leaf: Any) -> Any:
+            if path not in compressed:
+                return leaf
+            flat = jnp.ravel(leaf)
+            edges = jnp.linspace(flat.min(), flat.max(), _BINS + 1)[1:-1]
+            place = jnp.searchsorted(edges, flat)
+            count = jnp.zeros(_BINS).at[place].add(1.0)
+            total = jnp.zeros(_BINS).at[place].add(flat)
+            return (total / jnp.maximum(count, 1))[place].reshape(leaf.shape).astype(leaf.dtype)
+
+        return init(map_leaves(snap, params))
+
+    return phase._replace(transform=phase.transform._replace(init=of_bins))
+
+
+MISTAKES: dict[str, Callable[[Phase, int], Phase]] = {
+    "half_bernoulli": half_bernoulli,
+    "unscaled_kl": unscaled_kl,
+    "binned": binned,
+}
