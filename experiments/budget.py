@@ -94,14 +94,13 @@ class Budget(NamedTuple):
         return sqs_jax.summarize(fetch(tree), **options).file_bytes
 
 
-def with_budget(phase: Phase, dense: Any, config: Any, sensitivity: Any = None) -> Phase:
+def with_budget(phase: Phase, dense: Any, config: Any) -> Phase:
     """Return the compression with K and sparsity as the budget has them.
 
     Args:
       phase: the compression as the config's rules describe it.
       dense: variables of the dense network.
       config: the experiment; `config.sqs.target_bytes` is positive.
-      sensitivity: of the dense network's params, as for `sqs_jax.compress_to_budget`.
 
     Raises:
       ValueError: if the network fits in the budget as it is, or cannot be made so small.
@@ -114,7 +113,6 @@ def with_budget(phase: Phase, dense: Any, config: Any, sensitivity: Any = None) 
     compressed = sqs_jax.compress_to_budget(
         {"params": tree["params"]},  # what normalisations keep beside them takes next to nothing
         target_bytes=sqs.target_bytes,
-        sensitivity=sensitivity and {"params": sensitivity},
         rules=[sqs_jax.Rule(pattern=f"params/(?:{sqs.pattern})")],
         **options,
     )["params"]

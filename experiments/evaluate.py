@@ -52,18 +52,30 @@ def metrics(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
       probabilities: [n, classes], rows summing to 1.
       labels: [n].
     """
-    confidence = probabilities.max(-1)
     correct = probabilities.argmax(-1) == labels
-    bins = np.minimum((confidence * _CALIBRATION_BINS).astype(int), _CALIBRATION_BINS - 1)
-    gaps = [abs(confidence[bins == b].sum() - correct[bins == b].sum()) for b in np.unique(bins)]
+    error = sum(
+        share * abs(sure - right) for sure, right, share in calibration(probabilities, labels)
+    )
     likelihood = probabilities[np.arange(len(labels)), labels]
     return {
         "accuracy": float(correct.mean()),
         "correct": int(correct.sum()),
         "count": len(labels),
         "nll": float(-np.log(np.maximum(likelihood, 1e-30)).mean()),
-        "calibration_error": float(sum(gaps) / len(labels)),
+        "calibration_error": float(error),
     }
+
+
+def calibration(probabilities: np.ndarray, labels: np.ndarray) -> list[tuple[float, float, float]]:
+    """List (mean confidence, accuracy, share of the images) of each bin that has images."""
+    confidence = probabilities.max(-1)
+    correct = probabilities.argmax(-1) == labels
+    bins = np.minimum((confidence * _CALIBRATION_BINS).astype(int), _CALIBRATION_BINS - 1)
+    inside = [bins == b for b in np.unique(bins)]
+    return [
+        (float(confidence[each].mean()), float(correct[each].mean()), float(each.mean()))
+        for each in inside
+    ]
 
 
 def evaluate(workdir: Path) -> dict[str, Any]:

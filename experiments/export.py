@@ -48,7 +48,7 @@ def export(
 
     model_state = fetch(state.model_state)
     draws = [
-        _codes_of(fetch(sample(posterior, np.int32(i))), compressed)
+        codes_of(fetch(sample(posterior, np.int32(i))), compressed)
         for i in range(evaluation.average_samples)
     ]
     mean = fetch(transform.mean(posterior, temperature=evaluation.temperature))
@@ -99,7 +99,7 @@ def deployed(phase: Phase, state: TrainState, config: Any) -> Any:
     return sqs_jax.materialize(map_leaves(rounded, tree))
 
 
-def _codes_of(draw: Any, compressed: Any) -> Any:
+def codes_of(draw: Any, compressed: Any) -> Any:
     """Write a K-level draw as codes of the codebook it was drawn from."""
 
     def encode(leaf: Any, weights: jax.Array) -> Any:

@@ -1,17 +1,14 @@
 """The page of a sweep: accuracy against bytes on disk, and the command of every point."""
 
-import os
 import statistics
 from html import escape
 from pathlib import Path
-from string import Template
 from typing import Any, NamedTuple
 
 from matplotlib.ticker import FuncFormatter
 
+from experiments.page import table, write_page
 from experiments.panels import COLORS, INK, QUIET, panel, styled, svg
-
-_TEMPLATE = Path(__file__).with_name("frontier_template.html")
 
 
 class Spot(NamedTuple):
@@ -111,26 +108,29 @@ def write_frontier(workdir: Path, results: list[dict[str, Any]]) -> Path:
     """
     found = spots(results)
     best = front(found)
-    rows = []
-    for spot in found:
-        several = len(spot.commands) > 1
-        spread = f" ± {spot.spread:.2f}" if several else ""
+
+    def row(spot: Spot) -> list[str]:
+        spread = f" ± {spot.spread:.2f}" if len(spot.commands) > 1 else ""
         commands = "<br>".join(f"<code>{escape(command)}</code>" for command in spot.commands)
-        rows.append(
-            f'<tr{" class=front" if spot in best else ""}><th scope="row">{escape(spot.label)}</th>'
-            f'<td class="n">{spot.size:,.0f}</td><td class="n">{spot.ratio:.1f}</td>'
-            f'<td class="n">{spot.accuracy:.2f}{spread}</td><td class="n">{spot.dense:.2f}</td>'
-            f'<td class="n">{spot.lost:.2f}</td><td class="n">{len(spot.commands)}</td>'
-            f"<td>{commands}</td></tr>"
-        )
-    page = Template(_TEMPLATE.read_text()).substitute(
-        title=escape(workdir.resolve().name),
-        count=len(results),
-        figure=figure(found),
-        rows="\n".join(rows),
+        return [
+            escape(spot.label), f"{spot.size:,.0f}", f"{spot.ratio:.1f}",
+            f"{spot.accuracy:.2f}{spread}", f"{spot.dense:.2f}", f"{spot.lost:.2f}",
+            str(len(spot.commands)), commands,
+        ]  # fmt: skip
+
+    columns = [
+        "settings", "bytes", "smaller by", "accuracy, %", "dense, %", "points lost", "seeds",
+        "command",
+    ]  # fmt: skip
+    intro = (
+        f"{len(results)} finished runs. Bytes are those of the whole file, model.sqs; accuracy is "
+        "what a fresh process measures with it. Error bars and ± are standard deviations over "
+        "seeds; the line joins what no smaller file beats."
     )
-    path = workdir / "frontier.html"
-    part = path.with_suffix(".part")
-    part.write_text(page, encoding="utf-8")
-    os.replace(part, path)
-    return path
+    return write_page(
+        workdir / "frontier.html",
+        f"Frontier: {workdir.resolve().name}",
+        intro,
+        figure(found),
+        table(columns, map(row, found), [i for i, spot in enumerate(found) if spot in best]),
+    )

@@ -219,10 +219,6 @@ def _mask_schedule(sqs: Any, steps: int) -> MaskSchedule:
         )
     if sqs.target_bytes < 0:
         raise ValueError(f"config.sqs.target_bytes is {sqs.target_bytes}; 0 is no budget.")
-    if sqs.sensitivity not in ("norm", "fisher"):
-        raise ValueError(
-            f"config.sqs.sensitivity is {sqs.sensitivity!r}; it must be 'norm' or 'fisher'."
-        )
     if sqs.target_bytes and (sqs.saliency != "magnitude" or sqs.window_kind != "single"):
         raise ValueError(
             "config.sqs.target_bytes chooses K and sparsity per tensor by magnitude, without "

@@ -99,7 +99,6 @@ def default_recipe() -> ConfigDict:
     sqs.rate_weight = 0.0
     # Training batches from which batch statistics are estimated anew for what ships; 0: as trained
     sqs.reestimate = 0
-    sqs.sensitivity = "norm"  # of a budget's allocation; or "fisher", E[g^2] of the dense network
     # Pruning: fractions of the run.
     sqs.sparsity = 0.81
     sqs.scope = "global"

@@ -1,4 +1,4 @@
-"""The pieces that recipes are made of: orders, mistakes, batch statistics, sensitivities."""
+"""The pieces that recipes are made of: orders, mistakes, batch statistics."""
 
 import flax.linen as nn
 import jax
@@ -8,8 +8,6 @@ import pytest
 
 import sqs_jax
 from experiments.configs import digits, digits_paper
-from experiments.data import Dataset
-from experiments.fisher import squared_gradients
 from experiments.models import build_model
 from experiments.normalisation import estimate_statistics
 from experiments.phases import phases
@@ -116,7 +114,6 @@ def test_an_unknown_mistake_is_named():
     [
         ({"warmup": 0.9, "latent_end": 0.5}, "0.9 and 0.5"),
         ({"latent_end": 1.5}, "1.5"),
-        ({"sensitivity": "guess"}, "'guess'"),
     ],
 )
 def test_settings_out_of_range_are_named(changes, said):
@@ -156,22 +153,3 @@ def test_statistics_are_means_over_the_batches():
     np.testing.assert_allclose(stats["mean"], images.mean((0, 1, 2, 3)), rtol=1e-4)
     np.testing.assert_allclose(stats["var"], images.var((1, 2, 3)).mean(0), rtol=1e-4)
     assert estimate_statistics(model, params, {}, images) == {}
-
-
-def test_squared_gradients_of_a_linear_classifier_have_their_closed_form():
-    rng = np.random.default_rng(0)
-    images = rng.normal(size=(600, 1, 1, 5)).astype(np.float32)
-
-    class Linear(nn.Module):
-        @nn.compact
-        def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-            return nn.Dense(2, kernel_init=nn.initializers.zeros)(images.reshape(len(images), -1))
-
-    model = Linear()
-    variables = model.init(jax.random.key(0), images[:1])
-    found = squared_gradients(model, variables, Dataset(images, np.zeros(600, np.int32)), seed=0)
-    # both classes have probability 1/2: the gradient is +-1/2 of the input
-    kernel = found["Dense_0"]["kernel"]
-    assert kernel.shape == (1, 1)
-    assert kernel.item() == pytest.approx(0.25 * np.mean(images**2), rel=0.1)
-    assert found["Dense_0"]["bias"].item() == pytest.approx(0.25, rel=1e-5)

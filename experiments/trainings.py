@@ -1,0 +1,121 @@
+"""The trainings of an experiment, one after the other, from data to the state that ships."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from experiments import data
+from experiments.budget import with_budget
+from experiments.data import Dataset
+from experiments.importers import import_resnet
+from experiments.layout import fetch, lay_out, make_mesh, place
+from experiments.loop import run_phase
+from experiments.models import build_model
+from experiments.normalisation import estimate_statistics
+from experiments.phases import Phase, phases
+from experiments.processes import is_writer, wait_for_all
+from experiments.published import with_mistakes
+from experiments.sequential import in_order
+from experiments.step import TrainState
+from experiments.workdir import claim_workdir
+
+
+class Trained(NamedTuple):
+    """What the trainings of an experiment end with.
+
+    Attributes:
+      model: the network.
+      splits: its data.
+      dense: variables of the dense network.
+      finetuned: variables of the dense network trained on; None if it was not.
+      phase: the compression.
+      state: its final state, as it ships.
+    """
+
+    model: nn.Module
+    splits: data.Splits
+    dense: Any
+    finetuned: Any
+    phase: Phase
+    state: TrainState
+
+
+def run_trainings(config: Any, workdir: Path) -> Trained:
+    """Run the trainings of an experiment, or what is left of them.
+
+    Raises:
+      ValueError: for a config or a workdir that cannot be trained.
+      RuntimeError: if a checkpoint cannot be written.
+      FloatingPointError: when a training is not finite any more, see loop.py.
+      SystemExit: after SIGTERM.
+    """
+    splits = data.load(config.data, config.seed)
+    dense_phase, finetune_phase, sqs_phase = phases(config, len(splits.train.labels))
+    mesh = make_mesh(config)
+    model = build_model(config.model, splits.num_classes)
+    example = splits.train.inputs(slice(1))
+
+    def init() -> Any:
+        return model.init(jax.random.key(config.seed), jnp.asarray(example))
+
+    shapes = jax.eval_shape(init)
+    layout = lay_out(shapes, shapes["params"], mesh, config)
+    weights = config.model.weights and import_resnet(
+        Path(config.model.weights), model, example.shape[1:]
+    )
+    # Rules that match nothing and unknown names, early.
+    jax.eval_shape(sqs_phase.transform.init, shapes["params"])
+    in_order(with_mistakes(sqs_phase, config.sqs.mistakes, 1), config.sqs.order)
+    if is_writer():
+        claim_workdir(workdir, config)  # only now: a config that cannot run claims no folder
+    wait_for_all("the folder is claimed")
+
+    def run(phase: Phase, variables: Any, teacher: Any) -> TrainState:
+        return run_phase(phase, model, variables, teacher, splits.train, config, workdir, mesh)
+
+    def variables_of(state: TrainState) -> dict[str, Any]:
+        return {"params": state.posterior, **state.model_state}
+
+    if weights:
+        dense = place(weights, layout)
+    else:
+        untrained = jax.jit(init, out_shardings=layout)()
+        dense = variables_of(run(dense_phase, untrained, {}))
+    finetuned = variables_of(run(finetune_phase, dense, dense)) if config.finetune else None
+    if config.sqs.target_bytes:
+        sqs_phase = with_budget(sqs_phase, dense, config)
+    sqs_phase = with_mistakes(sqs_phase, config.sqs.mistakes, len(splits.train.labels))
+    start = dense
+    for stage in in_order(sqs_phase, config.sqs.order):
+        state = run(stage, start, dense)
+        start = variables_of(state)
+    if config.sqs.reestimate:
+        state = reestimated(model, sqs_phase, state, splits.train, config)
+    if sqs_phase.mask is not None and sqs_phase.mask.budget is not None:
+        landed = sqs_phase.mask.budget.land(state.posterior, state.model_state)
+        state = state._replace(posterior=landed)
+    return Trained(model, splits, dense, finetuned, sqs_phase, state)
+
+
+def reestimated(
+    model: nn.Module, phase: Phase, state: TrainState, train: Dataset, config: Any
+) -> TrainState:
+    """Return the state with the batch statistics of the deployed weights.
+
+    Of the images of the first `config.sqs.reestimate` steps, without augmentation. Every process
+    computes all of it.
+    """
+    chosen = [
+        data.batch_indices(len(train.labels), config.batch_size, config.seed, step)
+        for step in range(config.sqs.reestimate)
+    ]
+    model_state = estimate_statistics(
+        model,
+        fetch(phase.transform.mode(state.posterior)),
+        fetch(state.model_state),
+        (train.inputs(indices) for indices in chosen),
+    )
+    return state._replace(model_state=model_state)
