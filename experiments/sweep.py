@@ -4,14 +4,15 @@
         --grid=sqs.components=[2,4,8] --grid=sqs.sparsity=[0.5,0.8] --grid=seed=[0,1,2]
 
 Points that differ in `seed` alone are one point of the page, with its spread. The same command goes
-on where it was interrupted: no finished point is trained again. Writes frontier.html, results.json
-and, for each point, the run of experiments.train in a folder of its own. Exits with 1 if a point
-failed, with what it said in its log.txt, and with 75 after SIGTERM.
+on where it was interrupted: no finished point is trained again. With --cluster=slurm every point is
+a job of a Slurm array, by submitit; --cluster_options='{"slurm_partition": "gpu", "gpus_per_node":
+1, "timeout_min": 240}' are what it knows, and a job that was preempted goes on.
+
+Writes frontier.html, results.json and, for each point, the run of experiments.train in a folder of
+its own. Exits with 1 if a point failed, see its log.txt, and with 75 after SIGTERM.
 """
 
 import ast
-import fcntl
-import itertools
 import json
 import os
 import shlex
@@ -21,16 +22,17 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from absl import app, flags
 from ml_collections import config_flags
 from rich.console import Console
 
+from experiments.cluster import submit
 from experiments.frontier import write_frontier
+from experiments.points import Point, changed, points, start
 from experiments.processes import STOPPED
 from experiments.reproduce import flat
-from experiments.workdir import claim_workdir
 
 _CONFIG: Any = config_flags.DEFINE_config_file(
     "config", None, "Experiment that all points share; its fields can be set as for train."
@@ -38,28 +40,11 @@ _CONFIG: Any = config_flags.DEFINE_config_file(
 _GRID = flags.DEFINE_multi_string("grid", [], "FIELD=[VALUE, ...]; points are all combinations.")
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the sweep; made if it is not there.")
 _JOBS = flags.DEFINE_integer("jobs", 1, "Points trained at a time.", lower_bound=1)
+_CLUSTER = flags.DEFINE_string(
+    "cluster", "", "Submit every point with submitit: slurm, or local to try that out."
+)
+_OPTIONS = flags.DEFINE_string("cluster_options", "{}", "Of submitit's executor, as JSON.")
 _DRY = flags.DEFINE_bool("dry_run", False, "Print the commands, and train nothing.")
-
-
-class Point(NamedTuple):
-    """One combination of the grid.
-
-    Attributes:
-      settings: field -> value.
-      folder: of its run.
-      command: that trains it.
-      config: of its run.
-    """
-
-    settings: dict[str, Any]
-    folder: Path
-    command: list[str]
-    config: Any
-
-    @property
-    def finished(self) -> bool:
-        """Whether its run has ended well: the report is what it writes last."""
-        return (self.folder / "report.html").exists()
 
 
 def parse(grid: list[str], config: Any) -> dict[str, list[Any]]:
@@ -91,47 +76,13 @@ def parse(grid: list[str], config: Any) -> dict[str, list[Any]]:
             problems.append(f"{text!r}: a value is there twice")
         for value in values if field in known and isinstance(values, list) else ():
             try:
-                _changed(config, {field: value})
+                changed(config, {field: value})
             except (TypeError, ValueError) as error:
                 problems.append(f"{text!r}: {value!r} does not fit: {error}")
         axes[field] = values
     if problems:
         raise ValueError("--grid cannot be used:\n  " + "\n  ".join(problems))
     return axes
-
-
-def _changed(config: Any, settings: dict[str, Any]) -> Any:
-    config = config.copy_and_resolve_references()
-    config.update_from_flattened_dict(settings)
-    return config
-
-
-def points(
-    axes: dict[str, list[Any]], options: list[str], workdir: Path, config: Any
-) -> list[Point]:
-    """Return all combinations.
-
-    Args:
-      axes: field -> values.
-      options: of experiments.train that all share.
-      workdir: holds their folders.
-      config: that all share, options included.
-
-    Raises:
-      ValueError: if a finished run is of another config.
-    """
-    found = []
-    for values in itertools.product(*axes.values()):
-        settings = dict(zip(axes, values, strict=True))
-        name = ",".join(f"{field}={value}" for field, value in settings.items()) or "point"
-        folder = workdir / name.replace("/", "_").replace(" ", "")
-        chosen = [f"--config.{field}={value}" for field, value in settings.items()]
-        command = ["-m", "experiments.train", *options, *chosen, f"--workdir={folder}"]
-        found.append(Point(settings, folder, command, _changed(config, settings)))
-    for point in found:
-        if point.finished:  # the others say so themselves
-            claim_workdir(point.folder, point.config)
-    return found
 
 
 def train(todo: list[Point], jobs: int, say: Callable[[str], None]) -> list[Point]:
@@ -176,24 +127,6 @@ def train(todo: list[Point], jobs: int, say: Callable[[str], None]) -> list[Poin
     return failed
 
 
-def start(point: Point) -> "subprocess.Popen[bytes] | None":
-    """Start a point's training; None while one that outlived its sweep is still at it.
-
-    A training holds the lock of its log as long as it lives, whatever becomes of the sweep.
-    """
-    point.folder.mkdir(parents=True, exist_ok=True)
-    with (point.folder / "log.txt").open("ab") as log:
-        try:
-            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return None
-        if point.finished:  # while it was waited for
-            return None
-        return subprocess.Popen(
-            [sys.executable, *point.command], stdout=log, stderr=subprocess.STDOUT
-        )
-
-
 def result(point: Point) -> dict[str, Any]:
     """Return what a finished point was and measured."""
     evaluation = json.loads((point.folder / "evaluation.json").read_text())
@@ -213,9 +146,15 @@ def main(_: Any) -> None:
     if any("=" not in word for word in words):
         raise app.UsageError("Write --config=FILE and --config.FIELD=VALUE, with =.")
     todo = points(parse(_GRID.value, _CONFIG.value), words, workdir, _CONFIG.value)
+    try:
+        options = json.loads(_OPTIONS.value)
+    except json.JSONDecodeError as error:
+        raise app.UsageError(f"--cluster_options={_OPTIONS.value} is no JSON: {error}") from error
     if _DRY.value:
         for point in todo:
             print(shlex.join(["python", *point.command]))
+        if _CLUSTER.value:
+            print(f"{len(todo)} jobs for submitit, cluster {_CLUSTER.value}, options {options}")
         return
     console = Console()
 
@@ -223,7 +162,11 @@ def main(_: Any) -> None:
         console.print(f"{time.strftime('%H:%M:%S')} {text}", highlight=False)
 
     say(f"{len(todo)} points, {sum(p.finished for p in todo)} of them finished")
-    failed = train([p for p in todo if not p.finished], _JOBS.value, say)
+    unfinished = [point for point in todo if not point.finished]
+    if _CLUSTER.value:
+        failed = submit(unfinished, workdir / "jobs", _CLUSTER.value, options, say)
+    else:
+        failed = train(unfinished, _JOBS.value, say)
     results = [result(point) for point in todo if point.finished]
     part = workdir / "results.json.part"
     part.write_text(json.dumps(results, indent=1))

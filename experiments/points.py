@@ -1,0 +1,84 @@
+"""The points of a sweep: a run of experiments.train each, in a process of its own."""
+
+import fcntl
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments.workdir import claim_workdir
+
+
+class Point(NamedTuple):
+    """One combination of the grid.
+
+    Attributes:
+      settings: field -> value.
+      folder: of its run.
+      command: that trains it.
+      config: of its run.
+    """
+
+    settings: dict[str, Any]
+    folder: Path
+    command: list[str]
+    config: Any
+
+    @property
+    def finished(self) -> bool:
+        """Whether its run has ended well: the report is what it writes last."""
+        return (self.folder / "report.html").exists()
+
+
+def changed(config: Any, settings: dict[str, Any]) -> Any:
+    """Return a copy of a config with some fields set, by their dotted names."""
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict(settings)
+    return config
+
+
+def points(
+    axes: dict[str, list[Any]], options: list[str], workdir: Path, config: Any
+) -> list[Point]:
+    """Return all combinations.
+
+    Args:
+      axes: field -> values.
+      options: of experiments.train that all share.
+      workdir: holds their folders.
+      config: that all share, options included.
+
+    Raises:
+      ValueError: if a finished run is of another config.
+    """
+    found = []
+    for values in itertools.product(*axes.values()):
+        settings = dict(zip(axes, values, strict=True))
+        name = ",".join(f"{field}={value}" for field, value in settings.items()) or "point"
+        folder = workdir / name.replace("/", "_").replace(" ", "")
+        chosen = [f"--config.{field}={value}" for field, value in settings.items()]
+        command = ["-m", "experiments.train", *options, *chosen, f"--workdir={folder}"]
+        found.append(Point(settings, folder, command, changed(config, settings)))
+    for point in found:
+        if point.finished:  # the others say so themselves
+            claim_workdir(point.folder, point.config)
+    return found
+
+
+def start(point: Point) -> "subprocess.Popen[bytes] | None":
+    """Start a point's training; None while one that outlived its sweep is still at it.
+
+    A training holds the lock of its log as long as it lives, whatever becomes of the sweep.
+    """
+    point.folder.mkdir(parents=True, exist_ok=True)
+    with (point.folder / "log.txt").open("ab") as log:
+        try:
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return None
+        if point.finished:  # while it was waited for
+            return None
+        return subprocess.Popen(
+            [sys.executable, *point.command], stdout=log, stderr=subprocess.STDOUT
+        )
