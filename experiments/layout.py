@@ -74,7 +74,7 @@ def place(tree: Any, layout: Any) -> Any:
 
 
 class Batch(NamedTuple):
-    """Standardised images [batch, height, width, channels] and labels [batch], on the devices."""
+    """Images [batch, height, width, channels] as stored, and labels [batch], on the devices."""
 
     images: jax.Array
     labels: jax.Array
@@ -91,7 +91,7 @@ def share_out(dataset: Dataset, chosen: np.ndarray, mesh: Mesh) -> Batch:
             lambda index: read(chosen[index[0]]),  # type: ignore[index]
         )
 
-    images = place(dataset.inputs, *dataset.images.shape[1:])
+    images = place(lambda these: dataset.images[these], *dataset.images.shape[1:])
     return Batch(images, place(lambda these: dataset.labels[these]))
 
 

@@ -1,5 +1,7 @@
 """The loop around the training step: batches, masks, metrics, checkpoints, and when it stops."""
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +56,7 @@ def run_phase(
     layout = lay_out(state, state.posterior, mesh, config)
     state = place(state, layout)
     num_data = len(train.labels)
-    gradient = make_gradient(model, phase, num_data, config)
+    gradient = make_gradient(model, phase, train, config)
     step_fn = make_step(gradient, phase, num_data, layout, mesh)
     # Several devices emulated on one CPU share its threads: steps that are queued wait for each
     # other in their collectives until XLA aborts.
@@ -63,6 +65,16 @@ def run_phase(
     def batch_of(step: int) -> Any:
         chosen = batch_indices(num_data, config.batch_size, config.seed, step)
         return share_out(train, chosen, mesh)
+
+    def batches(start: int) -> Iterator[Any]:
+        """Read each batch while the devices are busy with the one before."""
+        with ThreadPoolExecutor(1) as reader:
+            coming = reader.submit(batch_of, start)
+            for step in range(start, phase.steps):
+                batch = coming.result()
+                if step + 1 < phase.steps:
+                    coming = reader.submit(batch_of, step + 1)
+                yield batch
 
     folder = workdir / "checkpoints" / phase.name
     with Checkpoints(folder, config.checkpoint_every) as checkpoints:
@@ -87,7 +99,7 @@ def run_phase(
             metrics_log(workdir / "metrics.jsonl", phase.name, start, phase.steps) as write,
             stop_requests() as stop,
         ):
-            for step in range(start, phase.steps):
+            for step, batch in enumerate(batches(start), start):
                 if phase.mask is not None and phase.mask.due(step):
                     require_finite(state, failed)
                     posterior = phase.mask.decide(state.posterior, step, state.model_state)
@@ -96,9 +108,7 @@ def run_phase(
                     if await_each_step:
                         jax.block_until_ready(state)
                 before = failed
-                state, failed, metrics = step_fn(
-                    state, failed, batch_of(step), teacher, np.int32(step)
-                )
+                state, failed, metrics = step_fn(state, failed, batch, teacher, np.int32(step))
                 if await_each_step:
                     jax.block_until_ready((state, metrics))
                 done = step + 1

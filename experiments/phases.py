@@ -27,11 +27,12 @@ class Phase(NamedTuple):
       kl_weight: weight of the KL term.
       temperature: schedule of the responsibilities' temperature.
       relaxation: of the draws of estimator "sample".
+      method: "adamw" or "sgd".
       learning_rate: peak learning rate of each label of `sqs_jax.param_labels` that is trained.
       warmup: steps over which learning rates rise to their peaks.
       settled: label -> step from which it is not trained any more, if before the end.
       rate_weight: weight of the codes' length, nats per training example.
-      weight_decay: decoupled, on everything trained.
+      weight_decay: on everything trained; of AdamW decoupled, of SGD in the gradient.
       distill_weight: of the teacher's term in the NLL; 0 needs no teacher.
       distill_temperature: both networks' logits are divided by it in that term.
       mask: when and how the mask is decided; None if nothing is pruned.
@@ -45,6 +46,7 @@ class Phase(NamedTuple):
     kl_weight: float
     temperature: optax.Schedule
     relaxation: float
+    method: str
     learning_rate: dict[str, float]
     warmup: int
     settled: dict[str, int]
@@ -55,15 +57,18 @@ class Phase(NamedTuple):
     mask: "MaskSchedule | None"
 
     def optimizer(self) -> optax.GradientTransformation:
-        """Return AdamW with warm-up and cosine, a learning rate for every label."""
+        """Return the method with warm-up and cosine, a learning rate for every label."""
 
-        def adamw(label: str, rate: float) -> optax.GradientTransformation:
+        def one(label: str, rate: float) -> optax.GradientTransformation:
             end = self.settled.get(label, self.steps)
             schedule = optax.warmup_cosine_decay_schedule(0.0, rate, self.warmup, end)
-            return optax.adamw(schedule, weight_decay=self.weight_decay)
+            if self.method == "adamw":
+                return optax.adamw(schedule, weight_decay=self.weight_decay)
+            decay = optax.add_decayed_weights(self.weight_decay)
+            return optax.chain(decay, optax.sgd(schedule, momentum=0.9, nesterov=True))
 
         return optax.partition(
-            {label: adamw(label, rate) for label, rate in self.learning_rate.items()},
+            {label: one(label, rate) for label, rate in self.learning_rate.items()},
             sqs_jax.param_labels,
         )
 
@@ -130,6 +135,12 @@ def phases(config: Any, num_train: int) -> list[Phase]:
         raise ValueError(
             f"config.batch_size is {config.batch_size}, but there are {num_train} examples."
         )
+    if config.dense.optimizer not in ("adamw", "sgd"):
+        raise ValueError(
+            f"config.dense.optimizer is {config.dense.optimizer!r}; it must be 'adamw' or 'sgd'."
+        )
+    if not 0 <= config.dense.warmup < 1:
+        raise ValueError(f"config.dense.warmup is {config.dense.warmup}; it must lie in [0, 1).")
     epoch = num_train // config.batch_size
     sqs, steps = config.sqs, config.sqs.epochs * epoch
     prior = sqs_jax.SpikeSlabPrior(inclusion=sqs.prior_inclusion, scale=sqs.prior_scale)
@@ -143,11 +154,12 @@ def phases(config: Any, num_train: int) -> list[Phase]:
         kl_weight=0.0,
         temperature=optax.constant_schedule(1.0),
         relaxation=sqs.relaxation,
+        method=config.dense.optimizer,
         learning_rate={"dense": config.dense.learning_rate},
-        warmup=0,
+        warmup=round(config.dense.warmup * config.dense.epochs * epoch),
         settled={},
         rate_weight=0.0,
-        weight_decay=0.0,
+        weight_decay=config.dense.weight_decay,
         distill_weight=0.0,
         distill_temperature=1.0,
         mask=None,
@@ -162,6 +174,7 @@ def phases(config: Any, num_train: int) -> list[Phase]:
         kl_weight=sqs.kl_weight,
         temperature=_geometric(sqs.temperature_start, sqs.temperature_end, steps),
         relaxation=sqs.relaxation,
+        method="adamw",
         learning_rate=rates,
         warmup=round(sqs.warmup * steps),
         settled={"loc": round(sqs.latent_end * steps)},
@@ -175,6 +188,7 @@ def phases(config: Any, num_train: int) -> list[Phase]:
     finetune = dense._replace(
         name="finetune",
         steps=steps,
+        method="adamw",
         learning_rate={"dense": sqs.learning_rate.loc or sqs.learning_rate.dense},
         warmup=round(sqs.warmup * steps),
         weight_decay=sqs.weight_decay,

@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import sqs_jax
-from experiments.data import augment
+from experiments.data import Dataset, augment
 from experiments.phases import Phase
 
 
@@ -65,7 +65,7 @@ def make_nll(model: nn.Module, phase: Phase) -> Callable[..., Any]:
 
 
 def make_gradient(
-    model: nn.Module, phase: Phase, num_data: int, config: Any
+    model: nn.Module, phase: Phase, train: Dataset, config: Any
 ) -> Callable[..., tuple[tuple[jax.Array, sqs_jax.ElboAux], Any]]:
     """Return gradient(state, batch, teacher, step) -> ((loss, aux), gradient of what is trained).
 
@@ -74,7 +74,7 @@ def make_gradient(
     loss_fn = sqs_jax.elbo(
         phase.transform,
         make_nll(model, phase),
-        num_data=num_data,
+        num_data=len(train.labels),
         estimator=phase.estimator,
         kl_weight=phase.kl_weight,
         temperature=phase.temperature,
@@ -86,7 +86,10 @@ def make_gradient(
         augment_key, draw_key = jax.random.split(key)
         inputs = {
             "images": augment(
-                augment_key, batch.images, shift=config.data.shift, flip=config.data.flip
+                augment_key,
+                train.standardise(batch.images),
+                shift=config.data.shift,
+                flip=config.data.flip,
             ),
             "labels": batch.labels,
             "model_state": state.model_state,
@@ -99,7 +102,7 @@ def make_gradient(
             loss, aux = loss_fn(posterior, inputs, draw_key, step)
             if phase.rate_weight:
                 length = sqs_jax.code_length(posterior, temperature=phase.temperature(step))
-                loss += phase.rate_weight * length / num_data
+                loss += phase.rate_weight * length / len(train.labels)
             return loss, aux
 
         return jax.value_and_grad(loss_of, has_aux=True)(trainable)

@@ -34,6 +34,8 @@ def experiment() -> ConfigDict:
     config.data.name = "digits"
     config.data.directory = ""  # of files or of prepared datasets; empty: tfds' default
     config.data.holdout = "test"  # what is evaluated at the end; "validation" while choosing
+    config.data.test_split = "test"  # its name in tensorflow-datasets; "validation" for ImageNet
+    config.data.image_size = 224  # where images have several sizes: pixels of the middle square
     config.data.shift = 0  # augmentation: random shifts of up to this many pixels
     config.data.flip = False  # augmentation: random horizontal flips
 
@@ -45,6 +47,7 @@ def experiment() -> ConfigDict:
     config.model.name = "convnet"  # or one of experiments.models.NETWORKS: "resnet20", ...
     config.model.weights = ""  # a PyTorch state dict to start from: no dense training then
     config.model.stem = "cifar"  # of a ResNet; or "imagenet"
+    config.model.dtype = "float32"  # of a ResNet's arithmetic; its weights are float32
     # Of the ConvNet:
     config.model.features = (16, 32)  # of the 3x3 convolutions
     config.model.hidden = 96  # units of the hidden dense layer
@@ -52,7 +55,10 @@ def experiment() -> ConfigDict:
     # The dense network, trained from scratch: the teacher, and where the posterior starts.
     config.dense = ConfigDict()
     config.dense.epochs = 60
+    config.dense.optimizer = "adamw"  # or "sgd": momentum 0.9, and weight decay in the gradient
     config.dense.learning_rate = 2e-3
+    config.dense.weight_decay = 0.0
+    config.dense.warmup = 0.0  # fraction of the training
 
     # Train it on for as long as the compression takes, with the same data, schedule and teacher:
     # what compression is fairly compared with. Runs that share a dense network need it once.

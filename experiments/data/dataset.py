@@ -6,25 +6,31 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.data import digits, files, tfds
+from experiments.data.lazy import LazyImages
 
 
 class Dataset(NamedTuple):
     """Images and labels in memory.
 
     Attributes:
-      images: [n, height, width, channels], as stored: uint8 mostly.
+      images: [n, height, width, channels], as stored, uint8 or float32: an array, or what gives
+        one when indexed.
       labels: int32 [n].
       mean, deviation: of each channel, float32 [channels], in the images' units.
     """
 
-    images: np.ndarray
+    images: Any
     labels: np.ndarray
     mean: Any = np.float32(0)
     deviation: Any = np.float32(1)
 
+    def standardise(self, images: Any) -> Any:
+        """Return what a network gets for images as they are stored, float32; on any device."""
+        return (images.astype(np.float32) - self.mean) / self.deviation
+
     def inputs(self, chosen: Any) -> np.ndarray:
         """Return what a network gets for some of the images, float32, standardised."""
-        return (self.images[chosen].astype(np.float32) - self.mean) / self.deviation
+        return self.standardise(self.images[chosen])
 
 
 class Splits(NamedTuple):
@@ -39,8 +45,8 @@ def load(config: Any, seed: int) -> Splits:
     """Load the data an experiment's `data` section names.
 
     Args:
-      config: the section: name, directory, holdout, mean, deviation. A file `NAME.npz` in the
-        directory is read; without one the directory is tensorflow-datasets'.
+      config: the section, see configs/base.py. A file `NAME.npz` in the directory is read; without
+        one the directory is tensorflow-datasets'.
       seed: draws the split of datasets that have none of their own, and their validation part.
 
     Returns:
@@ -66,24 +72,39 @@ def load(config: Any, seed: int) -> Splits:
         if config.directory and plain.exists():
             train, holdout = files.load(plain)
         else:
-            train, holdout = tfds.load(config.name, config.directory or None)
+            train, holdout = tfds.load(
+                config.name, config.directory or None, config.test_split, config.image_size
+            )
         if validate:
             first = len(train[1]) - len(train[1]) // 10
             images, labels = train
-            train, holdout = (images[:first], labels[:first]), (images[first:], labels[first:])
+            train, holdout = (
+                (_part(images, s), labels[s]) for s in (slice(first), slice(first, None))
+            )
     mean, deviation = _standardisation(config, train[0])
 
-    def dataset(images: np.ndarray, labels: np.ndarray) -> Dataset:
+    def dataset(images: Any, labels: np.ndarray) -> Dataset:
+        if images.dtype != np.uint8:
+            images = images.astype(np.float32)
         return Dataset(images, labels.astype(np.int32), mean, deviation)
 
     num_classes = int(max(train[1].max(), holdout[1].max())) + 1
     return Splits(dataset(*train), dataset(*holdout), num_classes)
 
 
-def _standardisation(config: Any, images: np.ndarray) -> tuple[Any, Any]:
+def _part(images: Any, chosen: slice) -> Any:
+    return images.part(chosen) if isinstance(images, LazyImages) else images[chosen]
+
+
+def _standardisation(config: Any, images: Any) -> tuple[Any, Any]:
     """Return mean and deviation of each channel: given for values from 0 to 1, or measured."""
     channels = images.shape[-1]
     if not config.mean and not config.deviation:
+        if isinstance(images, LazyImages):
+            raise ValueError(
+                "config.data.mean and deviation are empty, but images of several sizes are read "
+                "when they are needed, and not measured: give both, for values from 0 to 1."
+            )
         # the training part's own, one number for all channels
         deviation = max(float(images.std(dtype=np.float64)), 1e-12)
         return np.float32(images.mean(dtype=np.float64)), np.float32(deviation)

@@ -4,15 +4,19 @@ from typing import Any
 
 import numpy as np
 
-Arrays = tuple[np.ndarray, np.ndarray]
+from experiments.data.lazy import LazyImages
+
+Arrays = tuple[Any, np.ndarray]
 
 
-def load(name: str, directory: str | None) -> tuple[Arrays, Arrays]:
+def load(name: str, directory: str | None, test_split: str, size: int) -> tuple[Arrays, Arrays]:
     """Return (train, test) of a prepared dataset with the features "image" and "label".
 
     Args:
       name: dataset name, with its config if it has one ("cifar10").
       directory: where datasets are prepared; None for tensorflow-datasets' own default.
+      test_split: its name for what is evaluated at the end.
+      size: side, in pixels, of the squares that are made of images of several sizes.
 
     Raises:
       FileNotFoundError: if the dataset is not prepared there as array_record.
@@ -39,27 +43,39 @@ def load(name: str, directory: str | None) -> tuple[Arrays, Arrays]:
             f"Dataset {name!r} is not prepared as array_record in {builder.data_dir}. "
             f"Prepare it: {prepare}"
         )
-    missing = {"train", "test"} - set(builder.info.splits)
+    missing = {"train", test_split} - set(builder.info.splits)
     lacking = {"image", "label"} - set(builder.info.features)
     if missing or lacking:
         raise ValueError(
             f"Dataset {name!r} lacks the splits {sorted(missing)} and the features "
-            f"{sorted(lacking)}; this loader needs 'train', 'test', 'image' and 'label'."
+            f"{sorted(lacking)}; this loader needs 'train', {test_split!r}, 'image' and 'label'. "
+            f"There are {sorted(builder.info.splits)}: config.data.test_split names one."
         )
-    return _read(builder, "train"), _read(builder, "test")
+    return _read(builder, "train", size), _read(builder, test_split, size)
 
 
-def _read(builder: Any, split: str) -> Arrays:
-    source = builder.as_data_source(split=split)
+def _read(builder: Any, split: str, size: int) -> Arrays:
+    import tensorflow_datasets as tfds
+
+    several_sizes = None in builder.info.features["image"].shape
+    undecoded = {"image": tfds.decode.SkipDecoding()} if several_sizes else None
     images, labels, problems = [], [], []
+    try:
+        source = builder.as_data_source(split=split, decoders=undecoded)
+    except Exception as error:  # files that are missing or cut short
+        source, problems = (), [str(error)]
     for i in range(len(source)):
         try:
             example = source[i]
         except Exception as error:  # decoders have their own
             problems.append(f"example {i}: {error}")
             continue
-        images.append(example["image"])
+        if example["image"] is None or example["label"] is None:  # what a cut file gives
+            problems.append(f"example {i} is empty")
+            continue
         labels.append(example["label"])
+        if not several_sizes:
+            images.append(example["image"])
     shapes = {image.shape for image in images}
     if len(shapes) > 1:
         problems.append(f"images have {len(shapes)} shapes, {sorted(shapes)[:3]}, ...")
@@ -69,4 +85,6 @@ def _read(builder: Any, split: str) -> Arrays:
             f"{builder.data_dir}, split {split!r}, cannot be used: {'; '.join(problems[:5])}{more}."
             " Remove the folder, and prepare it again."
         )
+    if several_sizes:
+        return LazyImages(builder.as_data_source(split=split), size), np.asarray(labels)
     return np.stack(images), np.asarray(labels)

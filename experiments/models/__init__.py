@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from experiments.models.convnet import ConvNet
 from experiments.models.resnet import ResNet
@@ -49,7 +50,7 @@ def build_model(config: Any, num_classes: int, **options: Any) -> nn.Module:
       **options: further fields of the network.
 
     Raises:
-      ValueError: for an unknown name or stem.
+      ValueError: for an unknown name, stem or dtype.
     """
     if config.name == "convnet":
         return ConvNet(
@@ -64,4 +65,10 @@ def build_model(config: Any, num_classes: int, **options: Any) -> nn.Module:
         )
     if config.stem not in ("cifar", "imagenet"):
         raise ValueError(f"config.model.stem is {config.stem!r}; it must be 'cifar' or 'imagenet'.")
-    return NETWORKS[config.name](num_classes=num_classes, stem=config.stem, **options)
+    if config.dtype not in ("float32", "bfloat16"):
+        raise ValueError(
+            f"config.model.dtype is {config.dtype!r}; it must be 'float32' or 'bfloat16'."
+        )
+    return NETWORKS[config.name](
+        num_classes=num_classes, stem=config.stem, dtype=jnp.dtype(config.dtype), **options
+    )

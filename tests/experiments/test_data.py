@@ -13,10 +13,12 @@ from etils import epath
 
 from experiments import data
 from experiments.data import augment, batch_indices
+from experiments.data.lazy import LazyImages
 
 
 def settings(**changes: Any) -> SimpleNamespace:
     fields = {"name": "digits", "directory": "", "holdout": "test", "mean": (), "deviation": ()}
+    fields |= {"test_split": "test", "image_size": 8}
     return SimpleNamespace(**fields | changes)
 
 
@@ -105,6 +107,58 @@ def test_tensorflow_datasets_are_read_without_tensorflow(tmp_path: Path) -> None
     assert inputs.dtype == np.float32
     assert abs(float(inputs.mean())) < 1e-6
     assert float(inputs.std()) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_dataset_that_is_half_prepared_or_damaged_is_named(tmp_path: Path) -> None:
+    builder = TinyDigits(data_dir=str(tmp_path), file_format="array_record")
+    builder.download_and_prepare()
+    there = settings(name="tiny_digits", directory=str(tmp_path))
+    (shard,) = Path(builder.data_dir).glob("*train*array_record*")
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"tiny_digits.*'train', cannot be used.*prepare it again"):
+        data.load(there, seed=0)
+    shard.unlink()
+    with pytest.raises(ValueError, match=r"tiny_digits.*'train', cannot be used.*prepare it again"):
+        data.load(there, seed=0)
+    (Path(builder.data_dir) / "dataset_info.json").unlink()
+    with pytest.raises(FileNotFoundError, match="download_and_prepare"):
+        data.load(there, seed=0)
+
+
+def test_splits_of_other_names_are_named_and_can_be_chosen(tmp_path: Path) -> None:
+    TinyDigits(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
+    there = {"name": "tiny_digits", "directory": str(tmp_path)}
+    with pytest.raises(ValueError, match=r"\['validation'\].*\['test', 'train'\].*test_split"):
+        data.load(settings(**there, test_split="validation"), seed=0)
+    assert len(data.load(settings(**there, test_split="train"), seed=0).holdout.labels) == 30
+
+
+class Photographs:
+    """Stands for a source of decoded images of several sizes; one cannot be read."""
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index == 3:
+            raise OSError("cut short")
+        ramp = np.linspace(0, 255, 60 + 10 * index)
+        return {"image": np.repeat(ramp[None, :, None], 80, 0).repeat(3, 2).astype(np.uint8)}
+
+
+def test_images_of_several_sizes_are_read_when_needed_as_middle_squares() -> None:
+    images = LazyImages(Photographs(), size=28)
+    assert images.shape == (5, 28, 28, 3) and len(images.part(slice(3))) == 3
+    found = images[np.array([2, 0])]
+    assert found.shape == (2, 28, 28, 3) and found.dtype == np.uint8
+    # of a ramp from left to right, the middle 7/8
+    assert found[0].mean() == pytest.approx(127.5, abs=2)
+    assert np.ptp(found[0]) == pytest.approx(255 * 7 / 8, abs=10)
+    np.testing.assert_array_equal(images.part(slice(2, None))[[0]], found[:1])
+    assert images[slice(0)].shape == (0, 28, 28, 3)
+    with pytest.raises(ValueError, match="example 3: cut short"):
+        images[1:]
 
 
 def test_a_dataset_that_is_not_prepared_says_how_to(tmp_path: Path) -> None:

@@ -1,0 +1,18 @@
+"""ResNet-20 on CIFAR-10, the published recipe from the same weights as cifar10_resnet20.py.
+
+Command: python -m experiments.train --config=experiments/configs/cifar10_resnet20_paper.py \
+    --config.data.directory=DATA --config.model.weights=DATA/cifar10_resnet20.npz \
+    --workdir=runs/resnet20_paper
+Measured: docs/results.md.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import base, cifar10_resnet20
+
+
+def get_config() -> ConfigDict:
+    config = cifar10_resnet20.get_config()
+    config.sqs = base.paper_recipe()
+    config.sqs.epochs = cifar10_resnet20.get_config().sqs.epochs
+    return config
