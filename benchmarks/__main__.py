@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from benchmarks import budget, digits, file, imported, memory, scaling, soft_weight, steps
+from benchmarks import budget, digits, file, imported, input, memory, scaling, soft_weight, steps
 
 BENCHMARKS = {
     "file": file.run,
@@ -25,6 +25,7 @@ BENCHMARKS = {
     "scaling": scaling.run,
     "digits": digits.run,
     "imported": imported.run,
+    "input": input.run,
 }
 
 

@@ -31,7 +31,7 @@ def run(workdir: Path, data: Path) -> list[dict[str, Any]]:
         images = read_images(data / f"{dataset}_test.med.xz", len(targets))
         mean_std = 255 * np.asarray(MEAN_STD[dataset], np.float32)
         test = Dataset(images, targets, mean_std[0], mean_std[1])
-        model = build_model(SimpleNamespace(name=name, stem="cifar"), classes)
+        model = build_model(SimpleNamespace(name=name, stem="cifar", dtype="float32"), classes)
         variables = import_resnet(data / f"{file}.npz", model, images.shape[1:])
         accuracy = 100 * float((predict(model, variables, test).argmax(-1) == targets).mean())
         rows.append({"weights": file, "network": name, "images": len(targets),

@@ -2,6 +2,7 @@
 
 import fcntl
 import itertools
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,7 @@ def points(
 def start(point: Point) -> "subprocess.Popen[bytes] | None":
     """Start a point's training; None while one that outlived its sweep is still at it.
 
+    Points share what they have compiled, unless the environment says where that is.
     A training holds the lock of its log as long as it lives, whatever becomes of the sweep.
     """
     point.folder.mkdir(parents=True, exist_ok=True)
@@ -79,6 +81,8 @@ def start(point: Point) -> "subprocess.Popen[bytes] | None":
             return None
         if point.finished:  # while it was waited for
             return None
+        environment = {"JAX_COMPILATION_CACHE_DIR": str(point.folder.parent / "compiled")}
         return subprocess.Popen(
-            [sys.executable, *point.command], stdout=log, stderr=subprocess.STDOUT
-        )
+            [sys.executable, *point.command], stdout=log, stderr=subprocess.STDOUT,
+            env=environment | os.environ,
+        )  # fmt: skip

@@ -80,7 +80,7 @@ class ResNet(nn.Module):
             batch, self.pool, height // self.pool, self.pool, wide // self.pool, channels
         )
         x = jnp.moveaxis(parts.mean((2, 4)), -1, 1).reshape(batch, -1)
-        return layers.dense(self.num_classes, "fc")(x)
+        return layers.dense(self.num_classes, "fc")(x).astype(jnp.float32)
 
 
 class Block(nn.Module):

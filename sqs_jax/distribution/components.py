@@ -158,24 +158,36 @@ def average(logits: Logits, values: jax.Array, *, slopes: bool = False) -> Avera
         rate = -found.z * found.inverse_scale  # times temperature and relaxation
         return plain + [rate * x for x in plain] if slopes else plain
 
-    def raise_to(top: jax.Array, row: Row) -> tuple[jax.Array, None]:
-        return jnp.maximum(top, logits.of(row).logit), None
-
-    def add(sums: Any, row: Row, top: jax.Array) -> tuple[Any, None]:
-        found = logits.of(row)
-        share = jnp.exp(found.logit - top)
-        return [x + share * y for x, y in zip(sums, terms(row, found), strict=True)], None
-
     def rescale_and_add(carry: Any, row: Row) -> tuple[Any, None]:
         top, sums = carry
-        higher, _ = raise_to(top, row)
-        sums = [x * jnp.exp(top - higher) for x in sums]
-        return (higher, add(sums, row, higher)[0]), None
+        found = logits.of(row)
+        higher, apart = found.logit > top, jnp.exp(-jnp.abs(found.logit - top))
+        lower, share = jnp.where(higher, apart, 1), jnp.where(higher, 1, apart)
+        sums = [x * lower + share * y for x, y in zip(sums, terms(row, found), strict=True)]
+        return (jnp.maximum(top, found.logit), sums), None
+
+    # Thousands of deviations away a logit that is made anew may be another one, by much more than
+    # 1: above, no share exceeds 1, and the highest has 1, whatever was rounded how. Below, it is
+    # distances that are made anew, which are always the same: the highest differs from itself by 0.
+    def find_highest(best: Any, row: Row) -> tuple[Any, None]:
+        top, *of_top = best
+        found = logits.of(row)
+        higher, new = found.logit > top, (found.z, logits.pick(row.log_height))
+        kept = (jnp.where(higher, x, y) for x, y in zip(new, of_top, strict=True))
+        return (jnp.maximum(top, found.logit), *kept), None
+
+    def add(sums: Any, row: Row, z: jax.Array, log_height: jax.Array) -> tuple[Any, None]:
+        found = logits.of(row)
+        joint = logits.pick(row.log_height) - log_height - 0.5 * (found.z - z) * (found.z + z)
+        share = jnp.exp(jnp.minimum(joint / (logits.temperature * logits.relaxation), 0))
+        return [x + share * y for x, y in zip(sums, terms(row, found), strict=True)], None
 
     sums = [zero] * (1 + values.shape[0]) * (2 if slopes else 1)
     if logits.key is None:
-        top, _ = jax.lax.scan(raise_to, lowest, rows, unroll=logits.unroll)
-        sums, _ = jax.lax.scan(partial(add, top=top), sums, rows, unroll=logits.unroll)
+        best = (lowest, zero, zero)
+        (top, z, log_height), _ = jax.lax.scan(find_highest, best, rows, unroll=logits.unroll)
+        add_share = partial(add, z=z, log_height=log_height)
+        sums, _ = jax.lax.scan(add_share, sums, rows, unroll=logits.unroll)
     else:  # noise is dear: once through the components, scaled down when a higher logit comes
         (top, sums), _ = jax.lax.scan(rescale_and_add, (lowest, sums), rows)
     (total, *parts), rates = sums[: 1 + values.shape[0]], sums[1 + values.shape[0] :]
@@ -203,7 +215,7 @@ def pull(
 
     def body(_: None, row: Row) -> tuple[None, Any]:
         found = logits.of(row)
-        phi = jnp.exp(found.logit - log_total)
+        phi = jnp.exp(jnp.minimum(found.logit - log_total, 0))
         lifts = (
             g * (logits.pick(v) - mean)
             for g, v, mean in zip(cotangents, row.values, averages.values, strict=True)

@@ -161,3 +161,31 @@ def test_an_empty_tensor_has_empty_results():
     assert components.average(logits, d.means[None]).values[0].shape == (0, 3)
     assert most_probable(loc, d.mixture).shape == (0, 3)
     assert relaxed_component(KEY, loc, d.mixture, 1.0, 0.5)[1].shape == (0, 3)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1e-3])
+@pytest.mark.parametrize("relaxation", [1.0, 0.05])
+def test_weights_that_are_far_from_every_component_have_the_nearest_ones_values(
+    temperature, relaxation
+):
+    means = jnp.array([-0.4, -0.1, 0.05, 0.3])
+    mixture = Mixture(means[None], jnp.full((1, 4), jnp.log(2e-5)), jnp.zeros((1, 4)), jnp.zeros(0))
+    loc = jnp.linspace(-1.5, 1.5, 3001)  # up to 75,000 deviations away
+    distance = np.abs(np.asarray(loc)[:, None] - np.asarray(means))
+    two = np.sort(distance, axis=1)[:, :2]
+    clear = two[:, 1] - two[:, 0] > 1e-3
+    nearest = np.asarray(means)[np.argmin(distance, axis=1)]
+
+    def averages(key, loc):
+        logits = Logits.at(loc, mixture, temperature, relaxation=relaxation, key=key)
+        return components.average(logits, means[None, None], slopes=True)
+
+    for key in (None, KEY):
+        for function in (averages, jax.jit(averages)):
+            found = function(key, loc)
+            (values,), (slopes,) = found.values, found.slopes
+            np.testing.assert_allclose(values[clear], nearest[clear], atol=1e-5)
+            assert jnp.isfinite(values).all() and jnp.isfinite(slopes).all()
+            logits = Logits.at(loc, mixture, temperature, relaxation=relaxation, key=key)
+            pulled = components.pull(logits, means[None, None], found, [jnp.ones_like(loc)])
+            assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(pulled))

@@ -21,7 +21,7 @@ SHAPE = (32, 32, 3)
 
 
 def network(name: str, num_classes: int, stem: str = "cifar") -> Any:
-    return build_model(SimpleNamespace(name=name, stem=stem), num_classes)
+    return build_model(SimpleNamespace(name=name, stem=stem, dtype="float32"), num_classes)
 
 
 def state_dict(model: Any, shape: tuple[int, int, int] = SHAPE, seed: int = 0) -> dict[str, Any]:

@@ -16,7 +16,9 @@ from experiments.normalisation import fold_statistics
 
 
 def network(name: str, num_classes: int = 10, stem: str = "cifar", **options: Any) -> Any:
-    return build_model(SimpleNamespace(name=name, stem=stem), num_classes, **options)
+    return build_model(
+        SimpleNamespace(name=name, stem=stem, dtype="float32"), num_classes, **options
+    )
 
 
 @pytest.mark.parametrize(
