@@ -14,7 +14,18 @@ from typing import Any
 
 import jax
 
-from benchmarks import budget, digits, file, imported, input, memory, scaling, soft_weight, steps
+from benchmarks import (
+    budget,
+    digits,
+    file,
+    imported,
+    input,
+    memory,
+    recipes,
+    scaling,
+    soft_weight,
+    steps,
+)
 
 BENCHMARKS = {
     "file": file.run,
@@ -24,6 +35,7 @@ BENCHMARKS = {
     "steps": steps.run,
     "scaling": scaling.run,
     "digits": digits.run,
+    "recipes": recipes.run,
     "imported": imported.run,
     "input": input.run,
 }

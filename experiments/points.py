@@ -3,11 +3,15 @@
 import fcntl
 import itertools
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments.processes import STOPPED
 from experiments.workdir import claim_workdir
 
 
@@ -65,6 +69,48 @@ def points(
         if point.finished:  # the others say so themselves
             claim_workdir(point.folder, point.config)
     return found
+
+
+def train_all(todo: list[Point], jobs: int, say: Callable[[str], None]) -> list[Point]:
+    """Train points, some at a time; returns those that failed.
+
+    Raises:
+      SystemExit: with STOPPED after SIGTERM, which is passed on to the trainings.
+    """
+    running: dict[subprocess.Popen[bytes], Point] = {}
+    waiting, failed, stopped = list(todo), [], []
+
+    def stop(*_: Any) -> None:
+        stopped.append(True)
+        for process in running:
+            process.terminate()
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        while (waiting and not stopped) or running:
+            for point in list(waiting):
+                if len(running) >= jobs or stopped:
+                    break
+                process = start(point)
+                if process is not None:
+                    waiting.remove(point)
+                    running[process] = point
+                    say(f"{point.folder.name}: training")
+                elif point.finished:
+                    waiting.remove(point)
+            time.sleep(0.1)
+            for process in [p for p in running if p.poll() is not None]:
+                point = running.pop(process)
+                if process.returncode == 0:
+                    say(f"{point.folder.name}: done")
+                elif not stopped:
+                    failed.append(point)
+                    say(f"{point.folder.name}: exit code {process.returncode}, see log.txt there")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if stopped:
+        raise SystemExit(STOPPED)
+    return failed
 
 
 def start(point: Point) -> "subprocess.Popen[bytes] | None":

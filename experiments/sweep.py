@@ -16,11 +16,8 @@ import ast
 import json
 import os
 import shlex
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +27,7 @@ from rich.console import Console
 
 from experiments.cluster import submit
 from experiments.frontier import write_frontier
-from experiments.points import Point, changed, points, start
-from experiments.processes import STOPPED
+from experiments.points import Point, changed, points, train_all
 from experiments.reproduce import flat
 
 _CONFIG: Any = config_flags.DEFINE_config_file(
@@ -85,48 +81,6 @@ def parse(grid: list[str], config: Any) -> dict[str, list[Any]]:
     return axes
 
 
-def train(todo: list[Point], jobs: int, say: Callable[[str], None]) -> list[Point]:
-    """Train points, some at a time; returns those that failed.
-
-    Raises:
-      SystemExit: with STOPPED after SIGTERM, which is passed on to the trainings.
-    """
-    running: dict[subprocess.Popen[bytes], Point] = {}
-    waiting, failed, stopped = list(todo), [], []
-
-    def stop(*_: Any) -> None:
-        stopped.append(True)
-        for process in running:
-            process.terminate()
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        while (waiting and not stopped) or running:
-            for point in list(waiting):
-                if len(running) >= jobs or stopped:
-                    break
-                process = start(point)
-                if process is not None:
-                    waiting.remove(point)
-                    running[process] = point
-                    say(f"{point.folder.name}: training")
-                elif point.finished:
-                    waiting.remove(point)
-            time.sleep(0.1)
-            for process in [p for p in running if p.poll() is not None]:
-                point = running.pop(process)
-                if process.returncode == 0:
-                    say(f"{point.folder.name}: done")
-                elif not stopped:
-                    failed.append(point)
-                    say(f"{point.folder.name}: exit code {process.returncode}, see log.txt there")
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    if stopped:
-        raise SystemExit(STOPPED)
-    return failed
-
-
 def result(point: Point) -> dict[str, Any]:
     """Return what a finished point was and measured."""
     evaluation = json.loads((point.folder / "evaluation.json").read_text())
@@ -166,7 +120,7 @@ def main(_: Any) -> None:
     if _CLUSTER.value:
         failed = submit(unfinished, workdir / "jobs", _CLUSTER.value, options, say)
     else:
-        failed = train(unfinished, _JOBS.value, say)
+        failed = train_all(unfinished, _JOBS.value, say)
     results = [result(point) for point in todo if point.finished]
     part = workdir / "results.json.part"
     part.write_text(json.dumps(results, indent=1))

@@ -1,0 +1,149 @@
+"""What each part of a recipe is worth, on digits: one change at a time, accuracy against bytes."""
+
+import json
+import os
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from experiments.points import Point, train_all
+
+_SEEDS = range(3)
+_OURS, _PAPER = "digits", "digits_paper"
+# table -> (config, rows); a row: label -> fields of the config that differ
+TABLES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
+    "ours, one part changed": (
+        _OURS,
+        {
+            "as it is": {},
+            "estimator mean, temperature 1 to 0.05": {"sqs.estimator": "mean"},
+            "latent weights frozen": {"sqs.learning_rate.loc": 0.0},
+            "no distillation": {"sqs.distill_weight": 0.0},
+            "no refit, no revival": {"sqs.refit": False},
+            "warm-up of 5 %": {"sqs.warmup": 0.05},
+            "latent weights until 80 % only": {"sqs.latent_end": 0.8},
+            "rate in the loss, 0.01": {"sqs.rate_weight": 0.01},
+            "rate in the loss, 0.1": {"sqs.rate_weight": 0.1},
+            "a threshold per tensor": {"sqs.scope": "tensor"},
+        },
+    ),
+    "simultaneous or sequential, at equal bytes": (
+        _OURS,
+        {
+            order: {"sqs.target_bytes": 8000, "sqs.order": order}
+            for order in ("together", "prune_first", "quantise_first")
+        },
+    ),
+    "the published recipe, mistakes put back": (
+        _PAPER,
+        {
+            "corrected": {},
+            "half of the Bernoulli KL": {"sqs.mistakes": ("half_bernoulli",)},
+            "KL not divided by n": {"sqs.mistakes": ("unscaled_kl",)},
+            "responsibilities of 32 bins": {"sqs.mistakes": ("binned",)},
+            "all of the KL on survivors": {"sqs.kl_weight": 1.0},
+            "a threshold per tensor": {"sqs.scope": "tensor"},
+        },
+    ),
+    "levels, at 81 % sparsity": (
+        _OURS,
+        {f"K = {k}": {"sqs.components": k} for k in (2, 3, 4, 8, 10, 12, 14, 16, 32, 64)},
+    ),
+    "sparsity, at K = 4": (
+        _OURS,
+        {f"{100 * s:g} %": {"sqs.sparsity": s} for s in (0.5, 0.7, 0.8, 0.9, 0.95)},
+    ),
+    "windows, 12 levels": (
+        _OURS,
+        {
+            "one": {"sqs.components": 12},
+            "3, equal": {"sqs.window_kind": "equal", "sqs.window_count": 3},
+            "3, outlier": {"sqs.window_kind": "outlier", "sqs.window_count": 3},
+        },
+    ),
+    "temperature of the estimator mean": (
+        _OURS,
+        {
+            f"{first:g} to {last:g}": {
+                "sqs.estimator": "mean",
+                "sqs.temperature_start": first,
+                "sqs.temperature_end": last,
+            }
+            for first, last in ((1, 1), (1, 0.2), (1, 0.05), (1, 0.001), (0.001, 0.001))
+        },
+    ),
+}
+
+
+def points(workdir: Path) -> dict[tuple[str, str], list[Point]]:
+    """Return the runs of every row of every table; equal runs are one."""
+    found = {}
+    for table, (config, rows) in TABLES.items():
+        for label, settings in rows.items():
+            found[table, label] = [_point(config, settings, seed, workdir) for seed in _SEEDS]
+    return found
+
+
+def _point(config: str, settings: dict[str, Any], seed: int, workdir: Path) -> Point:
+    settings = {"finetune": False, **settings, "seed": seed}
+    name = ",".join([config, *(f"{k}={v}" for k, v in settings.items() if k != "finetune")])
+    flags = [f"--config.{field}={value}" for field, value in settings.items()]
+    folder = workdir / name.replace("/", "_").replace(" ", "")
+    command = ["-m", "experiments.train", f"--config=experiments/configs/{config}.py", *flags]
+    return Point(settings, folder, [*command, f"--workdir={folder}"], None)
+
+
+def run(workdir: Path, data: Path) -> list[dict[str, Any]]:
+    """Train what is missing, print a row for each change; returns the rows of finished runs."""
+    rows = points(workdir / "recipes")
+    runs = {point.folder: point for each in rows.values() for point in each}
+    # seeds first: an interrupted benchmark has whole tables of fewer seeds
+    todo = sorted((p for p in runs.values() if not p.finished), key=lambda p: p.settings["seed"])
+    started = time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"{time.monotonic() - started:6.0f} s  {text}", flush=True)
+
+    failed = train_all(todo, os.cpu_count() or 1, say)
+    if failed:
+        raise SystemExit(f"{len(failed)} runs failed: {', '.join(str(p.folder) for p in failed)}")
+    return [_row(*names, points) for names, points in _headed(rows)]
+
+
+def _headed(rows: dict[tuple[str, str], list[Point]]) -> Any:
+    """List the rows, and print a table's name before its first."""
+    before = None
+    for names, found in rows.items():
+        if names[0] != before:
+            columns = (
+                f"{'accuracy, %':>14} {'NLL':>7} {'mean, %':>8} {'averaged, %':>12} {'bytes':>7}"
+            )
+            print(f"\n{names[0]:42} {columns} {'smaller by':>10}")
+        before = names[0]
+        yield names, found
+
+
+def _row(table: str, label: str, found: list[Point]) -> dict[str, Any]:
+    evaluations = [json.loads((p.folder / "evaluation.json").read_text()) for p in found]
+
+    def mean(network: str, metric: str, scale: float = 1.0) -> float:
+        return scale * statistics.mean(e[network][metric] for e in evaluations)
+
+    row = {
+        "table": table,
+        "label": label,
+        "seeds": len(found),
+        "accuracy": mean("mode", "accuracy", 100),
+        "spread": statistics.stdev(100 * e["mode"]["accuracy"] for e in evaluations),
+        "nll": mean("mode", "nll"),
+        "mean": mean("mean", "accuracy", 100),
+        "averaged": mean("averaged", "accuracy", 100),
+        "bytes": mean("mode", "bytes"),
+    }
+    ratio = mean("dense", "bytes") / row["bytes"]
+    print(
+        f"  {label:40} {row['accuracy']:7.2f} ± {row['spread']:4.2f} {row['nll']:7.4f} "
+        f"{row['mean']:8.2f} {row['averaged']:12.2f} {row['bytes']:7,.0f} {ratio:10.1f}"
+    )
+    return row
