@@ -1,0 +1,85 @@
+"""Averages against the deployed network, on images as they are and corrupted."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.data import Dataset
+from experiments.data.corruptions import CORRUPTIONS, corrupt
+from experiments.evaluate import calibration, metrics
+from experiments.inference import counts
+
+BRIEF = (
+    "--config=experiments/configs/digits.py",
+    "--config.dense.epochs=3",
+    "--config.sqs.epochs=4",
+    "--config.finetune=False",
+    "--config.evaluation.average_samples=1",
+)
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_a_corruption_changes_images_within_their_range(name, dtype):
+    images = np.random.default_rng(0).integers(0, 200, (20, 8, 8, 3)).astype(dtype)
+    dataset = Dataset(images, np.arange(20), np.float32(100), np.float32(50))
+    found = corrupt(dataset, name, seed=3)
+    assert found.images.shape == images.shape and found.images.dtype == np.float32
+    assert 3 < np.abs(found.images - images).mean() < 80
+    assert found.images.min() >= 0 and found.images.max() <= (255 if dtype == np.uint8 else 199)
+    np.testing.assert_array_equal(corrupt(dataset, name, seed=3).images, found.images)
+    np.testing.assert_array_equal(dataset.images, images)
+
+
+def test_corruptions_have_their_closed_forms():
+    ramp = np.broadcast_to(np.arange(8, dtype=np.uint8)[:, None, None] * 16, (1, 8, 8, 1))
+    dataset = Dataset(ramp, np.zeros(1))
+    blurred = corrupt(dataset, "blur", 0).images[0, :, :, 0]
+    np.testing.assert_allclose(blurred[1:-1], ramp[0, 1:-1, :, 0], atol=1e-3)  # linear: its mean
+    np.testing.assert_allclose(blurred[0], 16 / 3, atol=1e-3)
+    contrast = corrupt(dataset, "contrast", 0).images
+    assert np.ptp(contrast) == pytest.approx(0.4 * np.ptp(ramp), rel=1e-4)
+    assert contrast.mean() == pytest.approx(ramp.mean(), rel=1e-4)
+
+
+def test_calibration_bins_make_up_the_error():
+    rng = np.random.default_rng(0)
+    probabilities = rng.dirichlet(np.ones(5), 500)
+    labels = rng.integers(0, 5, 500)
+    bins = np.asarray(calibration(probabilities, labels))
+    assert bins[:, 2].sum() == pytest.approx(1)
+    found = metrics(probabilities, labels)
+    assert np.sum(bins[:, 1] * bins[:, 2]) == pytest.approx(found["accuracy"])
+    gap = np.abs(bins[:, 0] - bins[:, 1]) @ bins[:, 2]
+    assert gap == pytest.approx(found["calibration_error"])
+
+
+def test_averages_are_judged_at_powers_of_two_and_at_the_most():
+    assert counts(1) == [1] and counts(8) == [1, 2, 4, 8] and counts(50)[-2:] == [32, 50]
+
+
+def test_a_finished_run_is_studied(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONWARNINGS": "default"}
+
+    def start(*command: str) -> None:
+        words = [sys.executable, "-m", *command, f"--workdir={tmp_path}"]
+        run = subprocess.run(words, capture_output=True, text=True, env=environment)
+        assert run.returncode == 0, run.stderr[-3000:]
+
+    start("experiments.train", *BRIEF)
+    start("experiments.inference", "--samples=3", "--temperatures=0.01,1", "--images=100")
+    rows = json.loads((tmp_path / "inference.json").read_text())["rows"]
+    clean = {(r["network"], r["passes"]): r for r in rows if r["condition"] == "clean"}
+    mode, cold = clean["mode", 1], clean["averaged at 0.01", 1]
+    assert mode["bytes"] == (tmp_path / "model.sqs").stat().st_size and mode["count"] == 100
+    # at a low temperature a draw is the deployed network, but for ties
+    assert abs(cold["correct"] - mode["correct"]) <= 2
+    sizes = [clean["averaged at 1", m]["bytes"] for m in (1, 2, 3)]
+    assert 1.6 * sizes[0] < sizes[1] and 2.4 * sizes[0] < sizes[2] < 3.1 * sizes[0]
+    assert len(rows) == (1 + 2 * 3) * (1 + len(CORRUPTIONS))
+    assert "<svg" in (tmp_path / "inference.html").read_text()
