@@ -27,9 +27,6 @@ import sqs_jax
 from experiments.page import table, write_page
 from experiments.panels import COLORS, QUIET, panel, styled, svg
 
-_CONFIG: Any = config_flags.DEFINE_config_file("config", None, "The experiment.")
-_WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the results; made if it is not there.")
-
 _TESTS = 4096  # inputs on which the error is measured
 _DECISIONS = 60  # of the mask, in equal shares of the first training; the last quarter keeps it
 
@@ -285,9 +282,7 @@ def figure(lines: dict[tuple[str, int], dict[int, float]], hidden: int) -> str:
 
 
 def main(_: Any) -> None:
-    if not (_CONFIG.value and _WORKDIR.value):
-        raise app.UsageError("--config and --workdir are needed.")
-    workdir, config = Path(_WORKDIR.value), _CONFIG.value
+    workdir, config = Path(flags.FLAGS.workdir), flags.FLAGS.config
     workdir.mkdir(parents=True, exist_ok=True)
     rows = measure(config)
     (workdir / "consistency.json").write_text(json.dumps(rows, indent=1))
@@ -312,4 +307,7 @@ def main(_: Any) -> None:
 
 
 if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", None, "The experiment.")
+    flags.DEFINE_string("workdir", None, "Folder of the results; made if it is not there.")
+    flags.mark_flags_as_required(["config", "workdir"])
     app.run(main)

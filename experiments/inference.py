@@ -28,12 +28,6 @@ from experiments.page import table, write_page
 from experiments.panels import COLORS, INK, QUIET, panel, styled, svg
 from experiments.trainings import Trained, run_trainings
 
-_WORKDIR = flags.DEFINE_string("workdir", "", "Folder of a finished run.")
-_SAMPLES = flags.DEFINE_integer("samples", 50, "Most networks that are averaged.", lower_bound=1)
-_TEMPERATURES = flags.DEFINE_list("temperatures", ["0.25", "0.5", "1"], "Of the draws.")
-_IMAGES = flags.DEFINE_integer("images", 0, "Held-out images that are used; 0: all.", lower_bound=0)
-_SEED = flags.DEFINE_integer("seed", 0, "Of draws and noise.")
-
 _CLEAN = "clean"
 
 
@@ -173,19 +167,25 @@ def write_study(workdir: Path, found: dict[str, Any]) -> Path:
 
 
 def main(_: Any) -> None:
-    workdir = Path(_WORKDIR.value)
+    options = flags.FLAGS
+    workdir = Path(options.workdir)
     if not (workdir / "evaluation.json").is_file():
         raise app.UsageError(f"--workdir={workdir} is not the folder of a finished run.")
-    temperatures = [float(text) for text in _TEMPERATURES.value]
+    temperatures = [float(text) for text in options.temperatures]
     if min(temperatures) <= 0:
-        raise app.UsageError(f"--temperatures={_TEMPERATURES.value}: they must be > 0.")
+        raise app.UsageError(f"--temperatures={options.temperatures}: they must be > 0.")
     logging.set_verbosity(logging.WARNING)  # orbax tells of every restore
     config = ConfigDict(json.loads((workdir / "config.json").read_text()))
     trained = run_trainings(config, workdir)  # all of them are finished: restores
-    found = study(trained, config, _SAMPLES.value, temperatures, _IMAGES.value, _SEED.value)
+    found = study(trained, config, options.samples, temperatures, options.images, options.seed)
     (workdir / "inference.json").write_text(json.dumps(found, indent=1))
     print(f"page: {write_study(workdir, found)}")
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "Folder of a finished run.", required=True)
+    flags.DEFINE_integer("samples", 50, "Most networks that are averaged.", lower_bound=1)
+    flags.DEFINE_list("temperatures", ["0.25", "0.5", "1"], "Of the draws.")
+    flags.DEFINE_integer("images", 0, "Held-out images that are used; 0: all.", lower_bound=0)
+    flags.DEFINE_integer("seed", 0, "Of draws and noise.")
     app.run(main)

@@ -1,11 +1,5 @@
 """Averages against the deployed network, on images as they are and corrupted."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -13,14 +7,6 @@ from experiments.data import Dataset
 from experiments.data.corruptions import CORRUPTIONS, corrupt
 from experiments.evaluate import calibration, metrics
 from experiments.inference import counts
-
-BRIEF = (
-    "--config=experiments/configs/digits.py",
-    "--config.dense.epochs=3",
-    "--config.sqs.epochs=4",
-    "--config.finetune=False",
-    "--config.evaluation.average_samples=1",
-)
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
@@ -61,25 +47,3 @@ def test_calibration_bins_make_up_the_error():
 
 def test_averages_are_judged_at_powers_of_two_and_at_the_most():
     assert counts(1) == [1] and counts(8) == [1, 2, 4, 8] and counts(50)[-2:] == [32, 50]
-
-
-def test_a_finished_run_is_studied(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONWARNINGS": "default"}
-
-    def start(*command: str) -> None:
-        words = [sys.executable, "-m", *command, f"--workdir={tmp_path}"]
-        run = subprocess.run(words, capture_output=True, text=True, env=environment)
-        assert run.returncode == 0, run.stderr[-3000:]
-
-    start("experiments.train", *BRIEF)
-    start("experiments.inference", "--samples=3", "--temperatures=0.01,1", "--images=100")
-    rows = json.loads((tmp_path / "inference.json").read_text())["rows"]
-    clean = {(r["network"], r["passes"]): r for r in rows if r["condition"] == "clean"}
-    mode, cold = clean["mode", 1], clean["averaged at 0.01", 1]
-    assert mode["bytes"] == (tmp_path / "model.sqs").stat().st_size and mode["count"] == 100
-    # at a low temperature a draw is the deployed network, but for ties
-    assert abs(cold["correct"] - mode["correct"]) <= 2
-    sizes = [clean["averaged at 1", m]["bytes"] for m in (1, 2, 3)]
-    assert 1.6 * sizes[0] < sizes[1] and 2.4 * sizes[0] < sizes[2] < 3.1 * sizes[0]
-    assert len(rows) == (1 + 2 * 3) * (1 + len(CORRUPTIONS))
-    assert "<svg" in (tmp_path / "inference.html").read_text()

@@ -14,6 +14,7 @@ import pytest
 import safetensors
 
 import sqs_jax
+from experiments.data.corruptions import CORRUPTIONS
 from sqs_jax.cli import main as sqs_command
 
 SHORT = (
@@ -82,6 +83,21 @@ def test_draws_for_averaging_are_whole_code_streams(finished: Path) -> None:
             )
     first, second = (draw["Dense_0"]["kernel"].codes for draw in draws)
     assert (first != second).any()
+
+
+def test_averages_of_a_finished_run_are_judged(finished: Path) -> None:
+    options = ["--samples=3", "--temperatures=0.01,1", "--images=100", f"--workdir={finished}"]
+    subprocess.run([sys.executable, "-m", "experiments.inference", *options], check=True)
+    rows = json.loads((finished / "inference.json").read_text())["rows"]
+    assert len(rows) == (1 + 2 * 3) * (1 + len(CORRUPTIONS))
+    clean = {(r["network"], r["passes"]): r for r in rows if r["condition"] == "clean"}
+    mode, cold = clean["mode", 1], clean["averaged at 0.01", 1]
+    assert mode["bytes"] == (finished / "model.sqs").stat().st_size and mode["count"] == 100
+    # at a low temperature a draw is the deployed network, but for ties
+    assert abs(cold["correct"] - mode["correct"]) <= 2
+    sizes = [clean["averaged at 1", m]["bytes"] for m in (1, 2, 3)]
+    assert 1.6 * sizes[0] < sizes[1] and 2.4 * sizes[0] < sizes[2] < 3.1 * sizes[0]
+    assert "<svg" in (finished / "inference.html").read_text()
 
 
 def test_kill_and_start_again_gives_the_same_file(finished: Path, tmp_path: Path) -> None:
