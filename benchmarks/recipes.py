@@ -4,10 +4,13 @@ import json
 import os
 import statistics
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from experiments.points import Point, train_all
+
+Rows = dict[tuple[str, str], list[Point]]  # of (table, label)
 
 _SEEDS = range(3)
 _OURS, _PAPER = "digits", "digits_paper"
@@ -76,9 +79,9 @@ TABLES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
 }
 
 
-def points(workdir: Path) -> dict[tuple[str, str], list[Point]]:
+def points(workdir: Path) -> Rows:
     """Return the runs of every row of every table; equal runs are one."""
-    found = {}
+    found: Rows = {}
     for table, (config, rows) in TABLES.items():
         for label, settings in rows.items():
             found[table, label] = [_point(config, settings, seed, workdir) for seed in _SEEDS]
@@ -108,10 +111,10 @@ def run(workdir: Path, data: Path) -> list[dict[str, Any]]:
     failed = train_all(todo, os.cpu_count() or 1, say)
     if failed:
         raise SystemExit(f"{len(failed)} runs failed: {', '.join(str(p.folder) for p in failed)}")
-    return [_row(*names, points) for names, points in _headed(rows)]
+    return [_row(table, label, found) for (table, label), found in _headed(rows)]
 
 
-def _headed(rows: dict[tuple[str, str], list[Point]]) -> Any:
+def _headed(rows: Rows) -> Iterator[tuple[tuple[str, str], list[Point]]]:
     """List the rows, and print a table's name before its first."""
     before = None
     for names, found in rows.items():
