@@ -127,7 +127,10 @@ def start(point: Point) -> "subprocess.Popen[bytes] | None":
             return None
         if point.finished:  # while it was waited for
             return None
-        environment = {"JAX_COMPILATION_CACHE_DIR": str(point.folder.parent / "compiled")}
+        environment = {
+            "JAX_COMPILATION_CACHE_DIR": str(point.folder.parent / "compiled"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
         return subprocess.Popen(
             [sys.executable, *point.command], stdout=log, stderr=subprocess.STDOUT,
             env=environment | os.environ,

@@ -94,6 +94,7 @@ def test_contradictions_are_named(changes, said):
 def test_a_training_lands_and_its_file_is_whole(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "experiments.train", *SHORT, f"--workdir={tmp_path}"]
     command += ["--config.sqs.target_bytes=12000", "--config.finetune=False"]
+    command += ["--config.dense.epochs=1", "--config.sqs.epochs=4"]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-4000:]
     path = tmp_path / "model.sqs"
