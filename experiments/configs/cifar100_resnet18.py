@@ -5,8 +5,7 @@ Command: python -m experiments.train --config=experiments/configs/cifar100_resne
 Three seeds: python -m experiments.sweep --config=experiments/configs/cifar100_resnet18.py \
     --config.data.directory=DATA --workdir=runs/resnet18 '--grid=seed=[0,1,2]'
 Data: DATA/cifar100.npz (see experiments/data/files.py), or tensorflow-datasets' cifar100.
-Published: 79.26 % to 76.14 %. Hardware: one GPU. Not yet run in full: on two CPU cores it was
-    started with a few images only.
+Published: 79.26 % to 76.14 %. Hardware: one GPU. Not yet run.
 """
 
 from ml_collections import ConfigDict

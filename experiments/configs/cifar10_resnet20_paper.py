@@ -3,7 +3,7 @@
 Command: python -m experiments.train --config=experiments/configs/cifar10_resnet20_paper.py \
     --config.data.directory=DATA --config.model.weights=DATA/cifar10_resnet20.npz \
     --workdir=runs/resnet20_paper
-Measured: docs/results.md.
+Not yet measured.
 """
 
 from ml_collections import ConfigDict

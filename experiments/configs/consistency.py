@@ -2,7 +2,7 @@
 
 Command: python -m experiments.consistency --config=experiments/configs/consistency.py \
     --workdir=runs/consistency
-Measured: docs/results.md.
+Not yet run in full.
 """
 
 from ml_collections import ConfigDict
