@@ -88,7 +88,9 @@ def _choices(leaf: "SubDistribution") -> jax.Array:
     """Compute what it takes to say which weights are pruned, and each other one's window; nats."""
     windows = leaf.means.shape[0]
     place = jnp.where(leaf.kept, window_index(leaf.latent, leaf.boundaries), windows)
-    counts = jnp.zeros(windows + 1, leaf.means.dtype).at[place.reshape(-1)].add(1.0)
+    # windows are few: sums of comparisons, in integers, which no number of weights rounds
+    counted = jnp.stack([jnp.sum(place == choice) for choice in range(windows + 1)])
+    counts = counted.astype(leaf.means.dtype)
     shares = jnp.maximum(counts, 0.5) / max(leaf.loc.size, 1)
     return -jnp.sum(counts * jnp.log(shares))
 

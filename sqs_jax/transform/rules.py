@@ -134,6 +134,18 @@ def is_sub_distribution(node: Any) -> bool:
     return isinstance(node, SubDistribution)
 
 
+def require_positive(name: str, value: jax.typing.ArrayLike) -> None:
+    """Raise ValueError unless a temperature is > 0; what JAX traces is not looked at."""
+    if not isinstance(value, jax.core.Tracer) and not np.all(np.asarray(value) > 0):
+        raise ValueError(f"{name} is {value}; it must be > 0. For its limit at 0 use `mode`.")
+
+
+def total(parts: list[jax.Array]) -> jax.Array:
+    """Add what the leaves of a model have, scalars, in float32, or float64 if any is."""
+    dtype = jnp.float64 if any(part.dtype == jnp.float64 for part in parts) else jnp.float32
+    return sum((part.astype(dtype) for part in parts), start=jnp.zeros((), dtype))
+
+
 def require_finite(path: str, leaf: Any) -> None:
     """Raise ValueError if any weight of a leaf that is to be compressed is NaN or infinite."""
     # where the leaf is: an array over several devices may not fit the host, or not be all here

@@ -27,7 +27,9 @@ from sqs_jax.transform.rules import (
     flatten,
     is_sub_distribution,
     require_finite,
+    require_positive,
     require_whole,
+    total,
 )
 
 
@@ -136,7 +138,7 @@ def spike_slab_gmm(
         return [pairs[i][1] for i in at], put
 
     def mean(posterior: Any, *, temperature: jax.typing.ArrayLike = 1.0) -> Any:
-        _check_positive("temperature", temperature)
+        require_positive("temperature", temperature)
         leaves, put = compressed(posterior)
         return put(means(leaves, temperature, evaluation))
 
@@ -148,8 +150,8 @@ def spike_slab_gmm(
         relaxation: jax.typing.ArrayLike = 0.5,
         hard: bool = False,
     ) -> Any:
-        _check_positive("temperature", temperature)
-        _check_positive("relaxation", relaxation)
+        require_positive("temperature", temperature)
+        require_positive("relaxation", relaxation)
         leaves, put = compressed(posterior)
 
         def draw(leaf: SubDistribution, index: int) -> jax.Array:
@@ -164,19 +166,15 @@ def spike_slab_gmm(
         leaves, put = compressed(posterior)
         return put(modes(leaves))
 
-    def total(bounds: list[jax.Array]) -> jax.Array:
-        dtype = jnp.float64 if any(b.dtype == jnp.float64 for b in bounds) else jnp.float32
-        return sum((bound.astype(dtype) for bound in bounds), start=jnp.zeros((), dtype))
-
     def kl(posterior: Any, *, temperature: jax.typing.ArrayLike = 1.0) -> jax.Array:
-        _check_positive("temperature", temperature)
+        require_positive("temperature", temperature)
         leaves, _ = compressed(posterior)
         return total(kls(leaves, prior, temperature, evaluation))
 
     def mean_and_kl(
         posterior: Any, *, temperature: jax.typing.ArrayLike = 1.0
     ) -> tuple[Any, jax.Array]:
-        _check_positive("temperature", temperature)
+        require_positive("temperature", temperature)
         leaves, put = compressed(posterior)
         weights, bounds = means_and_kls(leaves, prior, temperature, evaluation)
         return put(weights), total(bounds)
@@ -205,11 +203,6 @@ def spike_slab_gmm(
         compress=compress,
         mean_and_kl=mean_and_kl,
     )
-
-
-def _check_positive(name: str, value: jax.typing.ArrayLike) -> None:
-    if not isinstance(value, jax.core.Tracer) and not np.all(np.asarray(value) > 0):
-        raise ValueError(f"{name} is {value}; it must be > 0. For its limit at 0 use `mode`.")
 
 
 def _checked(rules: tuple[Rule, ...], posterior: Any) -> tuple[list[tuple[str, Any]], Any]:

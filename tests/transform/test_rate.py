@@ -46,6 +46,16 @@ def entropy_of(codes: jax.Array) -> float:
     return float(-codes.size * np.sum(share * np.log(share)))
 
 
+def test_mixed_precision_is_added_and_a_temperature_of_zero_is_refused():
+    _, posterior = refitted(sqs_jax.Rule(components=4), (30, 20), 0.5)
+    with jax.enable_x64(True):
+        weights = {"a": jnp.ones((4, 5), jnp.float64), "b": jnp.ones((4, 5), jnp.float32)}
+        both = sqs_jax.spike_slab_gmm([sqs_jax.Rule(components=1)], prior=PRIOR).init(weights)
+        assert sqs_jax.code_length(both).dtype == jnp.float64
+    with pytest.raises(ValueError, match="temperature is 0"):
+        sqs_jax.code_length(posterior, temperature=0)
+
+
 def test_slices_of_a_stack_are_coded_alone():
     _, both = refitted(sqs_jax.Rule(components=4, stacked=1), (2, 60, 50), 0.5)
     alone = sum(
