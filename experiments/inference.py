@@ -171,6 +171,8 @@ def main(_: Any) -> None:
     workdir = Path(options.workdir)
     if not (workdir / "evaluation.json").is_file():
         raise app.UsageError(f"--workdir={workdir} is not the folder of a finished run.")
+    if not (workdir / "checkpoints" / "sqs").is_dir():
+        raise app.UsageError(f"{workdir / 'checkpoints'} is gone, and with it the posterior.")
     temperatures = [float(text) for text in options.temperatures]
     if min(temperatures) <= 0:
         raise app.UsageError(f"--temperatures={options.temperatures}: they must be > 0.")

@@ -68,6 +68,8 @@ def run_phase(
 
     def batches(start: int) -> Iterator[Any]:
         """Read each batch while the devices are busy with the one before."""
+        if start == phase.steps:
+            return  # a finished training reads nothing
         with ThreadPoolExecutor(1) as reader:
             coming = reader.submit(batch_of, start)
             for step in range(start, phase.steps):

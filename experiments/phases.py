@@ -141,6 +141,11 @@ def phases(config: Any, num_train: int) -> list[Phase]:
         )
     if not 0 <= config.dense.warmup < 1:
         raise ValueError(f"config.dense.warmup is {config.dense.warmup}; it must lie in [0, 1).")
+    if not 0 <= config.sqs.warmup < config.sqs.latent_end <= 1:
+        raise ValueError(
+            "config.sqs.warmup and latent_end must ascend within [0, 1]; they are "
+            f"{config.sqs.warmup} and {config.sqs.latent_end}."
+        )
     epoch = num_train // config.batch_size
     sqs, steps = config.sqs, config.sqs.epochs * epoch
     prior = sqs_jax.SpikeSlabPrior(inclusion=sqs.prior_inclusion, scale=sqs.prior_scale)
@@ -238,11 +243,6 @@ def _mask_schedule(sqs: Any, steps: int) -> MaskSchedule:
             "config.sqs.target_bytes chooses K and sparsity per tensor by magnitude, without "
             f"windows; config.sqs.saliency is {sqs.saliency!r} and config.sqs.window_kind is "
             f"{sqs.window_kind!r}: use 'magnitude' and 'single', or target_bytes=0."
-        )
-    if not 0 <= sqs.warmup < sqs.latent_end <= 1:
-        raise ValueError(
-            "config.sqs.warmup and latent_end must ascend within [0, 1]; they are "
-            f"{sqs.warmup} and {sqs.latent_end}."
         )
     if not 0 <= sqs.sparsity < 1:
         raise ValueError(f"config.sqs.sparsity is {sqs.sparsity}; it must lie in [0, 1).")

@@ -15,8 +15,9 @@ def corrupt(dataset: Dataset, name: str, seed: int) -> Dataset:
       name: of CORRUPTIONS.
       seed: of the noise.
     """
-    top = np.float32(255 if dataset.images.dtype == np.uint8 else dataset.images.max())
-    images = dataset.images.astype(np.float32) / top
+    images = dataset.images[:]  # read, where they are not yet
+    top = np.float32(255 if images.dtype == np.uint8 else images.max())
+    images = images.astype(np.float32) / top
     changed = CORRUPTIONS[name](images, np.random.default_rng(seed))
     return dataset._replace(images=top * np.clip(changed, 0, 1).astype(np.float32))
 

@@ -67,6 +67,10 @@ def test_slurm_gets_one_array_with_the_options(tmp_path: Path, monkeypatch) -> N
         assert f"#SBATCH {line}" in script
 
 
+def test_without_points_no_cluster_is_needed(tmp_path: Path) -> None:
+    assert submit([], tmp_path, "slurm", {}, print) == []
+
+
 def test_a_cluster_that_is_not_here_and_unknown_options_are_named(tmp_path: Path) -> None:
     points = [point(tmp_path, "")]
     with pytest.raises(ValueError, match=r"cluster=slurm.*srun"):
