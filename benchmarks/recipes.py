@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments.points import Point, train_all
+from experiments.configs import digits, digits_paper
+from experiments.points import Point, points, train_all
 
 Rows = dict[tuple[str, str], list[Point]]  # of (table, label)
 
 _SEEDS = range(3)
 _OURS, _PAPER = "digits", "digits_paper"
+_CONFIGS = {_OURS: digits, _PAPER: digits_paper}
 # table -> (config, rows); a row: label -> fields of the config that differ
 TABLES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     "ours, one part changed": (
@@ -73,33 +75,28 @@ TABLES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
                 "sqs.temperature_start": first,
                 "sqs.temperature_end": last,
             }
-            for first, last in ((1, 1), (1, 0.2), (1, 0.05), (1, 0.001), (0.001, 0.001))
+            for first, last in ((1.0, 1.0), (1.0, 0.2), (1.0, 0.05), (1.0, 0.001), (0.001, 0.001))
         },
     ),
 }
 
 
-def points(workdir: Path) -> Rows:
-    """Return the runs of every row of every table; equal runs are one."""
+def runs_of(workdir: Path) -> Rows:
+    """Return the runs of every row of every table; equal runs have one folder."""
     found: Rows = {}
-    for table, (config, rows) in TABLES.items():
+    for table, (name, rows) in TABLES.items():
+        config = _CONFIGS[name].get_config()
+        config.finetune = False
+        options = [f"--config=experiments/configs/{name}.py", "--config.finetune=False"]
         for label, settings in rows.items():
-            found[table, label] = [_point(config, settings, seed, workdir) for seed in _SEEDS]
+            axes = {field: [value] for field, value in settings.items()} | {"seed": [*_SEEDS]}
+            found[table, label] = points(axes, options, workdir / name, config)
     return found
-
-
-def _point(config: str, settings: dict[str, Any], seed: int, workdir: Path) -> Point:
-    settings = {"finetune": False, **settings, "seed": seed}
-    name = ",".join([config, *(f"{k}={v}" for k, v in settings.items() if k != "finetune")])
-    flags = [f"--config.{field}={value}" for field, value in settings.items()]
-    folder = workdir / name.replace("/", "_").replace(" ", "")
-    command = ["-m", "experiments.train", f"--config=experiments/configs/{config}.py", *flags]
-    return Point(settings, folder, [*command, f"--workdir={folder}"], None)
 
 
 def run(workdir: Path, data: Path) -> list[dict[str, Any]]:
     """Train what is missing, print a row for each change; returns the rows of finished runs."""
-    rows = points(workdir / "recipes")
+    rows = runs_of(workdir / "recipes")
     runs = {point.folder: point for each in rows.values() for point in each}
     # seeds first: an interrupted benchmark has whole tables of fewer seeds
     todo = sorted((p for p in runs.values() if not p.finished), key=lambda p: p.settings["seed"])
