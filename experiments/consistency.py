@@ -111,8 +111,15 @@ class Student:
     Batches are drawn with replacement, so that every number of examples is the same program.
     """
 
-    def __init__(self, transform: sqs_jax.Transform, config: Any) -> None:
-        self.transform, self._config = transform, config
+    def __init__(self, transform: sqs_jax.Transform, config: Any, *, sparse: bool) -> None:
+        """Prepare.
+
+        Args:
+          transform: of the posterior.
+          config: the experiment.
+          sparse: whether it has a structure to be found first.
+        """
+        self.transform, self._config, self._sparse = transform, config, sparse
         self._descend = jax.jit(self._steps, static_argnames=("estimator", "train", "count"))
         self._squares = jax.jit(self._square_error)
 
@@ -185,12 +192,11 @@ class Student:
     def error(self, task: Task, examples: int) -> float:
         """Fit the posterior to the first examples; returns its function error."""
         config = self._config
-        if self.transform.mean_and_kl is None:  # dense
-            posterior = self.transform.init(task.start)
-            train: tuple[str, ...] = ("dense",)
-        else:
-            posterior = self.find_structure(task, examples)
-            train = ("gate", "means", "spread")
+        train = ("gate", "means", "spread", "dense")  # whichever of them it has
+        find = (
+            self.find_structure if self._sparse else lambda task, _: self.transform.init(task.start)
+        )
+        posterior = find(task, examples)
         posterior, _ = self._descend(
             posterior, task, examples, 0, None, estimator="sample", train=train, count=config.steps
         )
@@ -209,13 +215,15 @@ class Student:
         return jnp.mean(jax.lax.map(of_draw, jax.random.split(task.key, self._config.draws)))
 
 
-def students(config: Any) -> dict[str, sqs_jax.Transform]:
-    """Return the posteriors that are compared, by name."""
+def students(config: Any) -> dict[str, Student]:
+    """Return what is compared, by name."""
     prior = sqs_jax.SpikeSlabPrior(inclusion=config.prior_inclusion, scale=config.prior_scale)
     rule = sqs_jax.Rule(components=config.components)
     return {
-        "SQS": sqs_jax.spike_slab_gmm([rule], prior=prior, evaluation="loop"),
-        "dense Gaussians": dense_gaussians(config.prior_scale),
+        "SQS": Student(
+            sqs_jax.spike_slab_gmm([rule], prior=prior, evaluation="loop"), config, sparse=True
+        ),
+        "dense Gaussians": Student(dense_gaussians(config.prior_scale), config, sparse=False),
     }
 
 
@@ -229,8 +237,7 @@ def measure(config: Any) -> list[dict[str, Any]]:
     rows = []
     for hidden in config.hidden:
         tasks = {seed: make_task(seed, hidden, config) for seed in config.seeds}
-        for name, transform in students(config).items():
-            student = Student(transform, config)
+        for name, student in students(config).items():
             cases = [(seed, n) for seed in config.seeds for n in config.examples]
             for seed, n in track(cases, f"{name}, {hidden} hidden units"):
                 error = student.error(tasks[seed], n)

@@ -7,7 +7,6 @@ import pytest
 
 from experiments.configs.consistency import get_config
 from experiments.consistency import (
-    Student,
     dense_gaussians,
     figure,
     make_task,
@@ -62,7 +61,7 @@ def test_a_dense_posterior_of_more_examples_is_nearer():
     config.steps, config.draws = 600, 8
     task = make_task(0, 4, config)
     with jax.numpy_dtype_promotion("standard"):  # optax counts in integers
-        dense = Student(students(config)["dense Gaussians"], config)
+        dense = students(config)["dense Gaussians"]
         errors = [dense.error(task, n) for n in (128, 4096)]
     assert errors[1] < 0.5 * errors[0]
 
@@ -71,10 +70,10 @@ def test_a_structure_is_the_truths():
     config = get_config()
     config.structure_steps = 600
     task = make_task(0, 4, config)
-    transforms = students(config)
+    student = students(config)["SQS"]
     with jax.numpy_dtype_promotion("standard"):  # optax counts in integers
-        posterior = Student(transforms["SQS"], config).find_structure(task, 4096)
-    weights = transforms["SQS"].mode(posterior)
+        posterior = student.find_structure(task, 4096)
+    weights = student.transform.mode(posterior)
     zeros = {layer: np.asarray(w["kernel"] == 0) for layer, w in weights.items()}
     truth = {layer: np.asarray(w["kernel"] == 0) for layer, w in task.truth.items()}
     agree = np.concatenate([(zeros[layer] == truth[layer]).ravel() for layer in truth])
