@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from sqs_jax.distribution.mixture import Mixture
 from sqs_jax.distribution.windows import pick, window_index
 
+_ROUNDING = 0.1  # of logits; where they are larger than what is rounded by it, they are scaled down
+
 
 class Averages(NamedTuple):
     """Averages of the components' values under each weight's responsibilities.
@@ -141,6 +143,16 @@ class Logit(NamedTuple):
     logit: jax.Array  # unnormalised log responsibility
 
 
+def _within_rounding(top: jax.Array) -> jax.Array:
+    """Return what takes a weight's logits to a size at which rounding does not matter; mostly 1.
+
+    Thousands of deviations from every component, a logit that a compiled program makes anew is
+    another one, by much more than 1. All but the highest are negligible there, scaled down or not.
+    """
+    largest = _ROUNDING / jnp.finfo(top.dtype).eps
+    return jnp.minimum(largest / jnp.abs(top), 1)
+
+
 def average(logits: Logits, values: jax.Array, *, slopes: bool = False) -> Averages:
     """Average values of the components, each weight by its responsibilities.
 
@@ -161,32 +173,24 @@ def average(logits: Logits, values: jax.Array, *, slopes: bool = False) -> Avera
     def rescale_and_add(carry: Any, row: Row) -> tuple[Any, None]:
         top, sums = carry
         found = logits.of(row)
+        # however logits of the same component are rounded, no share exceeds 1
         higher, apart = found.logit > top, jnp.exp(-jnp.abs(found.logit - top))
         lower, share = jnp.where(higher, apart, 1), jnp.where(higher, 1, apart)
         sums = [x * lower + share * y for x, y in zip(sums, terms(row, found), strict=True)]
         return (jnp.maximum(top, found.logit), sums), None
 
-    # Thousands of deviations away a logit that is made anew may be another one, by much more than
-    # 1: above, no share exceeds 1, and the highest has 1, whatever was rounded how. Below, it is
-    # distances that are made anew, which are always the same: the highest differs from itself by 0.
-    def find_highest(best: Any, row: Row) -> tuple[Any, None]:
-        top, *of_top = best
-        found = logits.of(row)
-        higher, new = found.logit > top, (found.z, logits.pick(row.log_height))
-        kept = (jnp.where(higher, x, y) for x, y in zip(new, of_top, strict=True))
-        return (jnp.maximum(top, found.logit), *kept), None
+    def raise_to(top: jax.Array, row: Row) -> tuple[jax.Array, None]:
+        return jnp.maximum(top, logits.of(row).logit), None
 
-    def add(sums: Any, row: Row, z: jax.Array, log_height: jax.Array) -> tuple[Any, None]:
+    def add(sums: Any, row: Row, top: jax.Array, scale: jax.Array) -> tuple[Any, None]:
         found = logits.of(row)
-        joint = logits.pick(row.log_height) - log_height - 0.5 * (found.z - z) * (found.z + z)
-        share = jnp.exp(jnp.minimum(joint / (logits.temperature * logits.relaxation), 0))
+        share = jnp.exp(jnp.minimum(found.logit * scale - top * scale, 0))
         return [x + share * y for x, y in zip(sums, terms(row, found), strict=True)], None
 
     sums = [zero] * (1 + values.shape[0]) * (2 if slopes else 1)
     if logits.key is None:
-        best = (lowest, zero, zero)
-        (top, z, log_height), _ = jax.lax.scan(find_highest, best, rows, unroll=logits.unroll)
-        add_share = partial(add, z=z, log_height=log_height)
+        top, _ = jax.lax.scan(raise_to, lowest, rows, unroll=logits.unroll)
+        add_share = partial(add, top=top, scale=_within_rounding(top))
         sums, _ = jax.lax.scan(add_share, sums, rows, unroll=logits.unroll)
     else:  # noise is dear: once through the components, scaled down when a higher logit comes
         (top, sums), _ = jax.lax.scan(rescale_and_add, (lowest, sums), rows)
@@ -211,11 +215,11 @@ def pull(
     """
     mixture, rows, log_total = logits.mixture, logits.rows(values), averages.log_total
     assert log_total is not None  # of averages that were looked up
-    scale = logits.temperature * logits.relaxation
+    scale, small = logits.temperature * logits.relaxation, _within_rounding(log_total)
 
     def body(_: None, row: Row) -> tuple[None, Any]:
         found = logits.of(row)
-        phi = jnp.exp(jnp.minimum(found.logit - log_total, 0))
+        phi = jnp.exp(jnp.minimum(found.logit * small - log_total * small, 0))
         lifts = (
             g * (logits.pick(v) - mean)
             for g, v, mean in zip(cotangents, row.values, averages.values, strict=True)
