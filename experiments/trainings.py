@@ -20,7 +20,7 @@ from experiments.processes import is_writer, wait_for_all
 from experiments.published import with_mistakes
 from experiments.sequential import in_order
 from experiments.step import TrainState
-from experiments.workdir import claim_workdir
+from experiments.workdir import claim_workdir, hold_workdir
 
 
 class Trained(NamedTuple):
@@ -71,6 +71,7 @@ def run_trainings(config: Any, workdir: Path) -> Trained:
     in_order(with_mistakes(sqs_phase, config.sqs.mistakes, 1), config.sqs.order)
     if is_writer():
         claim_workdir(workdir, config)  # only now: a config that cannot run claims no folder
+        hold_workdir(workdir)
     wait_for_all("the folder is claimed")
 
     def run(phase: Phase, variables: Any, teacher: Any) -> TrainState:

@@ -1,5 +1,6 @@
 """The folder of a run, which is the run of one config."""
 
+import fcntl
 import json
 import os
 from pathlib import Path
@@ -9,6 +10,7 @@ from experiments.reproduce import flat
 
 # Where a run lies on its devices may change from one start to the next.
 _LAYOUT = ("mesh.", "sharding")
+_HELD: dict[Path, Any] = {}  # open files, whose locks end with this process, however it ends
 
 
 def claim_workdir(workdir: Path, config: Any) -> None:
@@ -41,3 +43,23 @@ def claim_workdir(workdir: Path, config: Any) -> None:
     part = path.with_suffix(".part")
     part.write_text(json.dumps(wanted, indent=1))
     os.replace(part, path)
+
+
+def hold_workdir(workdir: Path) -> None:
+    """Keep others from training in a folder while this process lives.
+
+    Raises:
+      ValueError: if another process is at it.
+    """
+    place = workdir.resolve()
+    if place in _HELD:
+        return
+    lock = (place / "lock").open("a")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise ValueError(
+            f"Another process is training in {workdir}; wait for it, or give another --workdir."
+        ) from None
+    _HELD[place] = lock

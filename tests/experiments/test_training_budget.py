@@ -1,10 +1,4 @@
-"""Training towards a size: the allocation becomes rules and units, and the file lands."""
-
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+"""Training towards a size: the allocation becomes rules and units; test_train.py trains it."""
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +11,6 @@ from experiments.configs import digits
 from experiments.models import build_model
 from experiments.phases import phases
 from experiments.trees import sparsity, sub_distributions
-from sqs_jax.cli import main
-from tests.experiments.test_train import SHORT
 
 TARGET = 12_000
 
@@ -89,16 +81,3 @@ def test_contradictions_are_named(changes, said):
     config.sqs.update(changes)
     with pytest.raises(ValueError, match=said):
         phases(config, num_train=1280)
-
-
-def test_a_training_lands_and_its_file_is_whole(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "experiments.train", *SHORT, f"--workdir={tmp_path}"]
-    command += ["--config.sqs.target_bytes=12000", "--config.finetune=False"]
-    command += ["--config.dense.epochs=1", "--config.sqs.epochs=4"]
-    run = subprocess.run(command, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-4000:]
-    path = tmp_path / "model.sqs"
-    assert 0.98 * TARGET <= os.path.getsize(path) <= TARGET
-    assert main(["verify", str(path)]) == 0
-    recipe = sqs_jax.read_metadata(path)["recipe"]
-    assert recipe == json.loads((tmp_path / "config.json").read_text())
