@@ -1,15 +1,19 @@
 """Train towards a file of a given size: `config.sqs.target_bytes`.
 
-The allocator chooses K and sparsity of every tensor from the dense network's weights. The K become
-rules; the sparsities become one unit per tensor for the pruning scores, so that a single threshold
-meets them all and a single number, the overall sparsity, moves the file's size. That number is
-solved for where the ramp ends, where the mask is frozen, and once more when training is over; in
-between it is read from the masks, so that a resumed run needs no memory of its own.
+The allocator chooses K and sparsity of every tensor from the dense network's weights, by squared
+errors over the tensor's own scale. (As they are, they have no common unit, for a normalisation
+that follows undoes any scale; over the squared scale, a first layer would get no more bits than a
+last one, which uses every weight at fewer places.) The K become rules; the sparsities become one
+unit per tensor for the pruning scores, so that a single threshold meets them all and a single
+number, the overall sparsity, moves the file's size. That number is solved for where the ramp ends,
+where the mask is frozen, and once more when training is over; in between it is read from the
+masks, so that a resumed run needs no memory of its own.
 """
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 import sqs_jax
@@ -113,6 +117,7 @@ def with_budget(phase: Phase, dense: Any, config: Any) -> Phase:
     compressed = sqs_jax.compress_to_budget(
         {"params": tree["params"]},  # what normalisations keep beside them takes next to nothing
         target_bytes=sqs.target_bytes,
+        sensitivity={"params": jax.tree.map(_per_scale, tree["params"])},
         rules=[sqs_jax.Rule(pattern=f"params/(?:{sqs.pattern})")],
         **options,
     )["params"]
@@ -146,3 +151,9 @@ def with_budget(phase: Phase, dense: Any, config: Any) -> Phase:
         budget=Budget(sqs.target_bytes, transform, config),
     )
     return phase._replace(transform=transform, mask=mask)
+
+
+def _per_scale(weights: Any) -> np.ndarray:
+    """Return the weight of a tensor's squared errors: one over its root mean square."""
+    scale = np.sqrt(np.mean(np.square(np.asarray(weights, np.float32))))
+    return np.float32(1 / max(scale, 1e-12))
