@@ -3,17 +3,20 @@
 The allocator chooses K and sparsity of every tensor from the dense network's weights, by squared
 errors over the tensor's own scale. (As they are, they have no common unit, for a normalisation
 that follows undoes any scale; over the squared scale, a first layer would get no more bits than a
-last one, which uses every weight at fewer places.) The K become rules; the sparsities become one
-unit per tensor for the pruning scores, so that a single threshold meets them all and a single
-number, the overall sparsity, moves the file's size. That number is solved for where the ramp ends,
-where the mask is frozen, and once more when training is over; in between it is read from the
-masks, so that a resumed run needs no memory of its own.
+last one, which uses every weight at fewer places.) The K become rules, and the posterior starts at
+the allocated codebooks; the sparsities become one unit per tensor for the pruning scores, so that
+a single threshold meets them all and a single number, the overall sparsity, moves the file's size.
+That number is solved for at the first decision of the mask, a few times until it is frozen, and
+once more when training is over; in between it is read from the masks, so that a resumed run needs
+no memory of its own. Nothing is pruned bit by bit: allocated levels need the zeros beside them, and
+cost more than the network loses at once (compared in docs/results.md).
 """
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import sqs_jax
@@ -121,20 +124,17 @@ def with_budget(phase: Phase, dense: Any, config: Any) -> Phase:
         rules=[sqs_jax.Rule(pattern=f"params/(?:{sqs.pattern})")],
         **options,
     )["params"]
-    transform = sqs_jax.spike_slab_gmm(sqs_jax.rules_for(compressed), prior=phase.prior)
-    codes = {
-        path: leaf.codes
+    found = {
+        path: leaf
         for path, leaf in flat_leaves(compressed).items()
         if isinstance(leaf, sqs_jax.CompressedLeaf)
     }
-    if not codes:
+    if not found:
         raise ValueError(
             f"config.sqs.target_bytes is {sqs.target_bytes}: the network fits in that as it is, "
             "and nothing is left to compress; give fewer bytes."
         )
-    zeros = {path: float(np.mean(found == 0)) for path, found in codes.items()}
-    overall = sum(zeros[path] * found.size for path, found in codes.items())
-    overall /= sum(found.size for found in codes.values())
+    zeros = {path: float(np.mean(leaf.codes == 0)) for path, leaf in found.items()}
     # At the allocated sparsity, every tensor's threshold is 1 in these units.
     weights = flat_leaves(dense["params"])
     units = {path: float(np.quantile(np.abs(weights[path]), zeros[path])) for path in zeros}
@@ -143,17 +143,41 @@ def with_budget(phase: Phase, dense: Any, config: Any) -> Phase:
         magnitude = sqs_jax.saliency.magnitude(posterior)
         return map_leaves(lambda path, x: x / max(units[path], 1e-30), magnitude)
 
-    ramp = mask.sparsity  # from 0 to 1, see phases.py
-    mask = mask._replace(
-        sparsity=lambda step: overall * ramp(step),
-        scores=scores,
-        scope="global",
-        budget=Budget(sqs.target_bytes, transform, config),
+    transform = _started_at(
+        {path: leaf.codebook for path, leaf in found.items()},
+        sqs_jax.spike_slab_gmm(sqs_jax.rules_for(compressed), prior=phase.prior),
     )
+    budget = Budget(sqs.target_bytes, transform, config)
+    mask = mask._replace(scores=scores, scope="global", budget=budget)
+    # The trained file's sparsity, about: it takes about as many bytes as weights are kept.
+    kept = sum((1 - zeros[path]) * leaf.codes.size for path, leaf in found.items())
+    kept /= sum(leaf.codes.size for leaf in found.values())
+    pruned = mask.prune(transform.init(dense["params"]), 1 - kept)
+    kept *= sqs.target_bytes / budget.file_bytes(pruned, model_state)
+    ramp = mask.sparsity  # from 0 to 1, see phases.py
+    mask = mask._replace(sparsity=lambda step: min(max(1 - kept, 0.0), _MOST) * ramp(step))
     return phase._replace(transform=transform, mask=mask)
+
+
+def _started_at(codebooks: dict[str, Any], transform: sqs_jax.Transform) -> sqs_jax.Transform:
+    """Return the transform whose posteriors start at given codebooks.
+
+    An allocation counts on its own: few weights at the outer levels, and short codes for the
+    others. Levels from k-means share the weights more evenly, which takes more bits.
+    """
+
+    def init(params: Any) -> Any:
+        def start(path: str, leaf: Any) -> Any:
+            if path not in codebooks:
+                return leaf
+            return leaf.replace(means=jnp.asarray(codebooks[path], leaf.means.dtype)).refit()
+
+        return map_leaves(start, transform.init(params))
+
+    return transform._replace(init=init)
 
 
 def _per_scale(weights: Any) -> np.ndarray:
     """Return the weight of a tensor's squared errors: one over its root mean square."""
     scale = np.sqrt(np.mean(np.square(np.asarray(weights, np.float32))))
-    return np.float32(1 / max(scale, 1e-12))
+    return np.asarray(1 / max(scale, 1e-12), np.float32)

@@ -14,6 +14,8 @@ import optax
 import sqs_jax
 from experiments.trees import sparsity
 
+_FITS = 10  # how often a budget is met anew: its file is measured, for seconds
+
 
 class Phase(NamedTuple):
     """What one training does.
@@ -76,8 +78,9 @@ class Phase(NamedTuple):
 class MaskSchedule(NamedTuple):
     """When the pruning mask is decided anew, and at which sparsity (steps are counted from 0).
 
-    With a budget (see budget.py) the schedule gives the sparsity while it rises, until step `end`;
-    from then on the size of the file does, at the first decision and at the last.
+    With a budget (see budget.py) there is no ramp: the first decision meets the size of the file,
+    and some of the later ones do, for codes take more bits as training goes on. The schedule then
+    says how much that prunes, about.
     """
 
     sparsity: optax.Schedule
@@ -98,12 +101,17 @@ class MaskSchedule(NamedTuple):
 
     def decide(self, posterior: Any, step: int, model_state: Any) -> Any:
         """Prune to this step's sparsity, and refit what is left."""
-        if self.budget is None or step < self.end:
+        if self.budget is None:
             return self.prune(posterior, float(self.sparsity(step)))
-        fraction = sparsity(posterior)
-        if step == self.freeze or step - self.every < self.end:
+        fraction = sparsity(posterior) or float(self.sparsity(self.freeze))
+        if self.fits(step):
             return self.budget.fit(posterior, fraction, model_state, self.prune)
         return self.prune(posterior, fraction)
+
+    def fits(self, step: int) -> bool:
+        """Return whether a budget is met anew at this decision."""
+        spacing = max((self.freeze - self.start) // (self.every * _FITS), 1)
+        return step == self.freeze or (step - self.start) // self.every % spacing == 0
 
     def prune(self, posterior: Any, fraction: float) -> Any:
         """Prune to a sparsity, and refit what is left."""

@@ -61,8 +61,12 @@ def in_order(phase: Phase, order: str) -> list[Phase]:
         ]
     keep_all = _halved(mask)._replace(sparsity=optax.constant_schedule(0.0), budget=None)
     rates = {label: rate for label, rate in phase.learning_rate.items() if label != "loc"}
+
+    def for_all(params: Any) -> Any:
+        return _codebooks_of_survivors(phase.transform.init(params))
+
     return [
-        first._replace(mask=keep_all),
+        first._replace(transform=phase.transform._replace(init=for_all), mask=keep_all),
         half._replace(
             transform=phase.transform._replace(init=lambda posterior: posterior),
             learning_rate=rates,
