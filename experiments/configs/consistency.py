@@ -2,7 +2,8 @@
 
 Command: python -m experiments.consistency --config=experiments/configs/consistency.py \
     --workdir=runs/consistency
-Not yet run in full.
+Measured: docs/results.md, five minutes on one CPU core; the error falls with n, at the rate of the
+    theory for the smallest teachers.
 """
 
 from ml_collections import ConfigDict
