@@ -20,7 +20,7 @@ demo: $(STAMP) ## train, compress and report a small digit classifier; a second 
 
 test: $(STAMP) ## run the tests
 	@echo "Running the tests: ten minutes on two cores."
-	@$(BIN)/python -m pytest -n 2 --dist loadfile tests
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
 
 test-scale: $(STAMP) ## run the tests of several processes and eight devices
 	@echo "Training in several processes, killing some: six minutes on two cores."

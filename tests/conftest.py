@@ -43,7 +43,11 @@ _COUNTS = pytest.StashKey[dict[str, int]]()
 
 
 def pytest_collection_modifyitems(config, items):
-    """Deselect the tests that need what is not here."""
+    """Deselect the tests that need what is not here, and start with the files of long trainings.
+
+    Workers take whole files in this order: a long one at the end would leave the others idle.
+    """
+    items.sort(key=lambda item: "/experiments/" not in item.path.as_posix())
     counts = config.stash[_COUNTS] = {}
     if "scale" in config.option.markexpr:
         LACKING.pop("scale", None)

@@ -8,13 +8,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import safetensors
 
 import sqs_jax
+from experiments.configs import digits
 from experiments.data.corruptions import CORRUPTIONS
+from experiments.trainings import run_trainings
 from sqs_jax.cli import main as sqs_command
 
 SHORT = (
@@ -133,24 +136,36 @@ def test_finished_run_is_not_trained_again(finished: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        (["--config.sqs.sparsty=0.5"], "sparsty"),
-        (["--config.sqs.sparsity=much"], "sparsity"),
-        (["--config.sqs.saliency=gate"], "config.sqs.learning_rate.gate is 0"),
-        (["--config.batch_size=99999"], "batch_size"),
-        (["--config.sqs.sparsity=1.5"], "config.sqs.sparsity is 1.5"),
-        (["--config.sqs.prune_every=0"], "config.sqs.prune_every is 0"),
-        (["--config.data.holdout=both"], "config.data.holdout"),
-        (["--config.data.name=no_such_data"], "Prepare it"),
-        (["--config.sqs.pattern=nothing_here"], "nothing_here"),
-        (["--config.sharding=(('no_leaf', ()),)"], "'no_leaf' matches no leaf"),
-    ],
+    ("option", "said"),
+    [("--config.sqs.sparsty=0.5", "sparsty"), ("--config.sqs.sparsity=much", "sparsity")],
 )
-def test_mistakes_are_named(tmp_path: Path, options: list[str], said: str) -> None:
-    result = subprocess.run(command(tmp_path / "run", *options), capture_output=True, text=True)
+def test_mistakes_of_a_command_are_named(tmp_path: Path, option: str, said: str) -> None:
+    result = subprocess.run(command(tmp_path / "run", option), capture_output=True, text=True)
     assert result.returncode != 0
     assert said in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"sqs.saliency": "gate"}, "config.sqs.learning_rate.gate is 0"),
+        ({"batch_size": 99999}, "batch_size"),
+        ({"sqs.sparsity": 1.5}, "config.sqs.sparsity is 1.5"),
+        ({"sqs.prune_every": 0}, "config.sqs.prune_every is 0"),
+        ({"data.holdout": "both"}, "config.data.holdout"),
+        ({"data.name": "no_such_data"}, "Prepare it"),
+        ({"sqs.pattern": "nothing_here"}, "nothing_here"),
+        ({"sharding": (("no_leaf", ()),)}, "'no_leaf' matches no leaf"),
+    ],
+)
+def test_mistakes_of_a_config_are_named(
+    tmp_path: Path, settings: dict[str, Any], said: str
+) -> None:
+    config = digits.get_config()
+    config.update_from_flattened_dict(settings)
+    with pytest.raises((ValueError, FileNotFoundError), match=said):
+        run_trainings(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()  # a config that cannot run claims no folder
 
 
