@@ -23,18 +23,15 @@ from sqs_jax.cli import main as sqs_command
 SHORT = (
     "--config=experiments/configs/digits.py",
     "--config.dense.epochs=3",
-    "--config.sqs.epochs=12",
+    "--config.sqs.epochs=8",
     "--config.checkpoint_every=7",
     "--config.evaluation.average_samples=2",
     "--config.sqs.dense_dtype=",
 )
-TARGET = 12_000
 
 
 def command(workdir: Path, *options: str) -> list[str]:
-    budget = f"--config.sqs.target_bytes={TARGET}"
-    run = [sys.executable, "-m", "experiments.train", *SHORT, budget, f"--workdir={workdir}"]
-    return [*run, *options]
+    return [sys.executable, "-m", "experiments.train", *SHORT, f"--workdir={workdir}", *options]
 
 
 def succeed(workdir: Path) -> None:
@@ -59,7 +56,8 @@ def lines(workdir: Path, phase: str) -> list[dict[str, float]]:
 def test_run_ends_with_a_small_file_and_a_report(finished: Path) -> None:
     report = sqs_jax.inspect(finished / "model.sqs")
     assert report.file_bytes == os.path.getsize(finished / "model.sqs")
-    assert 0.98 * TARGET <= report.file_bytes <= TARGET
+    assert report.original_bytes / report.file_bytes > 20
+    assert report.kept == report.compressed_weights - round(0.81 * report.compressed_weights)
     assert (finished / "report.html").stat().st_size > 10_000
     with safetensors.safe_open(finished / "model.sqs", "numpy") as file:
         assert file.metadata() == {"format": "sqs", "version": "1.0"}

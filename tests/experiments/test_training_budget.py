@@ -1,4 +1,10 @@
-"""Training towards a size: the allocation becomes rules and units; test_train.py trains it."""
+"""Training towards a size: the allocation becomes rules, units and a start, and the file lands."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +17,8 @@ from experiments.configs import digits
 from experiments.models import build_model
 from experiments.phases import phases
 from experiments.trees import map_leaves, sparsity, sub_distributions
+from sqs_jax.cli import main
+from tests.experiments.test_train import SHORT
 
 TARGET = 12_000
 
@@ -107,3 +115,17 @@ def test_contradictions_are_named(changes, said):
     config.sqs.update(changes)
     with pytest.raises(ValueError, match=said):
         phases(config, num_train=1280)
+
+
+@pytest.mark.scale
+def test_a_training_lands_and_its_file_is_whole(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "experiments.train", *SHORT, f"--workdir={tmp_path}"]
+    command += [f"--config.sqs.target_bytes={TARGET}", "--config.finetune=False"]
+    for _ in range(2):  # the second restores what the first has trained
+        run = subprocess.run(command, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr[-4000:]
+    path = tmp_path / "model.sqs"
+    assert 0.98 * TARGET <= os.path.getsize(path) <= TARGET
+    assert main(["verify", str(path)]) == 0
+    recipe = sqs_jax.read_metadata(path)["recipe"]
+    assert recipe == json.loads((tmp_path / "config.json").read_text())
