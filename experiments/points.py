@@ -1,6 +1,5 @@
 """The points of a sweep: a run of experiments.train each, in a process of its own."""
 
-import fcntl
 import itertools
 import os
 import signal
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.processes import STOPPED
-from experiments.workdir import claim_workdir
+from experiments.workdir import claim_workdir, locked
 
 
 class Point(NamedTuple):
@@ -120,11 +119,10 @@ def start(point: Point) -> "subprocess.Popen[bytes] | None":
     A training holds the lock of its log as long as it lives, whatever becomes of the sweep.
     """
     point.folder.mkdir(parents=True, exist_ok=True)
-    with (point.folder / "log.txt").open("ab") as log:
-        try:
-            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return None
+    log = locked(point.folder / "log.txt")
+    if log is None:
+        return None
+    with log:
         if point.finished:  # while it was waited for
             return None
         environment = {

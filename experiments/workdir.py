@@ -45,6 +45,17 @@ def claim_workdir(workdir: Path, config: Any) -> None:
     os.replace(part, path)
 
 
+def locked(path: Path) -> Any:
+    """Open a file to append to, locked until it is closed; None if another process has it."""
+    file = path.open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
+
+
 def hold_workdir(workdir: Path) -> None:
     """Keep others from training in a folder while this process lives.
 
@@ -54,12 +65,9 @@ def hold_workdir(workdir: Path) -> None:
     place = workdir.resolve()
     if place in _HELD:
         return
-    lock = (place / "lock").open("a")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
+    lock = locked(place / "lock")
+    if lock is None:
         raise ValueError(
             f"Another process is training in {workdir}; wait for it, or give another --workdir."
-        ) from None
+        )
     _HELD[place] = lock
