@@ -147,15 +147,15 @@ def with_budget(phase: Phase, dense: Any, config: Any) -> Phase:
         {path: leaf.codebook for path, leaf in found.items()},
         sqs_jax.spike_slab_gmm(sqs_jax.rules_for(compressed), prior=phase.prior),
     )
-    budget = Budget(sqs.target_bytes, transform, config)
-    mask = mask._replace(scores=scores, scope="global", budget=budget)
-    # The trained file's sparsity, about: it takes about as many bytes as weights are kept.
-    kept = sum((1 - zeros[path]) * leaf.codes.size for path, leaf in found.items())
-    kept /= sum(leaf.codes.size for leaf in found.values())
-    pruned = mask.prune(transform.init(dense["params"]), 1 - kept)
-    kept *= sqs.target_bytes / budget.file_bytes(pruned, model_state)
-    ramp = mask.sparsity  # from 0 to 1, see phases.py
-    mask = mask._replace(sparsity=lambda step: min(max(1 - kept, 0.0), _MOST) * ramp(step))
+    overall = sum(zeros[path] * leaf.codes.size for path, leaf in found.items())
+    overall /= sum(leaf.codes.size for leaf in found.values())
+    ramp = mask.sparsity  # from 0 to 1, see phases.py; of what is pruned first, see sequential.py
+    mask = mask._replace(
+        sparsity=lambda step: overall * ramp(step),
+        scores=scores,
+        scope="global",
+        budget=Budget(sqs.target_bytes, transform, config),
+    )
     return phase._replace(transform=transform, mask=mask)
 
 
@@ -170,9 +170,9 @@ def _started_at(codebooks: dict[str, Any], transform: sqs_jax.Transform) -> sqs_
         def start(path: str, leaf: Any) -> Any:
             if path not in codebooks:
                 return leaf
-            return leaf.replace(means=jnp.asarray(codebooks[path], leaf.means.dtype)).refit()
+            return leaf.replace(means=jnp.asarray(codebooks[path], leaf.means.dtype))
 
-        return map_leaves(start, transform.init(params))
+        return sqs_jax.refit(map_leaves(start, transform.init(params)))
 
     return transform._replace(init=init)
 

@@ -80,7 +80,7 @@ class MaskSchedule(NamedTuple):
 
     With a budget (see budget.py) there is no ramp: the first decision meets the size of the file,
     and some of the later ones do, for codes take more bits as training goes on. The schedule then
-    says how much that prunes, about.
+    says where that begins to search.
     """
 
     sparsity: optax.Schedule
@@ -103,6 +103,7 @@ class MaskSchedule(NamedTuple):
         """Prune to this step's sparsity, and refit what is left."""
         if self.budget is None:
             return self.prune(posterior, float(self.sparsity(step)))
+        # of what is not pruned yet, a size says nothing: the first zeros cost bytes
         fraction = sparsity(posterior) or float(self.sparsity(self.freeze))
         if self.fits(step):
             return self.budget.fit(posterior, fraction, model_state, self.prune)

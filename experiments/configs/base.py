@@ -81,8 +81,8 @@ def default_recipe() -> ConfigDict:
     sqs.order = "together"  # or "prune_first", "quantise_first": experiments/sequential.py
     sqs.epochs = 120
     sqs.pattern = ".*kernel"  # the leaves that are compressed
-    # Bytes of model.sqs; K and sparsity per tensor then follow, from the first step on: those below
-    # and the ramp are not used. 0: no budget.
+    # Bytes of model.sqs, from the first step on; K and sparsity per tensor then follow, and the
+    # config's, its scope and its ramp are not used. 0: no budget.
     sqs.target_bytes = 0
     sqs.components = 4  # K
     sqs.window_kind = "single"

@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     config.data.shift = 4
     config.data.flip = True
     config.model.name = "resnet20"
-    config.batch_size = 64  # more steps for the same images: worth more than their noise costs
+    config.batch_size = 64  # more steps for the same images, see docs/results.md
     config.sqs.epochs = 30
     config.sqs.target_bytes = 44_950
     config.sqs.rate_weight = 0.05
