@@ -19,11 +19,11 @@ demo: $(STAMP) ## train, compress and report a small digit classifier; a second 
 	@echo "The report and the compressed model are in runs/digits."
 
 test: $(STAMP) ## run the tests
-	@echo "Running the tests: ten minutes on two cores."
+	@echo "Running the tests: twelve minutes on two cores."
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
 
 test-scale: $(STAMP) ## run the tests of several processes and eight devices
-	@echo "Training in several processes, killing some: six minutes on two cores."
+	@echo "Training in several processes, killing some: ten minutes on two cores."
 	@$(BIN)/python -m pytest -m scale tests
 
 lint: $(STAMP) ## check style, formatting and types
