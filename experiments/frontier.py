@@ -1,20 +1,28 @@
-"""The page of a sweep: accuracy against bytes on disk, and the command of every point."""
+"""The page of a sweep: accuracy against bytes on disk, and the command of every point.
 
+    python -m experiments.frontier --sweeps=runs/ours,runs/paper --page=runs/frontier.html
+
+draws finished points of several sweeps on the same axes: of recipes, or of networks.
+"""
+
+import json
 import statistics
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from absl import app, flags
 from matplotlib.ticker import FuncFormatter
 
 from experiments.page import table, write_page
-from experiments.panels import COLORS, INK, QUIET, panel, styled, svg
+from experiments.panels import COLORS, INK, QUIET, line_color, panel, styled, svg
 
 
 class Spot(NamedTuple):
     """A point of the frontier: runs that differ in their seed alone.
 
     Attributes:
+      sweep: its name; empty where there is but one.
       label: its settings, the seed left out.
       size: bytes of model.sqs, mean over the runs.
       ratio: of dense.sqs to that.
@@ -23,13 +31,14 @@ class Spot(NamedTuple):
       commands: of the runs.
     """
 
+    sweep: str
     label: str
     size: float
     ratio: float
     accuracy: float
     spread: float
     dense: float
-    commands: list[str]
+    commands: tuple[str, ...]
 
     @property
     def lost(self) -> float:
@@ -39,13 +48,13 @@ class Spot(NamedTuple):
 
 def spots(results: list[dict[str, Any]]) -> list[Spot]:
     """Join the runs that differ in their seed alone; the smallest file first."""
-    groups: dict[str, list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for each in results:
         settings = {k: v for k, v in each["settings"].items() if k != "seed"}
         label = ", ".join(f"{field} = {value}" for field, value in settings.items())
-        groups.setdefault(label or "all seeds", []).append(each)
+        groups.setdefault((each.get("sweep", ""), label or "all seeds"), []).append(each)
     found = []
-    for label, runs in groups.items():
+    for (sweep, label), runs in groups.items():
         scores = [run["evaluation"] for run in runs]
         accuracy = [100 * s["mode"]["accuracy"] for s in scores]
         dense = [
@@ -56,9 +65,9 @@ def spots(results: list[dict[str, Any]]) -> list[Spot]:
         whole = statistics.mean(s["dense"]["bytes"] for s in scores)
         found.append(
             Spot(
-                label, size, whole / size, statistics.mean(accuracy),
+                sweep, label, size, whole / size, statistics.mean(accuracy),
                 statistics.stdev(accuracy) if len(accuracy) > 1 else 0.0,
-                statistics.mean(dense), [run["command"] for run in runs],
+                statistics.mean(dense), tuple(run["command"] for run in runs),
             )
         )  # fmt: skip
     return sorted(found, key=lambda spot: (spot.size, -spot.accuracy))
@@ -76,13 +85,20 @@ def front(found: list[Spot]) -> list[Spot]:
 
 @styled
 def figure(found: list[Spot]) -> str:
-    """Draw accuracy against bytes, on a logarithmic axis, with the front and the dense network."""
+    """Draw accuracy against bytes, on a logarithmic axis, with fronts and the dense network."""
     picture, axes = panel(760, 420, "Accuracy against bytes of the file, %", left=52, bottom=44)
-    best = front(found)
     axes.axhline(max(s.dense for s in found), color=COLORS["dense"], ls=(0, (4, 3)), lw=1.2)
-    axes.plot([s.size for s in best], [s.accuracy for s in best], color=COLORS["mode"], lw=1.4)
+    colors: dict[Spot, str] = {}  # of what is on the front of its sweep
+    sweeps = sorted({spot.sweep for spot in found})
+    for i, sweep in enumerate(sweeps):
+        best = front([spot for spot in found if spot.sweep == sweep])
+        line = [spot.size for spot in best], [spot.accuracy for spot in best]
+        axes.plot(*line, color=line_color(i), lw=1.4, label=sweep)
+        colors |= dict.fromkeys(best, line_color(i))
+    if len(sweeps) > 1:
+        axes.legend(frameon=False, loc="lower right")
     for spot in found:
-        color = COLORS["mode"] if spot in best else QUIET
+        color = colors.get(spot, QUIET)
         axes.errorbar(
             spot.size, spot.accuracy, spot.spread or None, fmt="o", ms=7, color=color, mec="white",
             capsize=3, elinewidth=1.4,
@@ -99,21 +115,23 @@ def figure(found: list[Spot]) -> str:
     return svg(picture, "frontier", "accuracy against bytes")
 
 
-def write_frontier(workdir: Path, results: list[dict[str, Any]]) -> Path:
-    """Write frontier.html; returns its path.
+def write_frontier(page: Path, results: list[dict[str, Any]]) -> Path:
+    """Write the page; returns its path.
 
     Args:
-      workdir: of the sweep.
-      results: of its finished runs: settings, command, evaluation.
+      page: its file.
+      results: of finished runs: settings, command, evaluation, and the sweep if there are several.
     """
     found = spots(results)
     best = front(found)
+    sweeps = sorted({spot.sweep for spot in found if spot.sweep})
 
     def row(spot: Spot) -> list[str]:
         spread = f" ± {spot.spread:.2f}" if len(spot.commands) > 1 else ""
         commands = "<br>".join(f"<code>{escape(command)}</code>" for command in spot.commands)
         return [
-            escape(spot.label), f"{spot.size:,.0f}", f"{spot.ratio:.1f}",
+            escape(f"{spot.sweep}: {spot.label}" if spot.sweep else spot.label),
+            f"{spot.size:,.0f}", f"{spot.ratio:.1f}",
             f"{spot.accuracy:.2f}{spread}", f"{spot.dense:.2f}", f"{spot.lost:.2f}",
             str(len(spot.commands)), commands,
         ]  # fmt: skip
@@ -128,9 +146,41 @@ def write_frontier(workdir: Path, results: list[dict[str, Any]]) -> Path:
         "seeds; the line joins what no smaller file beats."
     )
     return write_page(
-        workdir / "frontier.html",
-        f"Frontier: {workdir.resolve().name}",
+        page,
+        f"Frontier: {', '.join(sweeps) or page.resolve().parent.name}",
         intro,
         figure(found),
         table(columns, map(row, found), [i for i, spot in enumerate(found) if spot in best]),
     )
+
+
+def read_sweeps(folders: list[Path]) -> list[dict[str, Any]]:
+    """Return the results of several sweeps, each with its sweep's name.
+
+    Raises:
+      FileNotFoundError: listing every folder that has no results.
+    """
+    files = {folder: folder / "results.json" for folder in folders}
+    missing = [str(folder) for folder, file in files.items() if not file.is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{', '.join(missing)}: no results.json there; experiments.sweep writes it."
+        )
+    return [
+        each | {"sweep": str(folder)}
+        for folder, file in files.items()
+        for each in json.loads(file.read_text())
+    ]
+
+
+def main(_: Any) -> None:
+    results = read_sweeps([Path(name) for name in flags.FLAGS.sweeps])
+    if not results:
+        raise app.UsageError(f"--sweeps={','.join(flags.FLAGS.sweeps)}: no point is finished.")
+    print(f"frontier: {write_frontier(Path(flags.FLAGS.page), results)}")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_list("sweeps", None, "Folders of sweeps.", required=True)
+    flags.DEFINE_string("page", "frontier.html", "The page that is written.")
+    app.run(main)

@@ -25,7 +25,7 @@ from experiments.evaluate import calibration, metrics, predict
 from experiments.export import codes_of, shipped
 from experiments.layout import fetch
 from experiments.page import table, write_page
-from experiments.panels import COLORS, INK, QUIET, panel, styled, svg
+from experiments.panels import COLORS, INK, QUIET, line_color, panel, styled, svg
 from experiments.trainings import Trained, run_trainings
 
 _CLEAN = "clean"
@@ -96,11 +96,6 @@ def study(
 
 _METRICS = {"accuracy": ("Accuracy, %", 100), "nll": ("NLL, nats", 1)}
 _METRICS |= {"calibration_error": ("Calibration error, points", 100)}
-_SHADES = ("#d08700", "#62b0e0", "#9aa3ad", "#5f6873", "#1d2733")
-
-
-def _shade(number: int) -> str:
-    return _SHADES[number % len(_SHADES)]
 
 
 @styled
@@ -115,7 +110,7 @@ def _against_passes(rows: list[dict[str, Any]], metric: str) -> str:
         line = [row for row in clean if row["network"] == network]
         axes.plot(
             [row["passes"] for row in line], [scale * row[metric] for row in line],
-            "o-", ms=4, lw=1.4, color=_shade(i), label=network,
+            "o-", ms=4, lw=1.4, color=line_color(1 + i), label=network,
         )  # fmt: skip
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
@@ -133,8 +128,7 @@ def _reliability(bins: dict[str, Any]) -> str:
     last = {name.split(",")[0]: name for name in bins}  # of each network, the most draws
     for i, name in enumerate(last.values()):
         sure, right, _ = np.transpose(bins[name])
-        color = COLORS["mode"] if i == 0 else _shade(i - 1)
-        axes.plot(100 * sure, 100 * right, "o-", ms=4, lw=1.4, color=color, label=name)
+        axes.plot(100 * sure, 100 * right, "o-", ms=4, lw=1.4, color=line_color(i), label=name)
     axes.legend(frameon=False, fontsize=9, labelcolor=INK)
     axes.set_xlabel("confidence, %")
     return svg(picture, "reliability", "accuracy against confidence")

@@ -23,6 +23,7 @@ COLORS = {
     "mode": "#0a5a9c",
     "averaged": "#d08700",
 }
+_LINES = (COLORS["mode"], COLORS["averaged"], COLORS["mean"], COLORS["dense"], COLORS["finetune"])
 INK, QUIET, _GRID, PALE = "#1d2733", "#5f6873", "#e3e7ec", "#d5dae0"
 TINT = "#a9c6de"  # of the colour of mode, for sizes that are not a file's
 _STYLE: dict[Any, Any] = {
@@ -51,6 +52,11 @@ _STYLE: dict[Any, Any] = {
     "savefig.transparent": True,
 }
 styled = matplotlib.rc_context(_STYLE)
+
+
+def line_color(number: int) -> str:
+    """Return the colour of a figure's line, by its place."""
+    return _LINES[number % len(_LINES)]
 
 
 def panel(

@@ -126,7 +126,8 @@ def main(_: Any) -> None:
     part.write_text(json.dumps(results, indent=1))
     os.replace(part, workdir / "results.json")
     if results:
-        print(f"frontier: {write_frontier(workdir, results)}")
+        page = write_frontier(workdir / "frontier.html", results)
+        print(f"frontier: {page}")
     if failed:
         raise SystemExit(
             f"{len(failed)} of {len(todo)} points failed; the same command tries again."

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from experiments.configs import digits
-from experiments.frontier import front, spots, write_frontier
+from experiments.frontier import front, read_sweeps, spots, write_frontier
 from experiments.sweep import parse, points
 from experiments.workdir import claim_workdir
 
@@ -74,8 +74,26 @@ def test_seeds_are_joined_and_only_what_nothing_beats_is_on_the_front(tmp_path: 
     assert found[0].size == 110 and found[0].accuracy == pytest.approx(81)
     assert found[0].spread == pytest.approx(2**0.5) and found[0].lost == pytest.approx(10)
     assert [spot.label for spot in front(found)] == ["k = 2", "k = 8"]
-    page = write_frontier(tmp_path, results).read_text()
+    page = write_frontier(tmp_path / "frontier.html", results).read_text()
     assert "81.00 ± 1.41" in page and "<svg" in page
+
+
+def test_sweeps_on_the_same_axes_keep_their_own_fronts(tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    for folder, accuracy in ((ours, 0.9), (theirs, 0.8)):
+        folder.mkdir()
+        results = [run(100, accuracy, seed, k=2) for seed in (0, 1)]
+        (folder / "results.json").write_text(json.dumps(results))
+    results = read_sweeps([ours, theirs])
+    found = spots(results)
+    assert [(spot.sweep, spot.accuracy) for spot in found] == [
+        (str(ours), pytest.approx(90)),
+        (str(theirs), pytest.approx(80)),  # the same settings, but not the same runs
+    ]
+    page = write_frontier(tmp_path / "both.html", results).read_text()
+    assert page.count(f"{theirs}: k = 2") == 1 and page.count(f">{theirs}<") == 1  # row, legend
+    with pytest.raises(FileNotFoundError, match=r"nothing.*no results\.json there"):
+        read_sweeps([ours, tmp_path / "nothing"])
 
 
 @pytest.mark.scale
