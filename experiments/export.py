@@ -9,14 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 
 import sqs_jax
+from experiments.configs import base
 from experiments.layout import fetch
 from experiments.normalisation import fold_statistics
 from experiments.phases import Phase
 from experiments.processes import is_writer
+from experiments.reproduce import flat
 from experiments.step import TrainState
 from experiments.trees import map_leaves, sub_distributions
 
 _HISTOGRAM_BINS = 120
+_OF_THE_MACHINE = ("data.directory", "mesh.", "sharding", "checkpoint_every")
 
 
 def export(
@@ -75,13 +78,27 @@ def shipped(params: Any, model_state: Any, config: Any) -> tuple[Any, dict[str, 
       model_state: the network's other collections.
       config: the experiment.
     """
-    metadata = {
-        "provenance": {"sqs_jax": sqs_jax.__version__},
-        "recipe": json.loads(config.to_json_best_effort()),
-    }
+    metadata = {"provenance": {"sqs_jax": sqs_jax.__version__}, "recipe": recipe(config)}
     options = {"dense_dtype": config.sqs.dense_dtype or None, "metadata": metadata}
     params, model_state = fold_statistics(params, model_state)
     return {"params": params, **model_state}, options
+
+
+def recipe(config: Any) -> dict[str, Any]:
+    """Return what model.sqs says of its training: the settings that are not the defaults.
+
+    Of this machine it says nothing, neither folders nor devices: the same run gives the same file
+    wherever it is made.
+    """
+    defaults = flat(json.loads(base.experiment().to_json_best_effort()))
+    told = {
+        field: value
+        for field, value in flat(json.loads(config.to_json_best_effort())).items()
+        if value != defaults.get(field) and not field.startswith(_OF_THE_MACHINE)
+    }
+    if config.model.weights:
+        told["model.weights"] = Path(config.model.weights).name
+    return told
 
 
 def deployed(phase: Phase, state: TrainState, config: Any) -> Any:

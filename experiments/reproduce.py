@@ -58,11 +58,18 @@ def command(config: dict[str, Any], name: str) -> dict[str, str]:
         )
     sqs = config["sqs"]
     windows = "" if sqs["window_kind"] == "single" else " and window"
+    aim = (
+        f"K = {sqs['components']} values per layer{windows}, {100 * sqs['sparsity']:g} % of the "
+        "weights pruned"
+    )
+    if sqs.get("target_bytes"):
+        aim = f"towards a file of {sqs['target_bytes']:,} bytes"
+    start = f"after {config['dense']['epochs']} of dense training"
+    if config["model"].get("weights"):
+        start = "from given weights"
     recipe = (
-        f"The {sqs['recipe']} recipe with seed {config['seed']}: K = {sqs['components']} values "
-        f"per layer{windows}, {100 * sqs['sparsity']:g} % of the weights pruned, the likelihood "
-        f"at the {sqs['estimator']}, {sqs['epochs']} epochs after {config['dense']['epochs']} of "
-        "dense training."
+        f"The {sqs['recipe']} recipe with seed {config['seed']}: {aim}, the likelihood at the "
+        f"{sqs['estimator']}, {sqs['epochs']} epochs {start}."
     )
     return {
         "recipe": escape(recipe),

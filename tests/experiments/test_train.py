@@ -15,8 +15,9 @@ import pytest
 import safetensors
 
 import sqs_jax
-from experiments.configs import digits
+from experiments.configs import base, cifar10_resnet20, digits
 from experiments.data.corruptions import CORRUPTIONS
+from experiments.export import recipe
 from experiments.trainings import run_trainings
 from sqs_jax.cli import main as sqs_command
 
@@ -61,9 +62,30 @@ def test_run_ends_with_a_small_file_and_a_report(finished: Path) -> None:
     assert (finished / "report.html").stat().st_size > 10_000
     with safetensors.safe_open(finished / "model.sqs", "numpy") as file:
         assert file.metadata() == {"format": "sqs", "version": "1.0"}
-    recipe = sqs_jax.read_metadata(finished / "model.sqs")["recipe"]
-    assert recipe == json.loads((finished / "config.json").read_text())
+    said = sqs_jax.read_metadata(finished / "model.sqs")["recipe"]
+    assert said == {
+        "dense.epochs": 3,
+        "sqs.epochs": 8,
+        "evaluation.average_samples": 2,
+        "sqs.dense_dtype": "",
+        "data.shift": 1,
+    }
     assert sqs_command(["verify", str(finished / "model.sqs")]) == 0
+
+
+def test_a_file_says_how_it_was_trained_and_nothing_of_the_machine() -> None:
+    config = cifar10_resnet20.get_config()
+    config.data.directory = "/home/me/data"
+    config.model.weights = "/home/me/data/cifar10_resnet20.npz"
+    config.mesh.fsdp = 2
+    said = recipe(config)
+    assert said["model.weights"] == "cifar10_resnet20.npz" and "/home" not in json.dumps(said)
+    assert said["sqs.target_bytes"] == 44_950 and said["sqs.learning_rate.loc"] == 1.4e-3
+    again = base.experiment()
+    again.update_from_flattened_dict(said)
+    for settings in (again, config):  # what is not said is as in the defaults
+        settings.data.directory, settings.model.weights, settings.mesh.fsdp = "", "", 1
+    assert again.to_json_best_effort() == config.to_json_best_effort()
 
 
 def test_second_process_sees_the_deployed_weights(finished: Path) -> None:
