@@ -8,8 +8,7 @@ the allocated codebooks; the sparsities become one unit per tensor for the pruni
 a single threshold meets them all and a single number, the overall sparsity, moves the file's size.
 That number is solved for at the first decision of the mask, a few times until it is frozen, and
 once more when training is over; in between it is read from the masks, so that a resumed run needs
-no memory of its own. Nothing is pruned bit by bit: allocated levels need the zeros beside them, and
-cost more than the network loses at once (compared in docs/results.md).
+no memory of its own. There is no ramp: allocated levels need the zeros beside them.
 """
 
 from collections.abc import Callable
@@ -23,7 +22,7 @@ import sqs_jax
 from experiments.export import shipped
 from experiments.layout import fetch
 from experiments.phases import Phase
-from experiments.trees import flat_leaves, map_leaves, sparsity
+from experiments.trees import flat_leaves, map_leaves, sparsity, sub_distributions
 
 _LEAST, _AIM = 0.985, 0.993  # of the budget, within what is promised: 0.98 to 1
 _MOST = 0.99  # sparsity
@@ -89,11 +88,21 @@ class Budget(NamedTuple):
         assert best is not None  # or the error above
         return best
 
-    def land(self, posterior: Any, model_state: Any) -> Any:
-        """Return the trained posterior, with some weights more or less if its size asks for it."""
+    def land(self, posterior: Any, model_state: Any, scores: Any) -> Any:
+        """Return the trained posterior, with some weights more or less if its size asks for it.
+
+        The mask stays as it is but for the weights of the lowest scores that are kept, or of the
+        highest that are not.
+        """
         if _LEAST * self.target <= self.file_bytes(posterior, model_state) <= self.target:
             return posterior
-        return self.fit(posterior, sparsity(posterior), model_state, sqs_jax.prune)
+        kept = {path: leaf.kept for path, leaf in sub_distributions(posterior).items()}
+        ranked = map_leaves(lambda path, s: jnp.where(kept[path], s, s / (1 + s) - 1), scores)
+
+        def prune(posterior: Any, fraction: float) -> Any:
+            return sqs_jax.prune(posterior, fraction, scores=ranked)
+
+        return self.fit(posterior, sparsity(posterior), model_state, prune)
 
     def file_bytes(self, posterior: Any, model_state: Any) -> int:
         """Return the size of the file that this posterior ships as."""

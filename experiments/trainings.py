@@ -93,11 +93,13 @@ def run_trainings(config: Any, workdir: Path) -> Trained:
     for stage in in_order(sqs_phase, config.sqs.order):
         state = run(stage, start, dense)
         start = variables_of(state)
+    mask = sqs_phase.mask
+    if mask is not None and mask.budget is not None:
+        scores = mask.scores(state.posterior)
+        landed = mask.budget.land(state.posterior, state.model_state, scores)
+        state = state._replace(posterior=landed)
     if config.sqs.reestimate:
         state = reestimated(model, sqs_phase, state, splits.train, config)
-    if sqs_phase.mask is not None and sqs_phase.mask.budget is not None:
-        landed = sqs_phase.mask.budget.land(state.posterior, state.model_state)
-        state = state._replace(posterior=landed)
     return Trained(model, splits, dense, finetuned, sqs_phase, state)
 
 

@@ -87,7 +87,23 @@ def test_the_first_decision_meets_the_size_and_is_repeatable(compression):
     assert sparsity(later) == pytest.approx(sparsity(decided), abs=1e-12)
     frozen = mask.decide(later, mask.freeze, {})
     assert 0.98 * TARGET <= mask.budget.file_bytes(frozen, {}) <= TARGET
-    assert mask.budget.land(frozen, {}) is frozen
+    assert mask.budget.land(frozen, {}, mask.scores(frozen)) is frozen
+
+
+def test_landing_moves_no_more_of_the_mask_than_the_size_asks_for(compression):
+    phase, posterior = compression
+    mask = phase.mask
+    frozen = mask.decide(posterior, mask.start, {})
+    scores = map_leaves(lambda _, s: s[::-1], mask.scores(frozen))  # weights drift after it
+    before = {path: leaf.kept for path, leaf in sub_distributions(frozen).items()}
+    for share in (0.96, 1.04):
+        budget = mask.budget._replace(target=round(share * mask.budget.file_bytes(frozen, {})))
+        landed = budget.land(frozen, {}, scores)
+        assert 0.98 * budget.target <= budget.file_bytes(landed, {}) <= budget.target
+        assert sparsity(landed) != sparsity(frozen)
+        for path, leaf in sub_distributions(landed).items():
+            fewer, more = (leaf.kept, before[path])[:: 1 if share < 1 else -1]
+            assert not (fewer & ~more).any(), path
 
 
 def test_a_size_that_cannot_be_met_is_named(compression):
