@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 import sqs_jax
 from experiments.configs import base
@@ -14,7 +15,6 @@ from experiments.layout import fetch
 from experiments.normalisation import fold_statistics
 from experiments.phases import Phase
 from experiments.processes import is_writer
-from experiments.reproduce import flat
 from experiments.step import TrainState
 from experiments.trees import map_leaves, sub_distributions
 
@@ -90,10 +90,13 @@ def recipe(config: Any) -> dict[str, Any]:
     Of this machine it says nothing, neither folders nor devices: the same run gives the same file
     wherever it is made.
     """
-    defaults = flat(json.loads(base.experiment().to_json_best_effort()))
+    defaults, chosen = (
+        flatten_dict(json.loads(each.to_json_best_effort()), sep=".")
+        for each in (base.experiment(), config)
+    )
     told = {
         field: value
-        for field, value in flat(json.loads(config.to_json_best_effort())).items()
+        for field, value in chosen.items()
         if value != defaults.get(field) and not field.startswith(_OF_THE_MACHINE)
     }
     if config.model.weights:

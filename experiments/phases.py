@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import optax
 
 import sqs_jax
+from experiments.settings import require_trainable
 from experiments.trees import sparsity
 
 _FITS = 10  # how often a budget is met anew: its file is measured, for seconds
@@ -129,32 +130,9 @@ def phases(config: Any, num_train: int) -> list[Phase]:
       num_train: number of training examples.
 
     Raises:
-      ValueError: for settings that contradict each other, each with the way out.
+      ValueError: listing all settings that cannot be trained, see settings.py.
     """
-    for name, value in (
-        ("batch_size", config.batch_size),
-        ("checkpoint_every", config.checkpoint_every),
-        ("dense.epochs", config.dense.epochs),
-        ("sqs.epochs", config.sqs.epochs),
-        ("sqs.prune_every", config.sqs.prune_every),
-    ):
-        if value < 1:
-            raise ValueError(f"config.{name} is {value}; it must be at least 1.")
-    if config.batch_size > num_train:
-        raise ValueError(
-            f"config.batch_size is {config.batch_size}, but there are {num_train} examples."
-        )
-    if config.dense.optimizer not in ("adamw", "sgd"):
-        raise ValueError(
-            f"config.dense.optimizer is {config.dense.optimizer!r}; it must be 'adamw' or 'sgd'."
-        )
-    if not 0 <= config.dense.warmup < 1:
-        raise ValueError(f"config.dense.warmup is {config.dense.warmup}; it must lie in [0, 1).")
-    if not 0 <= config.sqs.warmup < config.sqs.latent_end <= 1:
-        raise ValueError(
-            "config.sqs.warmup and latent_end must ascend within [0, 1]; they are "
-            f"{config.sqs.warmup} and {config.sqs.latent_end}."
-        )
+    require_trainable(config, num_train)
     epoch = num_train // config.batch_size
     sqs, steps = config.sqs, config.sqs.epochs * epoch
     prior = sqs_jax.SpikeSlabPrior(inclusion=sqs.prior_inclusion, scale=sqs.prior_scale)
@@ -227,39 +205,6 @@ def _geometric(start: float, end: float, steps: int) -> optax.Schedule:
 
 
 def _mask_schedule(sqs: Any, steps: int) -> MaskSchedule:
-    if sqs.saliency not in ("magnitude", "gate"):
-        raise ValueError(
-            f"config.sqs.saliency is {sqs.saliency!r}; training offers 'magnitude' and 'gate'."
-        )
-    if sqs.saliency == "gate" and sqs.learning_rate.gate == 0:
-        raise ValueError(
-            "config.sqs.saliency is 'gate', but config.sqs.learning_rate.gate is 0: every score "
-            "would stay at its start. Train the gates, or use 'magnitude'."
-        )
-    if sqs.saliency == "gate" and sqs.estimator == "mode":
-        raise ValueError(
-            "config.sqs.saliency is 'gate', but estimator 'mode' never trains gates: every score "
-            "would stay at its start. Use 'magnitude', or estimator 'mean'."
-        )
-    if sqs.estimator not in ("mean", "sample", "mode"):
-        raise ValueError(
-            f"config.sqs.estimator is {sqs.estimator!r}; it must be 'mean', 'sample' or 'mode'."
-        )
-    if sqs.target_bytes < 0:
-        raise ValueError(f"config.sqs.target_bytes is {sqs.target_bytes}; 0 is no budget.")
-    if sqs.target_bytes and (sqs.saliency != "magnitude" or sqs.window_kind != "single"):
-        raise ValueError(
-            "config.sqs.target_bytes chooses K and sparsity per tensor by magnitude, without "
-            f"windows; config.sqs.saliency is {sqs.saliency!r} and config.sqs.window_kind is "
-            f"{sqs.window_kind!r}: use 'magnitude' and 'single', or target_bytes=0."
-        )
-    if not 0 <= sqs.sparsity < 1:
-        raise ValueError(f"config.sqs.sparsity is {sqs.sparsity}; it must lie in [0, 1).")
-    if not 0 <= sqs.prune_start <= sqs.prune_end <= sqs.prune_freeze <= 1:
-        raise ValueError(
-            "config.sqs.prune_start, prune_end and prune_freeze must ascend within [0, 1]; they "
-            f"are {sqs.prune_start}, {sqs.prune_end}, {sqs.prune_freeze}."
-        )
     start, end = round(sqs.prune_start * steps), round(sqs.prune_end * steps)
     freeze = min(round(sqs.prune_freeze * steps), steps - 1)
     final = 1.0 if sqs.target_bytes else sqs.sparsity  # a budget puts its own there, budget.py

@@ -7,18 +7,9 @@ import shlex
 from html import escape
 from typing import Any
 
+from flax.traverse_util import flatten_dict
+
 from experiments import configs
-
-
-def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Return the leaves of nested dicts by their dotted name."""
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    return {
-        name: value
-        for key, child in tree.items()
-        for name, value in flat(child, f"{prefix}.{key}" if prefix else key).items()
-    }
 
 
 def command(config: dict[str, Any], name: str) -> dict[str, str]:
@@ -32,7 +23,7 @@ def command(config: dict[str, Any], name: str) -> dict[str, str]:
       recipe: a sentence; command: the nearest config file of this checkout, and a flag for each
       field that differs from it; command_note: a paragraph on fields it does not know, or "".
     """
-    wanted = flat(config)
+    wanted = flatten_dict(config, sep=".")
     known = _configs()
 
     def differences(path: str) -> list[str]:
@@ -88,5 +79,5 @@ def _configs() -> dict[str, dict[str, Any]]:
         imported = importlib.import_module(f"{configs.__name__}.{module.name}")
         if hasattr(imported, "get_config"):
             text = imported.get_config().to_json_best_effort()
-            found[f"experiments/configs/{module.name}.py"] = flat(json.loads(text))
+            found[f"experiments/configs/{module.name}.py"] = flatten_dict(json.loads(text), sep=".")
     return found

@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from absl import app, flags
+from flax.traverse_util import flatten_dict
 from ml_collections import config_flags
 from rich.console import Console
 
 from experiments.cluster import submit
 from experiments.frontier import write_frontier
 from experiments.points import Point, changed, points, train_all
-from experiments.reproduce import flat
 
 _CONFIG: Any = config_flags.DEFINE_config_file(
     "config", None, "Experiment that all points share; its fields can be set as for train."
@@ -53,7 +53,7 @@ def parse(grid: list[str], config: Any) -> dict[str, list[Any]]:
     Raises:
       ValueError: listing every axis that cannot be read, or whose field or values do not fit.
     """
-    known, axes, problems = flat(config.to_dict()), {}, []
+    known, axes, problems = flatten_dict(config.to_dict(), sep="."), {}, []
     for text in grid:
         field, _, written = text.partition("=")
         field = field.strip().removeprefix("config.")

@@ -4,9 +4,10 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
+from flax.traverse_util import flatten_dict
+
 import sqs_jax
 from experiments.panels import COLORS
-from experiments.reproduce import flat
 
 NETWORKS = {
     "dense": ("dense", "where compression starts"),
@@ -106,7 +107,7 @@ def config_table(config: dict[str, Any]) -> str:
     """Return every field of a config."""
     rows = [
         f"<tr><th scope='row'>{escape(name)}</th><td><code>{escape(str(value))}</code></td></tr>"
-        for name, value in flat(config).items()
+        for name, value in flatten_dict(config, sep=".").items()
     ]
     return _table("<tr><th>field</th><th>value</th></tr>", rows)
 

@@ -85,9 +85,9 @@ def run_trainings(config: Any, workdir: Path) -> Trained:
     else:
         untrained = jax.jit(init, out_shardings=layout)()
         dense = variables_of(run(dense_phase, untrained, {}))
-    finetuned = variables_of(run(finetune_phase, dense, dense)) if config.finetune else None
-    if config.sqs.target_bytes:
+    if config.sqs.target_bytes:  # which may be impossible: found before anything more is trained
         sqs_phase = with_budget(sqs_phase, dense, config)
+    finetuned = variables_of(run(finetune_phase, dense, dense)) if config.finetune else None
     sqs_phase = with_mistakes(sqs_phase, config.sqs.mistakes, len(splits.train.labels))
     start = dense
     for stage in in_order(sqs_phase, config.sqs.order):

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from experiments.reproduce import flat
+from flax.traverse_util import flatten_dict
 
 # Where a run lies on its devices may change from one start to the next.
 _LAYOUT = ("mesh.", "sharding")
@@ -27,11 +27,11 @@ def claim_workdir(workdir: Path, config: Any) -> None:
                 f"{path} is damaged ({error}). If the run in {workdir} is of this config, remove "
                 "that file to go on; else give another --workdir."
             ) from error
+        there, now = (flatten_dict(config, sep=".") for config in (found, wanted))
         differences = [
-            f"config.{name}: {flat(found).get(name, 'absent')} there, "
-            f"{flat(wanted).get(name, 'absent')} now"
-            for name in sorted({**flat(found), **flat(wanted)})
-            if flat(found).get(name) != flat(wanted).get(name) and not name.startswith(_LAYOUT)
+            f"config.{name}: {there.get(name, 'absent')} there, {now.get(name, 'absent')} now"
+            for name in sorted({**there, **now})
+            if there.get(name) != now.get(name) and not name.startswith(_LAYOUT)
         ]
         if differences:
             raise ValueError(

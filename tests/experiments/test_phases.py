@@ -1,5 +1,7 @@
 """Schedules of the mask, and settings that contradict each other."""
 
+import re
+
 import pytest
 
 from experiments.configs import digits, digits_paper
@@ -50,6 +52,27 @@ def test_a_mask_that_freezes_at_the_end_still_reaches_its_target() -> None:
 def test_contradictions_are_named(changes: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         sqs_phase(**changes)
+
+
+def test_all_that_cannot_be_trained_is_named_at_once() -> None:
+    config = digits.get_config()
+    changes = {
+        "batch_size": 2000,
+        "evaluation.average_samples": 0,
+        "evaluation.temperature": 0.0,
+        "sqs.temperature_end": 0.0,
+        "sqs.scope": "globl",
+        "sqs.dense_dtype": "float7",
+        "sqs.reestimate": -1,
+        "sqs.learning_rate.loc": float("nan"),
+        "sqs.distill_weight": 1.5,
+        "dense.optimizer": "adam",
+    }
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(ValueError, match="cannot be trained") as error:
+        phases(config, num_train=1280)
+    for field, value in changes.items():
+        assert re.search(rf"config\.{field} is '?{value}", str(error.value)), field
 
 
 def test_the_fair_baseline_shares_everything_but_the_compression() -> None:

@@ -1,0 +1,103 @@
+"""Settings with which nothing can be trained, all of them named before anything runs."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
+
+_COUNTS = (
+    "batch_size", "checkpoint_every", "dense.epochs", "sqs.epochs", "sqs.prune_every",
+    "evaluation.average_samples",
+)  # fmt: skip
+_POSITIVE = (
+    "sqs.temperature_start", "sqs.temperature_end", "sqs.relaxation", "sqs.distill_temperature",
+    "evaluation.temperature", "evaluation.average_temperature",
+)  # fmt: skip
+_NOT_NEGATIVE = (
+    "dense.learning_rate", "dense.weight_decay", "sqs.weight_decay", "sqs.kl_weight",
+    "sqs.rate_weight", "sqs.reestimate", "sqs.target_bytes",
+    *(f"sqs.learning_rate.{label}" for label in ("loc", "gate", "means", "spread", "dense")),
+)  # fmt: skip
+_BELOW_ONE = ("dense.warmup", "sqs.warmup", "sqs.sparsity")
+_CHOICES = {
+    "dense.optimizer": ("adamw", "sgd"),
+    "sqs.estimator": ("mean", "sample", "mode"),
+    "sqs.saliency": ("magnitude", "gate"),
+    "sqs.scope": ("global", "tensor"),
+}
+
+
+def require_trainable(config: Any, num_train: int) -> None:
+    """Refuse settings that are out of their range or contradict each other.
+
+    Args:
+      config: an experiment, see experiments/configs/base.py.
+      num_train: number of training examples.
+
+    Raises:
+      ValueError: listing all of them, each with the way out.
+    """
+    problems = [*_out_of_range(config), *_contradictions(config, num_train)]
+    if problems:
+        raise ValueError("This cannot be trained:\n  " + "\n  ".join(problems))
+
+
+def _out_of_range(config: Any) -> Iterator[str]:
+    values = flatten_dict(config.to_dict(), sep=".")
+    for fields, fits, wanted in (
+        (_COUNTS, lambda x: x >= 1, "be at least 1"),
+        (_POSITIVE, lambda x: x > 0, "be positive"),
+        (_NOT_NEGATIVE, lambda x: x >= 0, "not be negative"),
+        (_BELOW_ONE, lambda x: 0 <= x < 1, "lie in [0, 1)"),
+        (("sqs.distill_weight",), lambda x: 0 <= x <= 1, "lie in [0, 1]"),
+    ):
+        for field in fields:
+            if not fits(values[field]):
+                yield f"config.{field} is {values[field]}; it must {wanted}."
+    for field, choices in _CHOICES.items():
+        if values[field] not in choices:
+            names = ", ".join(map(repr, choices))
+            yield f"config.{field} is {values[field]!r}; it must be one of {names}."
+    dtype = values["sqs.dense_dtype"]
+    try:
+        floating = not dtype or jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        floating = False
+    if not floating:
+        yield (
+            f"config.sqs.dense_dtype is {dtype!r}; it must be a floating dtype, such as 'float16' "
+            "or 'bfloat16', or empty: exact."
+        )
+
+
+def _contradictions(config: Any, num_train: int) -> Iterator[str]:
+    sqs = config.sqs
+    if config.batch_size > num_train:
+        yield f"config.batch_size is {config.batch_size}, but there are {num_train} examples."
+    if not sqs.warmup < sqs.latent_end <= 1:
+        yield (
+            "config.sqs.warmup and latent_end must ascend within [0, 1]; they are "
+            f"{sqs.warmup} and {sqs.latent_end}."
+        )
+    if not 0 <= sqs.prune_start <= sqs.prune_end <= sqs.prune_freeze <= 1:
+        yield (
+            "config.sqs.prune_start, prune_end and prune_freeze must ascend within [0, 1]; they "
+            f"are {sqs.prune_start}, {sqs.prune_end}, {sqs.prune_freeze}."
+        )
+    if sqs.saliency == "gate" and sqs.learning_rate.gate == 0:
+        yield (
+            "config.sqs.saliency is 'gate', but config.sqs.learning_rate.gate is 0: every score "
+            "would stay at its start. Train the gates, or use 'magnitude'."
+        )
+    if sqs.saliency == "gate" and sqs.estimator == "mode":
+        yield (
+            "config.sqs.saliency is 'gate', but estimator 'mode' never trains gates: every score "
+            "would stay at its start. Use 'magnitude', or estimator 'mean'."
+        )
+    if sqs.target_bytes and (sqs.saliency != "magnitude" or sqs.window_kind != "single"):
+        yield (
+            "config.sqs.target_bytes chooses K and sparsity per tensor by magnitude, without "
+            f"windows; config.sqs.saliency is {sqs.saliency!r} and config.sqs.window_kind is "
+            f"{sqs.window_kind!r}: use 'magnitude' and 'single', or target_bytes=0."
+        )
