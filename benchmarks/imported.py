@@ -9,7 +9,7 @@ import numpy as np
 from benchmarks.networks import MEAN_STD, read_images
 from experiments.data import Dataset
 from experiments.evaluate import predict
-from experiments.importers import import_resnet
+from experiments.importers import import_weights
 from experiments.models import build_model
 
 # file -> (network, dataset, classes, published accuracy in percent)
@@ -32,7 +32,7 @@ def run(workdir: Path, data: Path) -> list[dict[str, Any]]:
         mean_std = 255 * np.asarray(MEAN_STD[dataset], np.float32)
         test = Dataset(images, targets, mean_std[0], mean_std[1])
         model = build_model(SimpleNamespace(name=name, stem="cifar", dtype="float32"), classes)
-        variables = import_resnet(data / f"{file}.npz", model, images.shape[1:])
+        variables = import_weights(data / f"{file}.npz", model, images.shape[1:])
         accuracy = 100 * float((predict(model, variables, test).argmax(-1) == targets).mean())
         rows.append({"weights": file, "network": name, "images": len(targets),
                      "accuracy": accuracy, "published": published})  # fmt: skip

@@ -5,6 +5,7 @@
 Reads config.json and the .sqs files, writes evaluation.json.
 """
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,11 @@ def metrics(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     }
 
 
+def fingerprint(correct: np.ndarray) -> str:
+    """Tell which images are classified correctly, bool [n], in 64 hex digits."""
+    return hashlib.sha256(np.packbits(correct).tobytes()).hexdigest()
+
+
 def calibration(probabilities: np.ndarray, labels: np.ndarray) -> list[tuple[float, float, float]]:
     """List (mean confidence, accuracy, share of the images) of each bin that has images."""
     confidence = probabilities.max(-1)
@@ -94,9 +100,11 @@ def evaluate(workdir: Path) -> dict[str, Any]:
         return sqs_jax.materialize(sqs_jax.load(workdir / name))
 
     def scores(logits: np.ndarray, file: str, networks: int = 1) -> dict[str, Any]:
-        probabilities = np.asarray(jax.nn.softmax(jnp.asarray(logits), axis=-1))
+        each = np.asarray(jax.nn.softmax(jnp.asarray(logits), axis=-1))
+        probabilities = each.reshape(networks, -1, splits.num_classes).mean(0)
         return {
-            **metrics(probabilities.reshape(networks, -1, splits.num_classes).mean(0), labels),
+            **metrics(probabilities, labels),
+            "fingerprint": fingerprint(probabilities.argmax(-1) == labels),
             "bytes": (workdir / file).stat().st_size,
             "passes": networks,
         }

@@ -1,6 +1,7 @@
 """What a finished run writes: one file per way to use the posterior, each of them complete."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -109,14 +110,18 @@ def deployed(phase: Phase, state: TrainState, config: Any) -> Any:
     params = fetch(phase.transform.mode(state.posterior))
     tree, options = shipped(params, fetch(state.model_state), config)
     exact = {f"params/{path}" for path in sub_distributions(state.posterior)}
-    dtype = options["dense_dtype"] and jnp.dtype(options["dense_dtype"])
+    return sqs_jax.materialize(as_stored(tree, options["dense_dtype"], exact))
+
+
+def as_stored(tree: Any, dense_dtype: str | None, exact: Collection[str] = ()) -> Any:
+    """Round dense leaves as a file with this `dense_dtype` does, but for those at some paths."""
 
     def rounded(path: str, leaf: Any) -> Any:
-        if dtype is None or path in exact or isinstance(leaf, sqs_jax.CompressedLeaf):
+        if dense_dtype is None or path in exact or isinstance(leaf, sqs_jax.CompressedLeaf):
             return leaf
-        return np.asarray(leaf).astype(dtype).astype(leaf.dtype)
+        return np.asarray(leaf).astype(jnp.dtype(dense_dtype)).astype(leaf.dtype)
 
-    return sqs_jax.materialize(map_leaves(rounded, tree))
+    return map_leaves(rounded, tree)
 
 
 def codes_of(draw: Any, compressed: Any) -> Any:

@@ -22,7 +22,7 @@ import sqs_jax
 from experiments.data import Dataset
 from experiments.data.corruptions import CORRUPTIONS, corrupt
 from experiments.evaluate import calibration, metrics, predict
-from experiments.export import codes_of, shipped
+from experiments.export import as_stored, codes_of, deployed, shipped
 from experiments.layout import fetch
 from experiments.page import table, write_page
 from experiments.panels import COLORS, INK, QUIET, line_color, panel, styled, svg
@@ -65,15 +65,15 @@ def study(
             rows.append({**row, **more, **metrics(probabilities, labels)})
         reliability[f"{network}, M = {passes}"] = calibration(found[_CLEAN], holdout.labels)
 
-    def probabilities(params: Any, dataset: Dataset) -> np.ndarray:
-        logits = predict(model, {"params": params, **model_state}, dataset)
+    def probabilities(variables: Any, dataset: Dataset) -> np.ndarray:
+        logits = predict(model, variables, dataset)
         return np.asarray(jax.nn.softmax(jnp.asarray(logits), axis=-1), np.float64)
 
     def size_of(tree: Any) -> int:
         return sqs_jax.summarize(tree, **options).file_bytes
 
     tree, options = shipped(compressed, model_state, config)
-    mode = fetch(phase.transform.mode(state.posterior))
+    mode = deployed(phase, state, config)
     found = {name: probabilities(mode, dataset) for name, dataset in conditions.items()}
     judge("mode", 1, size_of(tree), found, temperature=0.0)
     sample = jax.jit(lambda key, t: draw(state.posterior, key, temperature=t, hard=True))
@@ -83,10 +83,11 @@ def study(
         total: dict[str, Any] = dict.fromkeys(conditions, 0.0)
         for i in track(range(samples), f"{network:18}"):
             key = jax.random.fold_in(jax.random.key(seed), i)
-            params = fetch(sample(key, jnp.float32(temperature)))
-            drawn.append(codes_of(params, compressed))
+            drawn.append(codes_of(fetch(sample(key, jnp.float32(temperature))), compressed))
+            stored = as_stored({"params": drawn[-1], **model_state}, options["dense_dtype"])
+            variables = sqs_jax.materialize(stored)
             for name, dataset in conditions.items():
-                total[name] = total[name] + probabilities(params, dataset)
+                total[name] = total[name] + probabilities(variables, dataset)
             if i + 1 in wanted:
                 mean = {name: each / (i + 1) for name, each in total.items()}
                 size = size_of({"draws": drawn, **model_state})

@@ -22,7 +22,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 import sqs_jax
-from experiments.evaluate import predict
+from experiments.evaluate import fingerprint, predict
 from experiments.export import deployed, describe_distributions, export
 from experiments.processes import is_writer, joined, wait_for_all
 from experiments.report import write_report
@@ -62,16 +62,16 @@ def evaluate_files(workdir: Path, correct: np.ndarray) -> None:
       correct: which images [n] the trained network classifies correctly.
 
     Raises:
-      RuntimeError: if the file classifies another number of images correctly.
+      RuntimeError: if the file classifies other images correctly.
     """
     print("Evaluating the files in a process of their own.", flush=True)
     command = [sys.executable, "-m", "experiments.evaluate", f"--workdir={workdir}"]
     subprocess.run(command, check=True)
-    evaluation = json.loads((workdir / "evaluation.json").read_text())
-    if evaluation["mode"]["correct"] != int(correct.sum()):
+    found = json.loads((workdir / "evaluation.json").read_text())["mode"]
+    if found["fingerprint"] != fingerprint(correct):
         raise RuntimeError(
-            f"{workdir / 'model.sqs'}: the file classifies {evaluation['mode']['correct']} of "
-            f"{correct.size} images correctly, the trained network {int(correct.sum())}."
+            f"{workdir / 'model.sqs'}: the file classifies {found['correct']} of {correct.size} "
+            f"images correctly, the trained network {int(correct.sum())}, and not the same ones."
         )
 
 

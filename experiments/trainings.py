@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from experiments import data
 from experiments.budget import with_budget
 from experiments.data import Dataset
-from experiments.importers import import_resnet
+from experiments.importers import import_weights
 from experiments.layout import fetch, lay_out, make_mesh, place
 from experiments.loop import run_phase
 from experiments.models import build_model
@@ -63,7 +63,7 @@ def run_trainings(config: Any, workdir: Path) -> Trained:
 
     shapes = jax.eval_shape(init)
     layout = lay_out(shapes, shapes["params"], mesh, config)
-    weights = config.model.weights and import_resnet(
+    weights = config.model.weights and import_weights(
         Path(config.model.weights), model, example.shape[1:]
     )
     # Rules that match nothing and unknown names, early.

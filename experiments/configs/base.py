@@ -45,7 +45,8 @@ def experiment() -> ConfigDict:
 
     config.model = ConfigDict()
     config.model.name = "convnet"  # or one of experiments.models.NETWORKS: "resnet20", ...
-    config.model.weights = ""  # a PyTorch state dict to start from: no dense training then
+    # A PyTorch state dict, or the dense.sqs of another run, to start from: no dense training then.
+    config.model.weights = ""
     config.model.stem = "cifar"  # of a ResNet; or "imagenet"
     config.model.dtype = "float32"  # of a ResNet's arithmetic; its weights are float32
     # Of the ConvNet:

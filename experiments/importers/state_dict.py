@@ -11,7 +11,7 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 
 
 def read_state_dict(path: Path) -> dict[str, np.ndarray]:
-    """Read a state dict: .safetensors, .npz, .pt, .pth or .bin.
+    """Read a state dict: .safetensors, .npz, or what PyTorch saves (.pt, .pth, .th, .bin, ...).
 
     Entries of a training checkpoint beside the state dict are left out, and so is the prefix
     "module." that data parallelism adds to every name.
@@ -26,12 +26,11 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}; give the path of a state dict.")
-    readers = {".safetensors": _safetensors, ".npz": _npz, ".pt": _torch, ".pth": _torch}
-    read = (readers | {".bin": _torch}).get(path.suffix)
+    read = _READERS.get(path.suffix)
     if read is None:
         raise ValueError(
             f"{path}: its kind, {path.suffix or 'none'}, is unknown; state dicts are read from "
-            f"{', '.join(readers)} and .bin files."
+            f"files that end in {', '.join(_READERS)}."
         )
     try:
         found = read(path)
@@ -77,3 +76,7 @@ def _torch(path: Path) -> dict[str, np.ndarray]:
         name: (x.float() if x.is_floating_point() else x).detach().numpy()
         for name, x in tensors.items()
     }
+
+
+_OF_PYTORCH = (".pt", ".pth", ".th", ".bin", ".ckpt", ".tar")
+_READERS = {".safetensors": _safetensors, ".npz": _npz, **dict.fromkeys(_OF_PYTORCH, _torch)}
