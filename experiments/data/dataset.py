@@ -51,11 +51,11 @@ def load(config: Any, seed: int) -> Splits:
 
     Returns:
       Splits. With holdout "validation" a tenth of the training part is held out, and the test part
-      is not read: the last tenth, or a stratified one of datasets without splits of their own.
+      is not used: the last tenth, or a stratified one of datasets without splits of their own.
 
     Raises:
-      ValueError: for a holdout that is unknown, a file or images that cannot be read, or a mean
-        and a deviation that do not fit.
+      ValueError: for a holdout that is unknown, a file or images that cannot be read, parts that do
+        not fit each other, or a mean and a deviation that do not fit.
       FileNotFoundError: for a dataset that is not there.
     """
     if config.holdout not in ("test", "validation"):
@@ -72,9 +72,15 @@ def load(config: Any, seed: int) -> Splits:
         if config.directory and plain.exists():
             train, holdout = files.load(plain)
         else:
-            train, holdout = tfds.load(
-                config.name, config.directory or None, config.test_split, config.image_size
-            )
+            try:
+                train, holdout = tfds.load(
+                    config.name, config.directory or None, config.test_split, config.image_size
+                )
+            except FileNotFoundError as error:
+                if not config.directory:
+                    raise
+                raise FileNotFoundError(f"There is no file {plain}. {error}") from error
+        _require_alike(config, train, holdout)
         if validate:
             first = len(train[1]) - len(train[1]) // 10
             images, labels = train
@@ -90,6 +96,22 @@ def load(config: Any, seed: int) -> Splits:
 
     num_classes = int(max(train[1].max(), holdout[1].max())) + 1
     return Splits(dataset(*train), dataset(*holdout), num_classes)
+
+
+def _require_alike(config: Any, train: Any, test: Any) -> None:
+    """Refuse parts of which one network cannot be trained on the one and tested on the other."""
+    problems = []
+    for part, (_, labels) in (("training", train), ("test", test)):
+        if labels.min() < 0:
+            problems.append(f"{int((labels < 0).sum())} labels of the {part} part are negative")
+    if train[0].shape[1:] != test[0].shape[1:]:
+        shapes = [images.shape[1:] for images, _ in (train, test)]
+        problems.append(f"training images are {shapes[0]}, test images {shapes[1]}")
+    if problems:
+        raise ValueError(
+            f"Dataset {config.name!r} cannot be used: {'; '.join(problems)}. A part without labels "
+            "cannot be tested on: config.data.test_split names another."
+        )
 
 
 def _part(images: Any, chosen: slice) -> Any:

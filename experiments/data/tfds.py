@@ -1,8 +1,11 @@
 """Image datasets through tensorflow-datasets' random-access sources; needs no TensorFlow."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.progress import track
 
 from experiments.data.lazy import LazyImages
 
@@ -55,16 +58,22 @@ def load(name: str, directory: str | None, test_split: str, size: int) -> tuple[
 
 
 def _read(builder: Any, split: str, size: int) -> Arrays:
+    """Read a split; of images of several sizes, the labels, which are kept beside the dataset."""
     import tensorflow_datasets as tfds
 
     several_sizes = None in builder.info.features["image"].shape
+    kept = Path(builder.data_dir) / f"{split}_labels.npy"
+    if several_sizes and kept.is_file():
+        labels = np.load(kept, allow_pickle=False)
+        if len(labels) == builder.info.splits[split].num_examples:
+            return LazyImages(builder.as_data_source(split=split), size), labels
     undecoded = {"image": tfds.decode.SkipDecoding()} if several_sizes else None
     images, labels, problems = [], [], []
     try:
         source = builder.as_data_source(split=split, decoders=undecoded)
     except Exception as error:  # files that are missing or cut short
         source, problems = (), [str(error)]
-    for i in range(len(source)):
+    for i in track(range(len(source)), f"reading {split}", transient=True):
         try:
             example = source[i]
         except Exception as error:  # decoders have their own
@@ -86,5 +95,17 @@ def _read(builder: Any, split: str, size: int) -> Arrays:
             " Remove the folder, and prepare it again."
         )
     if several_sizes:
+        _keep(kept, np.asarray(labels))
         return LazyImages(builder.as_data_source(split=split), size), np.asarray(labels)
     return np.stack(images), np.asarray(labels)
+
+
+def _keep(path: Path, labels: np.ndarray) -> None:
+    """Write labels that took a pass over all images, where that is allowed."""
+    part = path.with_suffix(".part")
+    try:
+        with part.open("wb") as file:
+            np.save(file, labels)
+        os.replace(part, path)
+    except OSError as error:
+        print(f"{path} cannot be written ({error}): the labels are read anew at every start.")

@@ -14,6 +14,7 @@ from etils import epath
 from experiments import data
 from experiments.data import augment, batch_indices
 from experiments.data.lazy import LazyImages
+from experiments.data.tfds import _read as read_tfds
 
 
 def settings(**changes: Any) -> SimpleNamespace:
@@ -161,8 +162,29 @@ def test_images_of_several_sizes_are_read_when_needed_as_middle_squares() -> Non
         images[1:]
 
 
+def test_labels_of_many_images_are_read_once(tmp_path: Path) -> None:
+    passes = []
+
+    def source(split: str, decoders: Any = None) -> list[dict[str, Any]]:
+        passes.append(decoders)
+        return [{"image": b"", "label": i} for i in range(4)]
+
+    info = SimpleNamespace(
+        features={"image": SimpleNamespace(shape=(None, None, 3))},
+        splits={"train": SimpleNamespace(num_examples=4)},
+    )
+    builder = SimpleNamespace(info=info, data_dir=str(tmp_path), as_data_source=source)
+    for _ in range(2):
+        images, labels = read_tfds(builder, "train", 8)
+        assert isinstance(images, LazyImages) and images.shape == (4, 8, 8, 3)
+        np.testing.assert_array_equal(labels, range(4))
+    assert [decoders is not None for decoders in passes] == [True, False, False]  # images undecoded
+    np.save(tmp_path / "train_labels.npy", np.arange(3))  # of a dataset that was made again
+    assert len(read_tfds(builder, "train", 8)[1]) == 4
+
+
 def test_a_dataset_that_is_not_prepared_says_how_to(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="download_and_prepare"):
+    with pytest.raises(FileNotFoundError, match=r"no file .*cifar10\.npz.*download_and_prepare"):
         data.load(settings(name="cifar10", directory=str(tmp_path)), seed=0)
     with pytest.raises(FileNotFoundError, match="no_such_data"):
         data.load(settings(name="no_such_data", directory=str(tmp_path)), seed=0)
@@ -188,6 +210,15 @@ def test_a_plain_file_is_a_dataset_with_the_same_splits(tmp_path: Path) -> None:
     last = data.load(settings(holdout="validation", **there), seed=0)
     np.testing.assert_array_equal(last.holdout.images, arrays()["train_images"][18:])
     np.testing.assert_array_equal(last.train.labels, arrays()["train_labels"][:18])
+
+
+def test_parts_that_do_not_fit_each_other_are_named(tmp_path: Path) -> None:
+    unlabelled = {"test_images": np.zeros((6, 5, 5, 3), np.uint8), "test_labels": -np.ones(6, int)}
+    np.savez(tmp_path / "odd.npz", **arrays(**unlabelled))
+    with pytest.raises(ValueError) as error:
+        data.load(settings(name="odd", directory=str(tmp_path)), seed=0)
+    assert "6 labels of the test part are negative" in str(error.value)
+    assert "training images are (4, 4, 3), test images (5, 5, 3)" in str(error.value)
 
 
 def test_channels_are_standardised_as_the_config_says(tmp_path: Path) -> None:
