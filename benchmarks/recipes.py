@@ -114,7 +114,7 @@ def run(workdir: Path, data: Path) -> list[dict[str, Any]]:
     def say(text: str) -> None:
         print(f"{time.monotonic() - started:6.0f} s  {text}", flush=True)
 
-    failed = train_all(todo, os.cpu_count() or 1, say)
+    failed = train_all(todo, [{}] * (os.cpu_count() or 1), say)
     if failed:
         raise SystemExit(f"{len(failed)} runs failed: {', '.join(str(p.folder) for p in failed)}")
     return [_row(table, label, found) for (table, label), found in _headed(rows)]

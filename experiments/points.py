@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,14 +70,22 @@ def points(
     return found
 
 
-def train_all(todo: list[Point], jobs: int, say: Callable[[str], None]) -> list[Point]:
-    """Train points, some at a time; returns those that failed.
+def train_all(
+    todo: list[Point], places: Sequence[dict[str, str]], say: Callable[[str], None]
+) -> list[Point]:
+    """Train points, one in each place at a time; returns those that failed.
+
+    Args:
+      todo: the points.
+      places: what the environment of a training there has: which GPU it sees, or nothing.
+      say: tells how it goes.
 
     Raises:
       SystemExit: with STOPPED after SIGTERM, which is passed on to the trainings.
     """
-    running: dict[subprocess.Popen[bytes], Point] = {}
-    waiting, failed, stopped = list(todo), [], []
+    running: dict[subprocess.Popen[bytes], tuple[Point, dict[str, str]]] = {}
+    free, waiting, failed, stopped = list(places), list(todo), [], []
+    elsewhere: set[Path] = set()
 
     def stop(*_: Any) -> None:
         stopped.append(True)
@@ -88,18 +96,22 @@ def train_all(todo: list[Point], jobs: int, say: Callable[[str], None]) -> list[
     try:
         while (waiting and not stopped) or running:
             for point in list(waiting):
-                if len(running) >= jobs or stopped:
+                if not free or stopped:
                     break
-                process = start(point)
+                process = start(point, free[0])
                 if process is not None:
                     waiting.remove(point)
-                    running[process] = point
+                    running[process] = point, free.pop(0)
                     say(f"{point.folder.name}: training")
                 elif point.finished:
                     waiting.remove(point)
+                elif point.folder not in elsewhere:
+                    elsewhere.add(point.folder)
+                    say(f"{point.folder.name}: waiting for the process that trains it")
             time.sleep(0.1)
             for process in [p for p in running if p.poll() is not None]:
-                point = running.pop(process)
+                point, place = running.pop(process)
+                free.append(place)
                 if process.returncode == 0:
                     say(f"{point.folder.name}: done")
                 elif not stopped:
@@ -112,7 +124,7 @@ def train_all(todo: list[Point], jobs: int, say: Callable[[str], None]) -> list[
     return failed
 
 
-def start(point: Point) -> "subprocess.Popen[bytes] | None":
+def start(point: Point, place: dict[str, str]) -> "subprocess.Popen[bytes] | None":
     """Start a point's training; None while one that outlived its sweep is still at it.
 
     Points share what they have compiled, unless the environment says where that is.
@@ -131,5 +143,5 @@ def start(point: Point) -> "subprocess.Popen[bytes] | None":
         }
         return subprocess.Popen(
             [sys.executable, *point.command], stdout=log, stderr=subprocess.STDOUT,
-            env=environment | os.environ,
+            env=environment | os.environ | place,
         )  # fmt: skip

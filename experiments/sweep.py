@@ -36,6 +36,9 @@ _CONFIG: Any = config_flags.DEFINE_config_file(
 _GRID = flags.DEFINE_multi_string("grid", [], "FIELD=[VALUE, ...]; points are all combinations.")
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the sweep; made if it is not there.")
 _JOBS = flags.DEFINE_integer("jobs", 1, "Points trained at a time.", lower_bound=1)
+_GPUS = flags.DEFINE_list(
+    "gpus", [], "Numbers of GPUs, 0,1,2,3: a point is trained on each at a time, whatever --jobs."
+)
 _CLUSTER = flags.DEFINE_string(
     "cluster", "", "Submit every point with submitit: slurm, or local to try that out."
 )
@@ -120,7 +123,8 @@ def main(_: Any) -> None:
     if _CLUSTER.value:
         failed = submit(unfinished, workdir / "jobs", _CLUSTER.value, options, say)
     else:
-        failed = train_all(unfinished, _JOBS.value, say)
+        gpus = [{"CUDA_VISIBLE_DEVICES": number} for number in _GPUS.value]
+        failed = train_all(unfinished, gpus or [{}] * _JOBS.value, say)
     results = [result(point) for point in todo if point.finished]
     part = workdir / "results.json.part"
     part.write_text(json.dumps(results, indent=1))

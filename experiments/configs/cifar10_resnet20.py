@@ -26,6 +26,7 @@ def get_config() -> ConfigDict:
     config.sqs.epochs = 30
     config.sqs.target_bytes = 44_950
     config.sqs.rate_weight = 0.05
+    config.sqs.reestimate = 100
     config.sqs.learning_rate.loc = 1.4e-3
     config.sqs.learning_rate.means = 1e-3
     config.sqs.learning_rate.dense = 1e-3

@@ -13,6 +13,7 @@ from experiments.configs import base, cifar10_resnet20
 
 def get_config() -> ConfigDict:
     config = cifar10_resnet20.get_config()
+    config.batch_size = 128
     config.sqs = base.paper_recipe()
     config.sqs.epochs = cifar10_resnet20.get_config().sqs.epochs
     return config

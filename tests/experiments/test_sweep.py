@@ -1,5 +1,6 @@
 """Sweeps: what a grid means, what cannot be one, the frontier, and a kill in the middle."""
 
+import itertools
 import json
 import os
 import signal
@@ -13,7 +14,8 @@ import pytest
 
 from experiments.configs import digits
 from experiments.frontier import front, read_sweeps, spots, write_frontier
-from experiments.sweep import parse, points
+from experiments.points import Point, points, train_all
+from experiments.sweep import parse
 from experiments.workdir import claim_workdir
 
 BRIEF = (
@@ -94,6 +96,29 @@ def test_sweeps_on_the_same_axes_keep_their_own_fronts(tmp_path: Path) -> None:
     assert page.count(f"{theirs}: k = 2") == 1 and page.count(f">{theirs}<") == 1  # row, legend
     with pytest.raises(FileNotFoundError, match=r"nothing.*no results\.json there"):
         read_sweeps([ours, tmp_path / "nothing"])
+
+
+TRAINING = """
+import json, os, pathlib, sys, time
+started = time.monotonic()
+time.sleep(0.3)
+gpu, ended = os.environ["CUDA_VISIBLE_DEVICES"], time.monotonic()
+pathlib.Path(sys.argv[1], "times.json").write_text(json.dumps([gpu, started, ended]))
+sys.exit(sys.argv[1].endswith("3"))
+"""
+
+
+def test_a_gpu_trains_one_point_at_a_time(tmp_path: Path) -> None:
+    folders = [tmp_path / str(i) for i in range(5)]
+    todo = [Point({}, folder, ["-c", TRAINING, str(folder)], None) for folder in folders]
+    said: list[str] = []
+    failed = train_all(todo, [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in "12"], said.append)
+    assert [point.folder.name for point in failed] == ["3"]
+    assert "3: exit code 1, see log.txt there" in said and "4: done" in said
+    times = sorted(json.loads((folder / "times.json").read_text()) for folder in folders)
+    assert {gpu for gpu, _, _ in times} == {"1", "2"}
+    for (gpu, _, ended), (after, started, _) in itertools.pairwise(times):
+        assert gpu != after or ended <= started
 
 
 @pytest.mark.scale
