@@ -41,45 +41,47 @@ class _Photographs:
 def run(workdir: Path, data: Path) -> list[dict[str, Any]]:
     """Print a row per kind of images; returns the rows.
 
-    The base is a step of the ResNet-20 that compresses, for as many images of 32x32; what reads
-    less than 1 times as long is never waited for, since it is read while the step runs.
+    What is read in less time than a step of the network that it is for takes is never waited for:
+    it is read while a step runs.
     """
-    config = cifar10_resnet20.get_config()
-    mesh = make_mesh(config)
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (_EXAMPLES, 32, 32, 3), np.uint8)
-    labels = rng.integers(0, 10, _EXAMPLES).astype(np.int32)
-    train = Dataset(images, labels, np.float32(120), np.float32(64))
-    photographs = Dataset(LazyImages(_Photographs(_EXAMPLES), 224), labels)
+    small = rng.integers(0, 256, (_EXAMPLES, 32, 32, 3), np.uint8)
+    photographs = LazyImages(_Photographs(_EXAMPLES), 224)
+    print(f"{'images':>28} {'images/s':>9} {'a step of':>14} {'of a step':>9}")
+    return [
+        _row("32x32 in memory", small, "resnet20", "cifar", batch_size=64),
+        _row("JPEGs of 500x375 to 224x224", photographs, "resnet50", "imagenet", batch_size=8),
+    ]
 
+
+def _row(name: str, images: Any, network: str, stem: str, batch_size: int) -> dict[str, Any]:
+    """Compare reading batches with a network's steps on one that has been read."""
+    config = cifar10_resnet20.get_config()
+    config.model.name, config.model.stem, config.batch_size = network, stem, batch_size
+    labels = np.random.default_rng(1).integers(0, 10, _EXAMPLES).astype(np.int32)
+    train = Dataset(images, labels, np.float32(120), np.float32(64))
+    mesh = make_mesh(config)
     model = build_model(config.model, 10)
-    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.asarray(train.inputs(slice(1))))
     phase = phases(config, _EXAMPLES)[-1]._replace(distill_weight=0.0)
     state = init_state(phase, variables)
     gradient = jax.jit(make_gradient(model, phase, train, config))
 
-    def read(dataset: Dataset, step: int) -> Any:
-        chosen = batch_indices(_EXAMPLES, config.batch_size, 0, step)
-        return share_out(dataset, chosen, mesh)
+    def read(step: int) -> Any:
+        return share_out(train, batch_indices(_EXAMPLES, batch_size, 0, step), mesh)
 
-    batch = read(train, 0)
+    batch = read(0)
 
     def steps(count: int) -> None:
         for i in range(count):
             result = gradient(state, batch, {}, np.int32(i))
         jax.block_until_ready(result)
 
-    rows = []
-    print(f"a step: ResNet-20, {config.batch_size} images of 32x32")
-    print(f"{'images':>28} {'images/s':>9} {'of a step':>9}")
-    for name, dataset in (("32x32 in memory", train), ("JPEGs of 500x375 to 224x224", photographs)):
+    def reads(count: int) -> None:
+        for i in range(count):
+            jax.block_until_ready(read(i))
 
-        def reads(count: int, dataset: Dataset = dataset) -> None:
-            for i in range(count):
-                jax.block_until_ready(read(dataset, i))
-
-        found = compare(steps, reads, pairs=5, least_seconds=least_seconds())
-        rate = config.batch_size / found.seconds
-        rows.append({"images": name, "per_second": rate, "ratio": found.ratio})
-        print(f"{name:>28} {rate:>9,.0f} {found.ratio:>9.4f}", flush=True)
-    return rows
+    found = compare(steps, reads, pairs=5, least_seconds=least_seconds())
+    rate = batch_size / found.seconds
+    print(f"{name:>28} {rate:>9,.0f} {network:>14} {found.ratio:>9.4f}", flush=True)
+    return {"images": name, "network": network, "per_second": rate, "ratio": found.ratio}

@@ -84,15 +84,15 @@ def share_out(dataset: Dataset, chosen: np.ndarray, mesh: Mesh) -> Batch:
     """Return a batch split over all devices; a process reads the rows of its own devices only."""
     rows = NamedSharding(mesh, PartitionSpec(AXES))
 
-    def place(read: Callable[[np.ndarray], np.ndarray], *shape: int) -> jax.Array:
+    def split(read: Callable[[np.ndarray], np.ndarray], *shape: int) -> jax.Array:
         return jax.make_array_from_callback(
             (len(chosen), *shape),
             rows,
             lambda index: read(chosen[index[0]]),  # type: ignore[index]
         )
 
-    images = place(lambda these: dataset.images[these], *dataset.images.shape[1:])
-    return Batch(images, place(lambda these: dataset.labels[these]))
+    images = split(lambda these: dataset.images[these], *dataset.images.shape[1:])
+    return Batch(images, split(lambda these: dataset.labels[these]))
 
 
 def fetch(tree: Any) -> Any:

@@ -6,12 +6,14 @@ down, and the row `mean` of every run is the network whose survivors are multipl
 """
 
 import math
+import zlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+import sqs_jax
 from experiments.phases import Phase
 from experiments.trees import map_leaves, sub_distributions
 
@@ -79,8 +81,23 @@ def binned(phase: Phase, num_data: int) -> Phase:
     return phase._replace(transform=phase.transform._replace(init=of_bins))
 
 
+def untrained_scores(phase: Phase, num_data: int) -> Phase:
+    """Prune by scores that nothing has trained: at random."""
+
+    def drawn(path: str, score: jax.Array) -> jax.Array:
+        key = jax.random.fold_in(jax.random.key(0), zlib.crc32(path.encode()))
+        return jax.random.uniform(key, score.shape)
+
+    def scores(posterior: Any) -> Any:
+        return map_leaves(drawn, sqs_jax.saliency.magnitude(posterior))
+
+    assert phase.mask is not None  # a compression prunes
+    return phase._replace(mask=phase.mask._replace(scores=scores))
+
+
 MISTAKES: dict[str, Callable[[Phase, int], Phase]] = {
     "half_bernoulli": half_bernoulli,
     "unscaled_kl": unscaled_kl,
     "binned": binned,
+    "untrained_scores": untrained_scores,
 }

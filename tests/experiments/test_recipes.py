@@ -103,6 +103,18 @@ def test_bins_leave_few_distinct_weights():
     assert np.abs(leaf.loc - params["Dense_0"]["kernel"]).max() <= 1.001 * width
 
 
+def test_scores_that_nothing_trained_prune_at_random():
+    phase, params = compression(digits_paper.get_config)
+    wrong = with_mistakes(phase, ["untrained_scores"], NUM_DATA)
+    posterior = phase.transform.init(params)
+    pruned = wrong.mask.prune(posterior, 0.5)
+    leaf = sub_distributions(pruned)["Dense_0/kernel"]
+    magnitude, kept = np.abs(np.asarray(leaf.loc)), np.asarray(leaf.kept)
+    assert kept.mean() == pytest.approx(0.5, abs=0.02)
+    assert magnitude[kept].mean() == pytest.approx(magnitude.mean(), rel=0.02)
+    jax.tree.map(np.testing.assert_array_equal, pruned, wrong.mask.prune(posterior, 0.5))
+
+
 def test_an_unknown_mistake_is_named():
     phase, _ = compression()
     with pytest.raises(ValueError, match=r"\['typo'\].*half_bernoulli"):
