@@ -18,12 +18,11 @@ TARGET = 60_000
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_published_weights_end_as_a_small_file_that_runs(tmp_path: Path, dtype: str) -> None:
     rng = np.random.default_rng(0)
-    parts = {"train": 192, "test": 64}
-    images = {
-        f"{k}_images": rng.integers(0, 256, (n, 32, 32, 3), np.uint8) for k, n in parts.items()
-    }
-    labels = {f"{k}_labels": rng.integers(0, 10, n) for k, n in parts.items()}
-    np.savez(tmp_path / "cifar10.npz", **images, **labels)
+    arrays = {}
+    for part, count in (("train", 192), ("test", 64)):
+        arrays[f"{part}_images"] = rng.integers(0, 256, (count, 32, 32, 3), np.uint8)
+        arrays[f"{part}_labels"] = rng.integers(0, 10, count)
+    np.savez(tmp_path / "cifar10.npz", **arrays)
     np.savez(tmp_path / "weights.npz", **state_dict(network("resnet20", 10)))
     workdir = tmp_path / "run"
     settings = {
