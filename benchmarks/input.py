@@ -13,10 +13,10 @@ from benchmarks.timing import compare, least_seconds
 from experiments.configs import cifar10_resnet20
 from experiments.data import Dataset, batch_indices
 from experiments.data.lazy import LazyImages
-from experiments.layout import make_mesh, share_out
 from experiments.models import build_model
-from experiments.phases import phases
-from experiments.step import init_state, make_gradient
+from experiments.training.layout import make_mesh, share_out
+from experiments.training.phases import phases
+from experiments.training.step import init_state, make_gradient
 
 _EXAMPLES = 50_000
 

@@ -24,8 +24,8 @@ from ml_collections import config_flags
 from rich.progress import track
 
 import sqs_jax
-from experiments.page import table, write_page
-from experiments.panels import COLORS, QUIET, panel, styled, svg
+from experiments.pages.page import table, write_page
+from experiments.pages.panels import COLORS, QUIET, panel, styled, svg
 
 _TESTS = 4096  # inputs on which the error is measured
 _DECISIONS = 60  # of the mask, in equal shares of the first training; the last quarter keeps it

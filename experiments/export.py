@@ -12,11 +12,11 @@ from flax.traverse_util import flatten_dict
 
 import sqs_jax
 from experiments.configs import base
-from experiments.layout import fetch
-from experiments.normalisation import fold_statistics
-from experiments.phases import Phase
-from experiments.processes import is_writer
-from experiments.step import TrainState
+from experiments.training.layout import fetch
+from experiments.training.normalisation import fold_statistics
+from experiments.training.phases import Phase
+from experiments.training.processes import is_writer
+from experiments.training.step import TrainState
 from experiments.trees import map_leaves, sub_distributions
 
 _HISTOGRAM_BINS = 120

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from absl import app, flags
 from matplotlib.ticker import FuncFormatter
 
-from experiments.page import table, write_page
-from experiments.panels import COLORS, INK, QUIET, line_color, panel, styled, svg
+from experiments.pages.page import table, write_page
+from experiments.pages.panels import COLORS, INK, QUIET, line_color, panel, styled, svg
 
 
 class Spot(NamedTuple):

@@ -23,10 +23,10 @@ from experiments.data import Dataset
 from experiments.data.corruptions import CORRUPTIONS, corrupt
 from experiments.evaluate import calibration, metrics, predict
 from experiments.export import as_stored, codes_of, deployed, shipped
-from experiments.layout import fetch
-from experiments.page import table, write_page
-from experiments.panels import COLORS, INK, QUIET, line_color, panel, styled, svg
-from experiments.trainings import Trained, run_trainings
+from experiments.pages.page import table, write_page
+from experiments.pages.panels import COLORS, INK, QUIET, line_color, panel, styled, svg
+from experiments.training.layout import fetch
+from experiments.training.run import Trained, run_trainings
 
 _CLEAN = "clean"
 

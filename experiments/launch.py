@@ -17,7 +17,7 @@ import time
 
 from absl import app, flags
 
-from experiments.processes import STOPPED
+from experiments.training.processes import STOPPED
 
 _PROCESSES = flags.DEFINE_integer("processes", 2, "How many.", lower_bound=1)
 _DEVICES = flags.DEFINE_integer(

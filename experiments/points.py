@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.processes import STOPPED
-from experiments.workdir import claim_workdir, locked
+from experiments.training.processes import STOPPED
+from experiments.training.workdir import claim_workdir, locked
 
 
 class Point(NamedTuple):

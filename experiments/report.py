@@ -20,9 +20,9 @@ import numpy as np
 from absl import app, flags
 
 import sqs_jax
-from experiments import figures
-from experiments.reproduce import command
-from experiments.tables import (
+from experiments.pages import figures
+from experiments.pages.reproduce import command
+from experiments.pages.tables import (
     NETWORKS,
     config_table,
     leaves_table,
@@ -32,7 +32,7 @@ from experiments.tables import (
     points,
 )
 
-_TEMPLATE = Path(__file__).with_name("report_template.html")
+_TEMPLATE = Path(__file__).parent / "pages" / "report_template.html"
 _MOST_HISTOGRAMS = 6
 _TRAIN = "Run the training to its end: python -m experiments.train --config=... --workdir={}"
 _FILES = {

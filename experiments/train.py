@@ -24,9 +24,9 @@ from ml_collections import config_flags
 import sqs_jax
 from experiments.evaluate import fingerprint, predict
 from experiments.export import deployed, describe_distributions, export
-from experiments.processes import is_writer, joined, wait_for_all
 from experiments.report import write_report
-from experiments.trainings import run_trainings
+from experiments.training.processes import is_writer, joined, wait_for_all
+from experiments.training.run import run_trainings
 
 _CONFIG: Any = config_flags.DEFINE_config_file(
     "config", None, "Experiment: experiments/configs/digits.py, ...", lock_config=True

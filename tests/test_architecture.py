@@ -37,7 +37,7 @@ FLAX = {
 }
 # The one that reads what flax.serialization writes, and the two that use orbax.
 MSGPACK = "sqs_jax/checkpoints/msgpack_file.py"
-ORBAX = ("experiments/checkpoints.py", "sqs_jax/checkpoints/orbax_folder.py")
+ORBAX = ("experiments/training/checkpoints.py", "sqs_jax/checkpoints/orbax_folder.py")
 TREES = {"jax.flatten_util", "jax.tree", "jax.tree_util"}
 # What is left to those who walk no trees of weights: their own tuples of arrays.
 OWN_TREES = {
@@ -165,10 +165,10 @@ def test_every_module_of_the_library_has_a_floor() -> None:
         ("sqs_jax/nnx.py", "import flax\nx = flax.linen.Dense"),
         ("sqs_jax/cli.py", "from experiments import train"),
         ("sqs_jax/cli.py", "import orbax.checkpoint as ocp"),
-        ("experiments/loop.py", "import orbax.checkpoint as ocp"),
-        ("experiments/loop.py", "from sqs_jax.transform import elbo"),
-        ("experiments/loop.py", "from sqs_jax import distribution"),
-        ("experiments/loop.py", "from sqs_jax.checkpoints import open_checkpoint"),
+        ("experiments/training/loop.py", "import orbax.checkpoint as ocp"),
+        ("experiments/training/loop.py", "from sqs_jax.transform import elbo"),
+        ("experiments/training/loop.py", "from sqs_jax import distribution"),
+        ("experiments/training/loop.py", "from sqs_jax.checkpoints import open_checkpoint"),
         ("benchmarks/speed.py", "import sqs_jax\nsqs_jax.transform.rules.Rule()"),
         ("tests/test_x.py", "from pickle import loads"),
         ("tests/test_x.py", "x = 1\n" * (MAX_LINES + 1)),
@@ -192,9 +192,9 @@ def test_the_check_sees_a_breach(path: str, source: str) -> None:
         ("sqs_jax/checkpoints/orbax_folder.py", "def f():\n    import orbax.checkpoint as ocp"),
         ("sqs_jax/linen.py", "import flax.linen as nn\nfrom .distribution import x\nnn.Dense(1)"),
         ("sqs_jax/nnx.py", "from flax import nnx"),
-        ("experiments/checkpoints.py", "import orbax.checkpoint as ocp"),
-        ("experiments/loop.py", "import sqs_jax, sqs_jax.nnx\nsqs_jax.saliency.gate(0)"),
-        ("experiments/loop.py", "from flax import nnx\nfrom sqs_jax.linen import Dense"),
+        ("experiments/training/checkpoints.py", "import orbax.checkpoint as ocp"),
+        ("experiments/training/loop.py", "import sqs_jax, sqs_jax.nnx\nsqs_jax.saliency.gate(0)"),
+        ("experiments/training/loop.py", "from flax import nnx\nfrom sqs_jax.linen import Dense"),
         ("tests/test_x.py", "from sqs_jax.distribution import kl\n" + "x = 1\n" * (MAX_LINES - 1)),
     ],
 )

@@ -79,8 +79,8 @@ def default_recipe() -> ConfigDict:
     """Return our own recipe."""
     sqs = ConfigDict()
     sqs.recipe = "default"
-    sqs.mistakes = ()  # of the published code, put back: experiments/published.py
-    sqs.order = "together"  # or "prune_first", "quantise_first": experiments/sequential.py
+    sqs.mistakes = ()  # of the published code, put back: experiments/training/published.py
+    sqs.order = "together"  # or "prune_first", "quantise_first": experiments/training/sequential.py
     sqs.epochs = 120
     sqs.pattern = ".*kernel"  # the leaves that are compressed
     # Bytes of model.sqs, from the first step on; K and sparsity per tensor then follow, and the

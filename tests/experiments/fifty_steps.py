@@ -13,12 +13,12 @@ import numpy as np
 
 from experiments.configs import digits
 from experiments.data import Dataset
-from experiments.layout import AXES
-from experiments.loop import run_phase
 from experiments.models import build_model
-from experiments.phases import phases
-from experiments.processes import is_writer, joined
-from experiments.step import TrainState
+from experiments.training.layout import AXES
+from experiments.training.loop import run_phase
+from experiments.training.phases import phases
+from experiments.training.processes import is_writer, joined
+from experiments.training.step import TrainState
 
 STEPS = 50
 BATCH = 64

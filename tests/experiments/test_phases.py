@@ -5,8 +5,8 @@ import re
 import pytest
 
 from experiments.configs import digits, digits_paper
-from experiments.metrics_log import forget_after
-from experiments.phases import phases
+from experiments.training.metrics_log import forget_after
+from experiments.training.phases import phases
 
 
 def sqs_phase(**changes: object):  # type: ignore[no-untyped-def]

@@ -9,10 +9,10 @@ import pytest
 import sqs_jax
 from experiments.configs import digits, digits_paper
 from experiments.models import build_model
-from experiments.normalisation import estimate_statistics
-from experiments.phases import phases
-from experiments.published import with_mistakes
-from experiments.sequential import in_order
+from experiments.training.normalisation import estimate_statistics
+from experiments.training.phases import phases
+from experiments.training.published import with_mistakes
+from experiments.training.sequential import in_order
 from experiments.trees import sub_distributions
 
 NUM_DATA = 1280

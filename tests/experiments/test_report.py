@@ -10,7 +10,7 @@ import pytest
 
 import sqs_jax
 from experiments.configs import digits, digits_paper
-from experiments.panels import spread
+from experiments.pages.panels import spread
 from experiments.report import write_report
 from sqs_jax import CompressedLeaf
 

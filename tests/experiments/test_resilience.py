@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.checkpoints import Checkpoints
 from experiments.data import Dataset, batch_indices
-from experiments.layout import make_mesh
-from experiments.loop import run_phase
 from experiments.models import build_model
-from experiments.phases import phases
-from experiments.processes import STOPPED
+from experiments.training.checkpoints import Checkpoints
+from experiments.training.layout import make_mesh
+from experiments.training.loop import run_phase
+from experiments.training.phases import phases
+from experiments.training.processes import STOPPED
 from tests.experiments.fifty_steps import dataset, experiment, lines
 
 
@@ -149,7 +149,7 @@ def test_without_a_whole_checkpoint_the_way_out_is_named(tmp_path: Path) -> None
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
-from experiments.checkpoints import Checkpoints
+from experiments.training.checkpoints import Checkpoints
 from tests.experiments.test_resilience import states
 
 limits = resource.getrlimit(resource.RLIMIT_FSIZE)

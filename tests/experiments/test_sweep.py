@@ -16,7 +16,7 @@ from experiments.configs import digits
 from experiments.frontier import front, read_sweeps, spots, write_frontier
 from experiments.points import Point, points, train_all
 from experiments.sweep import parse
-from experiments.workdir import claim_workdir
+from experiments.training.workdir import claim_workdir
 
 BRIEF = (
     "--config=experiments/configs/digits.py",

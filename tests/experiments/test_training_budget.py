@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import sqs_jax
-from experiments.budget import with_budget
 from experiments.configs import digits
 from experiments.models import build_model
-from experiments.phases import phases
+from experiments.training.budget import with_budget
+from experiments.training.phases import phases
 from experiments.trees import map_leaves, sparsity, sub_distributions
 from sqs_jax.cli import main
 from tests.experiments.test_train import SHORT

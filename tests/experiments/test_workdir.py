@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.workdir import hold_workdir
+from experiments.training.workdir import hold_workdir
 
 
 def test_a_folder_that_another_process_trains_in_is_refused(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from experiments.processes import is_writer
+from experiments.training.processes import is_writer
 
 Write = Callable[[int, dict[str, float]], None]
 

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import sqs_jax
 from experiments.data import Dataset, augment
-from experiments.phases import Phase
+from experiments.training.phases import Phase
 
 
 class TrainState(NamedTuple):

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from experiments.checksums import damage, write_checksums
-from experiments.processes import all_agree, is_writer, wait_for_all
+from experiments.training.checksums import damage, write_checksums
+from experiments.training.processes import all_agree, is_writer, wait_for_all
 
 _copy = jax.jit(lambda leaves: [jnp.copy(leaf) for leaf in leaves])
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 import sqs_jax
-from experiments.phases import Phase
+from experiments.training.phases import Phase
 from experiments.trees import map_leaves, sub_distributions
 
 _BINS = 32

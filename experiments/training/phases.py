@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import optax
 
 import sqs_jax
-from experiments.settings import require_trainable
+from experiments.training.settings import require_trainable
 from experiments.trees import sparsity
 
 _FITS = 10  # how often a budget is met anew: its file is measured, for seconds

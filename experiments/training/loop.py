@@ -10,14 +10,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments.checkpoints import Checkpoints
 from experiments.data import Dataset, batch_indices
-from experiments.diagnosis import explain
-from experiments.layout import fetch, lay_out, place, share_out
-from experiments.metrics_log import metrics_log
-from experiments.phases import Phase
-from experiments.processes import STOPPED, is_writer, stop_requests
-from experiments.step import TrainState, init_state, make_gradient, make_step
+from experiments.training.checkpoints import Checkpoints
+from experiments.training.diagnosis import explain
+from experiments.training.layout import fetch, lay_out, place, share_out
+from experiments.training.metrics_log import metrics_log
+from experiments.training.phases import Phase
+from experiments.training.processes import STOPPED, is_writer, stop_requests
+from experiments.training.step import TrainState, init_state, make_gradient, make_step
 from experiments.trees import sparsity
 
 

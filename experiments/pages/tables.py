@@ -7,7 +7,7 @@ from typing import Any
 from flax.traverse_util import flatten_dict
 
 import sqs_jax
-from experiments.panels import COLORS
+from experiments.pages.panels import COLORS
 
 NETWORKS = {
     "dense": ("dense", "where compression starts"),

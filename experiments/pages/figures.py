@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 import sqs_jax
-from experiments.panels import (
+from experiments.pages.panels import (
     COLORS,
     INK,
     PALE,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 import sqs_jax
-from experiments.phases import MaskSchedule, Phase
+from experiments.training.phases import MaskSchedule, Phase
 from experiments.trees import map_leaves
 
 ORDERS = ("together", "prune_first", "quantise_first")

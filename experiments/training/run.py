@@ -8,19 +8,19 @@ import jax
 import jax.numpy as jnp
 
 from experiments import data
-from experiments.budget import with_budget
 from experiments.data import Dataset
 from experiments.importers import import_weights
-from experiments.layout import fetch, lay_out, make_mesh, place
-from experiments.loop import run_phase
 from experiments.models import build_model
-from experiments.normalisation import estimate_statistics
-from experiments.phases import Phase, phases
-from experiments.processes import is_writer, wait_for_all
-from experiments.published import with_mistakes
-from experiments.sequential import in_order
-from experiments.step import TrainState
-from experiments.workdir import claim_workdir, hold_workdir
+from experiments.training.budget import with_budget
+from experiments.training.layout import fetch, lay_out, make_mesh, place
+from experiments.training.loop import run_phase
+from experiments.training.normalisation import estimate_statistics
+from experiments.training.phases import Phase, phases
+from experiments.training.processes import is_writer, wait_for_all
+from experiments.training.published import with_mistakes
+from experiments.training.sequential import in_order
+from experiments.training.step import TrainState
+from experiments.training.workdir import claim_workdir, hold_workdir
 
 
 class Trained(NamedTuple):

@@ -20,8 +20,8 @@ import numpy as np
 
 import sqs_jax
 from experiments.export import shipped
-from experiments.layout import fetch
-from experiments.phases import Phase
+from experiments.training.layout import fetch
+from experiments.training.phases import Phase
 from experiments.trees import flat_leaves, map_leaves, sparsity, sub_distributions
 
 _LEAST, _AIM = 0.985, 0.993  # of the budget, within what is promised: 0.98 to 1

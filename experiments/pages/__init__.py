@@ -1,0 +1,1 @@
+"""Pages that open in any browser: figures, tables, and the command that makes a run again."""
