@@ -15,7 +15,7 @@ class PointJob:
 
     def __call__(self) -> str:
         """Train the point; returns what went wrong, or ""."""
-        process = start(self._point)
+        process = start(self._point, {})
         if process is None:
             at_it = f"another training is at it in {self._point.folder}"
             return "" if self._point.finished else at_it
