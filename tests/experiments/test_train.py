@@ -80,7 +80,7 @@ def test_a_file_says_how_it_was_trained_and_nothing_of_the_machine() -> None:
     config.mesh.fsdp = 2
     said = recipe(config)
     assert said["model.weights"] == "cifar10_resnet20.npz" and "/home" not in json.dumps(said)
-    assert said["sqs.target_bytes"] == 44_950 and said["sqs.learning_rate.loc"] == 1.4e-3
+    assert said["sqs.target_bytes"] == 44_950 and said["sqs.learning_rate.loc"] == 7e-4
     again = base.experiment()
     again.update_from_flattened_dict(said)
     for settings in (again, config):  # what is not said is as in the defaults
