@@ -4,7 +4,7 @@ Command: python -m experiments.train --config=experiments/configs/cifar10_resnet
     --config.data.directory=DATA --config.model.weights=DATA/cifar10_resnet20.npz \
     --config.sqs.target_bytes=44950 --workdir=runs/resnet20_24
 Measured: docs/results.md, on two CPU cores with few epochs: one of it towards 1/32, and 5 or 7 of
-    the recipe before (91.20 % in 66,892, 90.42 % in 44,755, 89.49 % in 33,784 bytes).
+    an earlier recipe (91.20 % in 66,892, 90.42 % in 44,755, 89.49 % in 33,784 bytes).
 Data: DATA/cifar10.npz (see experiments/data/files.py), or tensorflow-datasets' cifar10; the weights
     of akamaster/pytorch_resnet_cifar10.
 """
