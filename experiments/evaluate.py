@@ -7,6 +7,7 @@ Reads config.json and the .sqs files, writes evaluation.json.
 
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,16 @@ _FILES = {
 }
 
 
+@partial(jax.jit, static_argnums=0)  # compiled once for all the networks of a model
+def _apply(model: nn.Module, variables: Any, images: Any) -> Any:
+    return model.apply(variables, images)
+
+
 def predict(model: nn.Module, variables: Any, dataset: Dataset) -> np.ndarray:
     """Return logits [n, classes]."""
-    apply = jax.jit(lambda variables, images: model.apply(variables, images))
     variables = jax.device_put(variables)
     parts = [
-        apply(variables, dataset.inputs(slice(i, i + _BATCH)))
+        _apply(model, variables, dataset.inputs(slice(i, i + _BATCH)))
         for i in range(0, len(dataset.images), _BATCH)
     ]
     return np.concatenate([np.asarray(part) for part in parts])
