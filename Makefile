@@ -23,7 +23,7 @@ test: $(STAMP) ## run the tests
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
 
 test-scale: $(STAMP) ## run the tests of several processes and eight devices
-	@echo "Training in several processes, killing some: ten minutes on two cores."
+	@echo "Training in several processes, killing some, and a ResNet from weights to file: many minutes."
 	@$(BIN)/python -m pytest -m scale tests
 
 lint: $(STAMP) ## check style, formatting and types

@@ -54,11 +54,23 @@ def load(name: str, directory: str | None, test_split: str, size: int) -> tuple[
             f"{sorted(lacking)}; this loader needs 'train', {test_split!r}, 'image' and 'label'. "
             f"There are {sorted(builder.info.splits)}: config.data.test_split names one."
         )
-    return _read(builder, "train", size), _read(builder, test_split, size)
+    return read_split(builder, "train", size), read_split(builder, test_split, size)
 
 
-def _read(builder: Any, split: str, size: int) -> Arrays:
-    """Read a split; of images of several sizes, the labels, which are kept beside the dataset."""
+def read_split(builder: Any, split: str, size: int) -> Arrays:
+    """Read a split; of images of several sizes, the labels, which are kept beside the dataset.
+
+    Args:
+      builder: of a prepared dataset.
+      split: its name.
+      size: side of the squares, pixels.
+
+    Returns:
+      (images, labels).
+
+    Raises:
+      ValueError: listing examples that cannot be read, or shapes that differ.
+    """
     import tensorflow_datasets as tfds
 
     several_sizes = None in builder.info.features["image"].shape

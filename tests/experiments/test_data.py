@@ -14,7 +14,7 @@ from etils import epath
 from experiments import data
 from experiments.data import augment, batch_indices
 from experiments.data.lazy import LazyImages
-from experiments.data.tfds import _read as read_tfds
+from experiments.data.tfds import read_split
 
 
 def settings(**changes: Any) -> SimpleNamespace:
@@ -175,12 +175,12 @@ def test_labels_of_many_images_are_read_once(tmp_path: Path) -> None:
     )
     builder = SimpleNamespace(info=info, data_dir=str(tmp_path), as_data_source=source)
     for _ in range(2):
-        images, labels = read_tfds(builder, "train", 8)
+        images, labels = read_split(builder, "train", 8)
         assert isinstance(images, LazyImages) and images.shape == (4, 8, 8, 3)
         np.testing.assert_array_equal(labels, range(4))
     assert [decoders is not None for decoders in passes] == [True, False, False]  # images undecoded
     np.save(tmp_path / "train_labels.npy", np.arange(3))  # of a dataset that was made again
-    assert len(read_tfds(builder, "train", 8)[1]) == 4
+    assert len(read_split(builder, "train", 8)[1]) == 4
 
 
 def test_a_dataset_that_is_not_prepared_says_how_to(tmp_path: Path) -> None:
