@@ -32,8 +32,8 @@ def run(workdir: Path, data: Path) -> list[dict[str, Any]]:
         mean_std = 255 * np.asarray(MEAN_STD[dataset], np.float32)
         test = Dataset(images, targets, mean_std[0], mean_std[1])
         model = build_model(SimpleNamespace(name=name, stem="cifar", dtype="float32"), classes)
-        variables = import_weights(data / f"{file}.npz", model, images.shape[1:])
-        accuracy = 100 * float((predict(model, variables, test).argmax(-1) == targets).mean())
+        variables = import_weights(data / f"{file}.npz", model, test.inputs(slice(1)))
+        accuracy = 100 * float(predict(model, [variables], test).correct.mean())
         rows.append({"weights": file, "network": name, "images": len(targets),
                      "accuracy": accuracy, "published": published})  # fmt: skip
         print(f"{file:>18} {name:>16} {len(targets):>7,} {accuracy:>8.2f}% {published:>9.2f}%",

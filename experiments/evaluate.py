@@ -5,26 +5,26 @@
 Reads config.json and the .sqs files, writes evaluation.json.
 """
 
-import hashlib
 import json
+import math
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 import sqs_jax
-from experiments import data
 from experiments.data import Dataset
-from experiments.models import build_model
+from experiments.problem import load_problem
+from experiments.scores import Judgement, fingerprint, judge, metrics
 
-_BATCH = 500
-_CALIBRATION_BINS = 15
+_BATCH = 500  # examples, or fewer of many logits
+_LOGITS = 1 << 24  # of a batch, at most
 _FILES = {
     "dense": "dense.sqs",
     "finetune": "finetune.sqs",
@@ -34,59 +34,37 @@ _FILES = {
 
 
 @partial(jax.jit, static_argnums=0)  # compiled once for all the networks of a model
-def _apply(model: nn.Module, variables: Any, images: Any) -> Any:
-    return model.apply(variables, images)
+def _apply(model: nn.Module, variables: Any, examples: Any) -> Any:
+    logits: Any = model.apply(variables, examples)
+    return jax.nn.softmax(logits, axis=-1)
 
 
-def predict(model: nn.Module, variables: Any, dataset: Dataset) -> np.ndarray:
-    """Return logits [n, classes]."""
+def probabilities(
+    model: nn.Module, variables: Any, dataset: Dataset
+) -> Iterator[tuple[slice, jax.Array]]:
+    """Yield what a network predicts, [batch, ..., classes], and of which examples, in order."""
     variables = jax.device_put(variables)
-    parts = [
-        _apply(model, variables, dataset.inputs(slice(i, i + _BATCH)))
-        for i in range(0, len(dataset.images), _BATCH)
-    ]
-    return np.concatenate([np.asarray(part) for part in parts])
+    logits = jax.eval_shape(partial(model.apply, variables), dataset.inputs(slice(1))).size
+    size = min(_BATCH, max(1, _LOGITS // logits))
+    for i in range(0, len(dataset.examples), size):
+        chosen = slice(i, i + size)
+        yield chosen, _apply(model, variables, dataset.inputs(chosen))
 
 
-def metrics(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Compute accuracy (fraction), NLL (nats per image) and expected calibration error.
-
-    The calibration error is the mean distance between confidence and accuracy over 15 bins of
-    equal width of the confidence, weighted by their counts (Naeini et al., 2015).
+def predict(model: nn.Module, networks: Sequence[Any], dataset: Dataset) -> Judgement:
+    """Judge what networks of one model predict on average.
 
     Args:
-      probabilities: [n, classes], rows summing to 1.
-      labels: [n].
+      model: the network.
+      networks: variables of each.
+      dataset: what is predicted.
     """
-    correct = probabilities.argmax(-1) == labels
-    error = sum(
-        share * abs(sure - right) for sure, right, share in calibration(probabilities, labels)
-    )
-    likelihood = probabilities[np.arange(len(labels)), labels]
-    return {
-        "accuracy": float(correct.mean()),
-        "correct": int(correct.sum()),
-        "count": len(labels),
-        "nll": float(-np.log(np.maximum(likelihood, 1e-30)).mean()),
-        "calibration_error": float(error),
-    }
-
-
-def fingerprint(correct: np.ndarray) -> str:
-    """Tell which images are classified correctly, bool [n], in 64 hex digits."""
-    return hashlib.sha256(np.packbits(correct).tobytes()).hexdigest()
-
-
-def calibration(probabilities: np.ndarray, labels: np.ndarray) -> list[tuple[float, float, float]]:
-    """List (mean confidence, accuracy, share of the images) of each bin that has images."""
-    confidence = probabilities.max(-1)
-    correct = probabilities.argmax(-1) == labels
-    bins = np.minimum((confidence * _CALIBRATION_BINS).astype(int), _CALIBRATION_BINS - 1)
-    inside = [bins == b for b in np.unique(bins)]
-    return [
-        (float(confidence[each].mean()), float(correct[each].mean()), float(each.mean()))
-        for each in inside
-    ]
+    judged = []
+    for each in zip(*(probabilities(model, x, dataset) for x in networks), strict=True):
+        chosen = each[0][0]
+        mean = sum(found for _, found in each) / len(each)
+        judged.append(judge(mean, dataset.labels[chosen]))
+    return Judgement(*map(np.concatenate, zip(*judged, strict=True)))
 
 
 def evaluate(workdir: Path) -> dict[str, Any]:
@@ -97,34 +75,33 @@ def evaluate(workdir: Path) -> dict[str, Any]:
             f"--config=... --workdir={workdir}"
         )
     config = ConfigDict(json.loads((workdir / "config.json").read_text()))
-    splits = data.load(config.data, config.seed)
-    model = build_model(config.model, splits.num_classes)
-    images, labels = splits.holdout, splits.holdout.labels
+    problem = load_problem(config, workdir)
 
     def read(name: str) -> Any:
         return sqs_jax.materialize(sqs_jax.load(workdir / name))
 
-    def scores(logits: np.ndarray, file: str, networks: int = 1) -> dict[str, Any]:
-        each = np.asarray(jax.nn.softmax(jnp.asarray(logits), axis=-1))
-        probabilities = each.reshape(networks, -1, splits.num_classes).mean(0)
+    def scores(networks: Sequence[Any], file: str) -> dict[str, Any]:
+        judged = predict(problem.model, networks, problem.splits.holdout)
+        found = metrics(judged)
+        if config.data.kind == "language":
+            found["perplexity"] = math.exp(found["nll"])
         return {
-            **metrics(probabilities, labels),
-            "fingerprint": fingerprint(probabilities.argmax(-1) == labels),
+            **found,
+            "fingerprint": fingerprint(judged.correct),
             "bytes": (workdir / file).stat().st_size,
-            "passes": networks,
+            "passes": len(networks),
         }
 
     result = {}
     for name, file in _FILES.items():
         if name == "finetune" and not config.get("finetune", True):
             continue
-        result[name] = scores(predict(model, read(file), images), file)
-    average = read("average.sqs")
-    draws = average.pop("draws")
-    stacked = np.concatenate(
-        [predict(model, {"params": params, **average}, images) for params in draws]
-    )
-    result["averaged"] = scores(stacked, "average.sqs", len(draws))
+        result[name] = scores([read(file)], file)
+    if config.evaluation.average_samples:
+        average = read("average.sqs")
+        draws = average.pop("draws")
+        networks = [{"params": params, **average} for params in draws]
+        result["averaged"] = scores(networks, "average.sqs")
     return result
 
 

@@ -60,10 +60,11 @@ def export(
     exact = {**options, "dense_dtype": None}
     files: dict[str, tuple[Any, dict[str, Any]]] = {
         "model.sqs": (shipped_tree, options),
-        "average.sqs": ({"draws": draws, **model_state}, options),  # nothing folded: one for all
         "mean.sqs": ({"params": mean, **model_state}, exact),
         "dense.sqs": (fetch(dense), exact),
     }
+    if draws:  # nothing folded: one for all
+        files["average.sqs"] = {"draws": draws, **model_state}, options
     if finetuned is not None:
         files["finetune.sqs"] = fetch(finetuned), exact
     if is_writer():

@@ -21,10 +21,11 @@ from rich.progress import track
 import sqs_jax
 from experiments.data import Dataset
 from experiments.data.corruptions import CORRUPTIONS, corrupt
-from experiments.evaluate import calibration, metrics, predict
+from experiments.evaluate import probabilities
 from experiments.export import as_stored, codes_of, deployed, shipped
 from experiments.pages.page import table, write_page
 from experiments.pages.panels import COLORS, INK, QUIET, line_color, panel, styled, svg
+from experiments.scores import calibration, judge, metrics
 from experiments.training.layout import fetch
 from experiments.training.run import Trained, run_trainings
 
@@ -48,7 +49,9 @@ def study(
     model, splits, phase, state = trained.model, trained.splits, trained.phase, trained.state
     holdout = splits.holdout
     if images:
-        holdout = holdout._replace(images=holdout.images[:images], labels=holdout.labels[:images])
+        holdout = holdout._replace(
+            examples=holdout.examples[:images], labels=holdout.labels[:images]
+        )
     conditions = {_CLEAN: holdout}
     conditions |= {name: corrupt(holdout, name, seed) for name in CORRUPTIONS}
     model_state = fetch(state.model_state)
@@ -58,24 +61,23 @@ def study(
     rows: list[dict[str, Any]] = []
     reliability: dict[str, Any] = {}
 
-    def judge(network: str, passes: int, size: int, found: dict[str, Any], **more: Any) -> None:
-        for condition, probabilities in found.items():
-            labels = conditions[condition].labels
+    def add(network: str, passes: int, size: int, found: dict[str, Any], **more: Any) -> None:
+        judged = {name: judge(each, conditions[name].labels) for name, each in found.items()}
+        for condition, each in judged.items():
             row = {"network": network, "passes": passes, "bytes": size, "condition": condition}
-            rows.append({**row, **more, **metrics(probabilities, labels)})
-        reliability[f"{network}, M = {passes}"] = calibration(found[_CLEAN], holdout.labels)
+            rows.append({**row, **more, **metrics(each)})
+        reliability[f"{network}, M = {passes}"] = calibration(judged[_CLEAN])
 
-    def probabilities(variables: Any, dataset: Dataset) -> np.ndarray:
-        logits = predict(model, variables, dataset)
-        return np.asarray(jax.nn.softmax(jnp.asarray(logits), axis=-1), np.float64)
+    def predicted(variables: Any, dataset: Dataset) -> np.ndarray:
+        return np.concatenate([found for _, found in probabilities(model, variables, dataset)])
 
     def size_of(tree: Any) -> int:
         return sqs_jax.summarize(tree, **options).file_bytes
 
     tree, options = shipped(compressed, model_state, config)
     mode = deployed(phase, state, config)
-    found = {name: probabilities(mode, dataset) for name, dataset in conditions.items()}
-    judge("mode", 1, size_of(tree), found, temperature=0.0)
+    found = {name: predicted(mode, dataset) for name, dataset in conditions.items()}
+    add("mode", 1, size_of(tree), found, temperature=0.0)
     sample = jax.jit(lambda key, t: draw(state.posterior, key, temperature=t, hard=True))
     wanted = counts(samples)
     for temperature in temperatures:
@@ -87,11 +89,11 @@ def study(
             stored = as_stored({"params": drawn[-1], **model_state}, options["dense_dtype"])
             variables = sqs_jax.materialize(stored)
             for name, dataset in conditions.items():
-                total[name] = total[name] + probabilities(variables, dataset)
+                total[name] = total[name] + predicted(variables, dataset)
             if i + 1 in wanted:
                 mean = {name: each / (i + 1) for name, each in total.items()}
                 size = size_of({"draws": drawn, **model_state})
-                judge(network, i + 1, size, mean, temperature=temperature)
+                add(network, i + 1, size, mean, temperature=temperature)
     return {"rows": rows, "reliability": reliability}
 
 

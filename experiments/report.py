@@ -132,14 +132,21 @@ def _summary(run: Run) -> dict[str, str]:
     name = max(rivals, key=lambda n: (scores[n]["accuracy"], -scores[n]["nll"]))
     dense, other = scores[name], next((scores[n] for n in rivals if n != name), None)
     count, missed = mode["count"], dense["correct"] - mode["correct"]
-    part = f"{run.config['data']['holdout']} images"
+    unit = _unit(run)
+    part = f"{run.config['data']['holdout']} {unit}s"
     accuracy, apart = percent(mode["accuracy"], count), points(dense, mode)
     dtypes = " and ".join(sorted({leaf.dtype for leaf in size.leaves}))
     headline = (
         f"<b>{accuracy} accuracy in {size.file_bytes:,} bytes</b>: {size.ratio:.1f} times smaller "
         f"than the dense network’s {size.original_bytes:,} bytes of {dtypes}, "
     )
-    if missed:
+    if unit == "token":
+        above = 100 * (mode["perplexity"] / dense["perplexity"] - 1)
+        headline = headline.replace(
+            f"{accuracy} accuracy", f"A perplexity of {mode['perplexity']:.3f}"
+        )
+        headline += f"{above:.2f} % above its {dense['perplexity']:.3f}."
+    elif missed:
         headline += f"{apart} points {'below' if missed > 0 else 'above'} it."
     else:
         headline += "at the same accuracy."
@@ -163,7 +170,7 @@ def _summary(run: Run) -> dict[str, str]:
         ("The file", f"{size.file_bytes:,} bytes", f"{size.file_bits_per_weight:.2f} bits/weight"),
         ("Smaller by", f"{size.ratio:.1f}×", f"from {size.original_bytes:,} bytes"),
         ("Accuracy, deployed", accuracy, f"95 % interval {100 * low:.1f} to {100 * high:.1f} %"),
-        ("Against dense", f"{sign}{apart} points", f"{plural(abs(missed), 'image')} of {count:,}"),
+        ("Against dense", f"{sign}{apart} points", f"{plural(abs(missed), unit)} of {count:,}"),
         (
             "Sparsity",
             f"{100 * size.sparsity:.1f} %",
@@ -190,8 +197,14 @@ def _summary(run: Run) -> dict[str, str]:
             for label, value, note in tiles
         ),
         "count": f"{count:,}",
-        "images": part,
+        "examples": part,
     }
+
+
+def _unit(run: Run) -> str:
+    """Name what is predicted."""
+    kind = run.config["data"].get("kind", "images")
+    return {"images": "image", "sentences": "sentence", "language": "token"}[kind]
 
 
 def _sections(run: Run) -> dict[str, str]:
@@ -202,8 +215,8 @@ def _sections(run: Run) -> dict[str, str]:
     if missed:
         gap = (
             f"Mean to mode: {'−' if missed > 0 else '+'}{points(mean, mode)} points "
-            f"({plural(abs(missed), 'image')}). That is what it changes to give every weight one "
-            "value of the codebook instead of its average."
+            f"({plural(abs(missed), _unit(run))}). That is what it changes to give every weight "
+            "one value of the codebook instead of its average."
         )
     distill = run.config["sqs"]["distill_weight"]
     loss = "The loss is the negative log-likelihood of the labels, without the KL term."
@@ -216,7 +229,7 @@ def _sections(run: Run) -> dict[str, str]:
     drawn = sorted(run.distributions, key=lambda p: -sum(run.distributions[p]["all"]))
     shown = drawn[:_MOST_HISTOGRAMS]
     return {
-        "networks": networks_table(run.evaluation),
+        "networks": networks_table(run.evaluation, perplexity=_unit(run) == "token"),
         "gap": gap,
         "comparison": "\n".join(
             figures.comparison(

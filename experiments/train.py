@@ -22,9 +22,11 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 import sqs_jax
-from experiments.evaluate import fingerprint, predict
+from experiments.evaluate import predict
 from experiments.export import deployed, describe_distributions, export
+from experiments.problem import described
 from experiments.report import write_report
+from experiments.scores import fingerprint
 from experiments.training.processes import is_writer, joined, wait_for_all
 from experiments.training.run import run_trainings
 
@@ -43,13 +45,13 @@ def train(config: Any, workdir: Path) -> dict[str, Any]:
     Raises:
       RuntimeError: if the files do not do what was trained, and as `run_trainings`.
     """
+    config = described(config)
     model, splits, dense, finetuned, phase, state = run_trainings(config, workdir)
     export(workdir, phase, dense, finetuned, state, config)
     describe_distributions(workdir / "distributions.json", state.posterior)
     trained = deployed(phase, state, config)
     if is_writer():
-        correct = predict(model, trained, splits.holdout).argmax(-1) == splits.holdout.labels
-        evaluate_files(workdir, correct)
+        evaluate_files(workdir, predict(model, [trained], splits.holdout).correct)
     wait_for_all("the files are evaluated")
     return json.loads((workdir / "evaluation.json").read_text())
 
@@ -86,10 +88,17 @@ def show(evaluation: dict[str, Any], size: sqs_jax.SizeReport) -> None:
     rivals = [name for name in ("dense", "finetune") if name in evaluation]
     dense = max(rivals, key=lambda name: evaluation[name]["accuracy"])
     lost = 100 * (evaluation[dense]["accuracy"] - evaluation["mode"]["accuracy"])
+    apart = f"{lost:.2f} points lost against {dense}"
+    if "perplexity" in evaluation["mode"]:
+        dense = min(rivals, key=lambda name: evaluation[name]["nll"])
+        more = evaluation["mode"]["perplexity"] / evaluation[dense]["perplexity"] - 1
+        apart = (
+            f"perplexity {evaluation['mode']['perplexity']:.3f}, {100 * more:.2f} % above {dense}"
+        )
     print(
         f"{size.original_bytes:,} bytes of weights in a file of {size.file_bytes:,}: "
         f"{size.ratio:.1f} times smaller at {100 * size.sparsity:.1f} % sparsity, "
-        f"{lost:.2f} points lost against {dense}"
+        f"{apart}"
     )
 
 

@@ -31,11 +31,20 @@ def experiment() -> ConfigDict:
     config.sharding = ()
 
     config.data = ConfigDict()
+    config.data.kind = "images"  # "language": a text's next tokens; "sentences": with labels
     # "digits"; NAME, if the directory has a file NAME.npz; or a tensorflow-datasets dataset
     config.data.name = "digits"
     config.data.directory = ""  # of files or of prepared datasets; empty: tfds' default
     config.data.holdout = "test"  # what is evaluated at the end; "validation" while choosing
     config.data.test_split = "test"  # its name in tensorflow-datasets; "validation" for ImageNet
+    # Of texts: tokenizer.json, vocab.txt or llama2.c's .bin. Empty: the weights' own, or one that
+    # is trained on the training text.
+    config.data.tokenizer = ""
+    config.data.length = 256  # tokens of a sequence
+    config.data.stride = 0  # tokens from one evaluated window to the next; 0: they do not overlap
+    config.data.prompt = "{} It was"  # of a sentence, where a decoder classifies by its next word
+    config.data.words = (" terrible", " great")  # of each class
+    # Of images:
     config.data.image_size = 224  # where images have several sizes: pixels of the middle square
     config.data.shift = 0  # augmentation: random shifts of up to this many pixels
     config.data.flip = False  # augmentation: random horizontal flips
@@ -46,10 +55,12 @@ def experiment() -> ConfigDict:
 
     config.model = ConfigDict()
     config.model.name = "convnet"  # or one of experiments.models.NETWORKS: "resnet20", ...
-    # A PyTorch state dict, or the dense.sqs of another run, to start from: no dense training then.
+    # To start from: a PyTorch state dict, a folder of Hugging Face, a llama2.c .bin, or the
+    # dense.sqs of another run. No dense training then.
     config.model.weights = ""
+    config.model.shape = ConfigDict()  # of a language model without weights: as in config.json
     config.model.stem = "cifar"  # of a ResNet; or "imagenet"
-    config.model.dtype = "float32"  # of a ResNet's arithmetic; its weights are float32
+    config.model.dtype = "float32"  # of the arithmetic; of a ConvNet always float32
     # Of the ConvNet:
     config.model.features = (16, 32)  # of the 3x3 convolutions
     config.model.hidden = 96  # units of the hidden dense layer
@@ -70,7 +81,7 @@ def experiment() -> ConfigDict:
 
     config.evaluation = ConfigDict()
     config.evaluation.temperature = 0.05  # at which the posterior mean is evaluated
-    config.evaluation.average_samples = 8  # M networks, M streams of codes
+    config.evaluation.average_samples = 8  # M networks, M streams of codes; 0: none
     config.evaluation.average_temperature = 1.0  # of the draws
     return config
 

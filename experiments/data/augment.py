@@ -9,7 +9,7 @@ def augment(key: jax.Array, images: jax.Array, *, shift: int, flip: bool) -> jax
 
     Args:
       key: PRNG key.
-      images: [batch, height, width, channels].
+      images: [batch, height, width, channels]; anything, if neither is asked for.
       shift: most pixels; what enters repeats the edge. 0 leaves the images where they are.
       flip: whether half of the images are mirrored left to right.
 
@@ -17,8 +17,8 @@ def augment(key: jax.Array, images: jax.Array, *, shift: int, flip: bool) -> jax
       Images of the same shape.
     """
     shift_key, flip_key = jax.random.split(key)
-    batch, height, width, channels = images.shape
     if shift:
+        batch, height, width, channels = images.shape
         padded = jnp.pad(images, ((0, 0), (shift, shift), (shift, shift), (0, 0)), mode="edge")
         offsets = jax.random.randint(shift_key, (batch, 2), 0, 2 * shift + 1)
         images = jax.vmap(
@@ -27,6 +27,6 @@ def augment(key: jax.Array, images: jax.Array, *, shift: int, flip: bool) -> jax
             )
         )(padded, offsets)
     if flip:
-        mirrored = jax.random.bernoulli(flip_key, shape=(batch, 1, 1, 1))
+        mirrored = jax.random.bernoulli(flip_key, shape=(len(images), 1, 1, 1))
         images = jnp.where(mirrored, images[:, :, ::-1], images)
     return images

@@ -15,11 +15,11 @@ def corrupt(dataset: Dataset, name: str, seed: int) -> Dataset:
       name: of CORRUPTIONS.
       seed: of the noise.
     """
-    images = dataset.images[:]  # read, where they are not yet
+    images = dataset.examples[:]  # read, where they are not yet
     top = np.float32(255 if images.dtype == np.uint8 else images.max())
     images = images.astype(np.float32) / top
     changed = CORRUPTIONS[name](images, np.random.default_rng(seed))
-    return dataset._replace(images=top * np.clip(changed, 0, 1).astype(np.float32))
+    return dataset._replace(examples=top * np.clip(changed, 0, 1).astype(np.float32))
 
 
 def _noise(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:

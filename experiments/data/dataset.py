@@ -10,27 +10,34 @@ from experiments.data.lazy import LazyImages
 
 
 class Dataset(NamedTuple):
-    """Images and labels in memory.
+    """Examples and labels in memory.
 
     Attributes:
-      images: [n, height, width, channels], as stored, uint8 or float32: an array, or what gives
-        one when indexed.
-      labels: int32 [n].
-      mean, deviation: of each channel, float32 [channels], in the images' units.
+      examples: images [n, height, width, channels], as stored, uint8 or float32, or tokens int32
+        [n, length]: an array, or what gives one when indexed.
+      labels: int32 [n, ...]; negative ones are not asked for.
+      mean, deviation: of each channel, float32 [channels], in the images' units; None for tokens.
     """
 
-    images: Any
+    examples: Any
     labels: np.ndarray
     mean: Any = np.float32(0)
     deviation: Any = np.float32(1)
 
-    def standardise(self, images: Any) -> Any:
-        """Return what a network gets for images as they are stored, float32; on any device."""
-        return (images.astype(np.float32) - self.mean) / self.deviation
+    @property
+    def units(self) -> int:
+        """The number of labels that are asked for."""
+        return int((self.labels >= 0).sum())
+
+    def standardise(self, examples: Any) -> Any:
+        """Return what a network gets for examples as they are stored; on any device."""
+        if self.mean is None:
+            return examples
+        return (examples.astype(np.float32) - self.mean) / self.deviation
 
     def inputs(self, chosen: Any) -> np.ndarray:
-        """Return what a network gets for some of the images, float32, standardised."""
-        return self.standardise(self.images[chosen])
+        """Return what a network gets for some of the examples: images float32, standardised."""
+        return self.standardise(self.examples[chosen])
 
 
 class Splits(NamedTuple):

@@ -6,7 +6,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import sqs_jax
@@ -17,14 +16,14 @@ from experiments.trees import flat_leaves
 _COUNTER = "num_batches_tracked"  # how often PyTorch updated the statistics: not a weight
 
 
-def import_weights(path: Path, model: nn.Module, image_shape: tuple[int, int, int]) -> Any:
+def import_weights(path: Path, model: nn.Module, example: Any) -> Any:
     """Read the variables of a network.
 
     Args:
       path: a PyTorch state dict of a residual network, see `read_state_dict`; or an .sqs file of
         this network, such as the dense.sqs of a run.
       model: the network.
-      image_shape: (height, width, channels).
+      example: a batch of what the network gets, or its shape and dtype.
 
     Returns:
       {"params": ..., "batch_stats": ...} of numpy arrays, float32.
@@ -33,7 +32,6 @@ def import_weights(path: Path, model: nn.Module, image_shape: tuple[int, int, in
       FileNotFoundError, ModuleNotFoundError: see `read_state_dict`.
       ValueError: if the file is not of this network; all that does not fit is listed.
     """
-    example = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     wanted = jax.eval_shape(model.init, jax.random.key(0), example)
     shapes = {leaf: x.shape for leaf, x in flat_leaves(wanted).items()}
     found: dict[str, np.ndarray] = {}

@@ -35,8 +35,8 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def networks_table(evaluation: dict[str, Any]) -> str:
-    """Return the scores of all networks."""
+def networks_table(evaluation: dict[str, Any], *, perplexity: bool = False) -> str:
+    """Return the scores of all networks; `perplexity` of language models."""
     head = [
         "network",
         "",
@@ -47,6 +47,8 @@ def networks_table(evaluation: dict[str, Any]) -> str:
         "bytes",
         "passes",
     ]
+    if perplexity:
+        head.insert(2, "perplexity")
     rows = []
     for name, (label, what) in NETWORKS.items():
         if name not in evaluation:
@@ -62,6 +64,8 @@ def networks_table(evaluation: dict[str, Any]) -> str:
             f"{scores['bytes']:,}",
             f"{scores['passes']}",
         ]
+        if perplexity:
+            row.insert(2, f"{scores['perplexity']:.3f}")
         rows.append(_row(row, "what", ' class="ships"' if name == "mode" else ""))
     return _table(_row(head, "what", cell="th"), rows)
 

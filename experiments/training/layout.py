@@ -74,9 +74,9 @@ def place(tree: Any, layout: Any) -> Any:
 
 
 class Batch(NamedTuple):
-    """Images [batch, height, width, channels] as stored, and labels [batch], on the devices."""
+    """Examples as they are stored, and their labels, [batch, ...], on the devices."""
 
-    images: jax.Array
+    examples: jax.Array
     labels: jax.Array
 
 
@@ -91,8 +91,8 @@ def share_out(dataset: Dataset, chosen: np.ndarray, mesh: Mesh) -> Batch:
             lambda index: read(chosen[index[0]]),  # type: ignore[index]
         )
 
-    images = split(lambda these: dataset.images[these], *dataset.images.shape[1:])
-    return Batch(images, split(lambda these: dataset.labels[these]))
+    examples = split(lambda these: dataset.examples[these], *dataset.examples.shape[1:])
+    return Batch(examples, split(lambda these: dataset.labels[these], *dataset.labels.shape[1:]))
 
 
 def fetch(tree: Any) -> Any:

@@ -57,7 +57,7 @@ def run_phase(
     state = place(state, layout)
     num_data = len(train.labels)
     gradient = make_gradient(model, phase, train, config)
-    step_fn = make_step(gradient, phase, num_data, layout, mesh)
+    step_fn = make_step(gradient, phase, train.units, layout, mesh)
     # Several devices emulated on one CPU share its threads: steps that are queued wait for each
     # other in their collectives until XLA aborts.
     await_each_step = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"

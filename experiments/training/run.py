@@ -9,8 +9,7 @@ import jax.numpy as jnp
 
 from experiments import data
 from experiments.data import Dataset
-from experiments.importers import import_weights
-from experiments.models import build_model
+from experiments.problem import TOKENIZER, initial_weights, load_problem
 from experiments.training.budget import with_budget
 from experiments.training.layout import fetch, lay_out, make_mesh, place
 from experiments.training.loop import run_phase
@@ -52,10 +51,10 @@ def run_trainings(config: Any, workdir: Path) -> Trained:
       FloatingPointError: when a training is not finite any more, see loop.py.
       SystemExit: after SIGTERM.
     """
-    splits = data.load(config.data, config.seed)
+    problem = load_problem(config, workdir)
+    model, splits = problem.model, problem.splits
     dense_phase, finetune_phase, sqs_phase = phases(config, len(splits.train.labels))
     mesh = make_mesh(config)
-    model = build_model(config.model, splits.num_classes)
     example = splits.train.inputs(slice(1))
 
     def init() -> Any:
@@ -63,15 +62,15 @@ def run_trainings(config: Any, workdir: Path) -> Trained:
 
     shapes = jax.eval_shape(init)
     layout = lay_out(shapes, shapes["params"], mesh, config)
-    weights = config.model.weights and import_weights(
-        Path(config.model.weights), model, example.shape[1:]
-    )
+    weights = config.model.weights and initial_weights(problem, config)
     # Rules that match nothing and unknown names, early.
     jax.eval_shape(sqs_phase.transform.init, shapes["params"])
     in_order(with_mistakes(sqs_phase, config.sqs.mistakes, 1), config.sqs.order)
     if is_writer():
         claim_workdir(workdir, config)  # only now: a config that cannot run claims no folder
         hold_workdir(workdir)
+        if problem.tokenizer is not None:
+            problem.tokenizer.save(str(workdir / TOKENIZER))
     wait_for_all("the folder is claimed")
 
     def run(phase: Phase, variables: Any, teacher: Any) -> TrainState:
@@ -88,7 +87,7 @@ def run_trainings(config: Any, workdir: Path) -> Trained:
     if config.sqs.target_bytes:  # which may be impossible: found before anything more is trained
         sqs_phase = with_budget(sqs_phase, dense, config)
     finetuned = variables_of(run(finetune_phase, dense, dense)) if config.finetune else None
-    sqs_phase = with_mistakes(sqs_phase, config.sqs.mistakes, len(splits.train.labels))
+    sqs_phase = with_mistakes(sqs_phase, config.sqs.mistakes, splits.train.units)
     start = dense
     for stage in in_order(sqs_phase, config.sqs.order):
         state = run(stage, start, dense)

@@ -8,7 +8,6 @@ from flax.traverse_util import flatten_dict
 
 _COUNTS = (
     "batch_size", "checkpoint_every", "dense.epochs", "sqs.epochs", "sqs.prune_every",
-    "evaluation.average_samples",
 )  # fmt: skip
 _POSITIVE = (
     "sqs.temperature_start", "sqs.temperature_end", "sqs.relaxation", "sqs.distill_temperature",
@@ -16,7 +15,7 @@ _POSITIVE = (
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "dense.learning_rate", "dense.weight_decay", "sqs.weight_decay", "sqs.kl_weight",
-    "sqs.rate_weight", "sqs.reestimate", "sqs.target_bytes",
+    "sqs.rate_weight", "sqs.reestimate", "sqs.target_bytes", "evaluation.average_samples",
     *(f"sqs.learning_rate.{label}" for label in ("loc", "gate", "means", "spread", "dense")),
 )  # fmt: skip
 _BELOW_ONE = ("dense.warmup", "sqs.warmup", "sqs.sparsity")

@@ -37,28 +37,35 @@ def init_state(phase: Phase, variables: Any) -> TrainState:
 
 
 def make_nll(model: nn.Module, phase: Phase) -> Callable[..., Any]:
-    """Return nll_fn(params, batch) -> (mean NLL per image, (new model state, accuracy)).
+    """Return nll_fn(params, batch) -> (mean NLL per label, (new model state, accuracy)).
 
     With a teacher, the NLL is mixed with the cross-entropy to the teacher's softened prediction.
+    Labels that are negative are not asked for.
     """
     weight, heat = phase.distill_weight, phase.distill_temperature
 
     def nll_fn(params: Any, batch: Any) -> tuple[jax.Array, Any]:
         logits, model_state = model.apply(
             {"params": params, **batch["model_state"]},
-            batch["images"],
+            batch["inputs"],
             train=True,
             mutable=list(batch["model_state"]),
+            rngs={"dropout": batch["key"]},
         )
         labels = batch["labels"]
-        nll = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+        asked = labels >= 0
+
+        def mean(each: jax.Array) -> jax.Array:
+            return jnp.mean(each, where=asked)
+
+        nll = mean(optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0)))
         if weight:
-            target: Any = model.apply(batch["teacher"], batch["images"])
+            target: Any = model.apply(batch["teacher"], batch["inputs"])
             soft = optax.losses.kl_divergence_with_log_targets(
                 jax.nn.log_softmax(logits / heat), jax.nn.log_softmax(target / heat)
             )
-            nll = (1 - weight) * nll + weight * heat**2 * jnp.mean(soft)
-        accuracy = jnp.mean((jnp.argmax(logits, -1) == labels).astype(jnp.float32))
+            nll = (1 - weight) * nll + weight * heat**2 * mean(soft)
+        accuracy = mean((jnp.argmax(logits, -1) == labels).astype(jnp.float32))
         return nll, (model_state, accuracy)
 
     return nll_fn
@@ -74,7 +81,7 @@ def make_gradient(
     loss_fn = sqs_jax.elbo(
         phase.transform,
         make_nll(model, phase),
-        num_data=len(train.labels),
+        num_data=train.units,
         estimator=phase.estimator,
         kl_weight=phase.kl_weight,
         temperature=phase.temperature,
@@ -85,13 +92,14 @@ def make_gradient(
         key = jax.random.fold_in(jax.random.key(config.seed), step)
         augment_key, draw_key = jax.random.split(key)
         inputs = {
-            "images": augment(
+            "inputs": augment(
                 augment_key,
-                train.standardise(batch.images),
+                train.standardise(batch.examples),
                 shift=config.data.shift,
                 flip=config.data.flip,
             ),
             "labels": batch.labels,
+            "key": jax.random.fold_in(key, 1),
             "model_state": state.model_state,
             "teacher": teacher,
         }
@@ -102,7 +110,7 @@ def make_gradient(
             loss, aux = loss_fn(posterior, inputs, draw_key, step)
             if phase.rate_weight:
                 length = sqs_jax.code_length(posterior, temperature=phase.temperature(step))
-                loss += phase.rate_weight * length / len(train.labels)
+                loss += phase.rate_weight * length / train.units
             return loss, aux
 
         return jax.value_and_grad(loss_of, has_aux=True)(trainable)

@@ -48,7 +48,7 @@ def train(config: Any, workdir: Path, mesh: Any) -> TrainState:
     data, model = dataset(), build_model(config.model, 10)
     phase = phases(config, len(data.labels))[-1]._replace(steps=STEPS, distill_weight=0.0)
 
-    start = jax.device_get(jax.jit(model.init)(jax.random.key(0), data.images[:1]))
+    start = jax.device_get(jax.jit(model.init)(jax.random.key(0), data.examples[:1]))
     workdir.mkdir(parents=True, exist_ok=True)
     return run_phase(phase, model, start, {}, data, config, workdir, mesh)
 

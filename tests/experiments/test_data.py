@@ -39,12 +39,12 @@ def test_a_batch_depends_on_seed_and_step_alone() -> None:
 
 def test_digits_split_is_stratified_and_drawn_by_the_seed() -> None:
     splits = data.load(settings(), seed=0)
-    assert splits.train.images.shape == (1257, 8, 8, 1)
-    assert splits.holdout.images.shape == (540, 8, 8, 1)
+    assert splits.train.examples.shape == (1257, 8, 8, 1)
+    assert splits.holdout.examples.shape == (540, 8, 8, 1)
     shares = [np.bincount(part.labels) / len(part.labels) for part in splits[:2]]
     np.testing.assert_allclose(shares[0], shares[1], atol=0.005)
     other = data.load(settings(), seed=1)
-    assert (other.holdout.images != splits.holdout.images).any()
+    assert (other.holdout.examples != splits.holdout.examples).any()
 
 
 def test_validation_part_comes_from_the_training_part() -> None:
@@ -93,7 +93,7 @@ class TinyDigits(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, name: str) -> object:
         whole = data.load(settings(), seed=0).train
         for i in range(_SIZES[name]):
-            image = whole.images[i].astype(np.uint8)
+            image = whole.examples[i].astype(np.uint8)
             yield i, {"image": image, "label": int(whole.labels[i])}
 
 
@@ -101,9 +101,9 @@ def test_tensorflow_datasets_are_read_without_tensorflow(tmp_path: Path) -> None
     builder = TinyDigits(data_dir=str(tmp_path), file_format="array_record")
     builder.download_and_prepare()
     splits = data.load(settings(name="tiny_digits", directory=str(tmp_path)), seed=0)
-    assert splits.train.images.shape == (30, 8, 8, 1)
-    assert splits.train.images.dtype == np.uint8 and splits.train.labels.dtype == np.int32
-    assert splits.holdout.images.shape == (12, 8, 8, 1)
+    assert splits.train.examples.shape == (30, 8, 8, 1)
+    assert splits.train.examples.dtype == np.uint8 and splits.train.labels.dtype == np.int32
+    assert splits.holdout.examples.shape == (12, 8, 8, 1)
     inputs = splits.train.inputs(slice(None))
     assert inputs.dtype == np.float32
     assert abs(float(inputs.mean())) < 1e-6
@@ -208,7 +208,7 @@ def test_a_plain_file_is_a_dataset_with_the_same_splits(tmp_path: Path) -> None:
     assert len(splits.train.labels) == 20 and len(splits.holdout.labels) == 6
     assert splits.num_classes == 5
     last = data.load(settings(holdout="validation", **there), seed=0)
-    np.testing.assert_array_equal(last.holdout.images, arrays()["train_images"][18:])
+    np.testing.assert_array_equal(last.holdout.examples, arrays()["train_images"][18:])
     np.testing.assert_array_equal(last.train.labels, arrays()["train_labels"][:18])
 
 
@@ -226,7 +226,7 @@ def test_channels_are_standardised_as_the_config_says(tmp_path: Path) -> None:
     there = {"name": "small", "directory": str(tmp_path)}
     moments = {"mean": (0.5, 0.4, 0.3), "deviation": (0.2, 0.3, 0.4)}
     found = data.load(settings(**there, **moments), seed=0).train
-    wanted = (found.images[[3, 1]] / 255 - moments["mean"]) / moments["deviation"]
+    wanted = (found.examples[[3, 1]] / 255 - moments["mean"]) / moments["deviation"]
     np.testing.assert_allclose(found.inputs([3, 1]), wanted, rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="1 numbers, the images 3 channels"):
         data.load(settings(**there, mean=(0.5,), deviation=(0.2, 0.3, 0.4)), seed=0)

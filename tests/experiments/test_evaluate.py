@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from experiments.evaluate import metrics
+from experiments.scores import judge, metrics
 
 
 def test_certain_and_right_is_perfect() -> None:
     labels = np.arange(4) % 3
-    result = metrics(np.eye(3)[labels], labels)
+    result = metrics(judge(np.eye(3, dtype=np.float32)[labels], labels))
     assert result["accuracy"] == 1 and result["nll"] == 0 and result["calibration_error"] == 0
 
 
@@ -16,12 +16,24 @@ def test_calibration_error_is_the_gap_of_confidence_and_accuracy() -> None:
     # ten predictions at confidence 0.9, seven of them right: a gap of 0.2 in one bin
     probabilities = np.tile([0.9, 0.1], (10, 1))
     labels = np.array([0] * 7 + [1] * 3)
-    result = metrics(probabilities, labels)
+    result = metrics(judge(probabilities.astype(np.float32), labels))
     assert result["calibration_error"] == pytest.approx(0.2)
     assert result["correct"] == 7 and result["count"] == 10
     assert result["nll"] == pytest.approx(-(7 * np.log(0.9) + 3 * np.log(0.1)) / 10)
 
 
 def test_uniform_prediction_has_the_entropy_of_its_classes() -> None:
-    result = metrics(np.full((6, 5), 0.2), np.zeros(6, int))
+    result = metrics(judge(np.full((6, 5), 0.2, np.float32), np.zeros(6, int)))
     assert result["nll"] == pytest.approx(np.log(5))
+
+
+def test_labels_that_are_negative_are_not_asked_for() -> None:
+    rng = np.random.default_rng(0)
+    probabilities = rng.dirichlet(np.ones(7), (4, 9)).astype(np.float32)
+    labels = rng.integers(0, 7, (4, 9))
+    labels[:, ::3] = -1
+    found = judge(probabilities, labels)
+    wanted = judge(probabilities[labels >= 0], labels[labels >= 0])
+    assert len(found.correct) == 24
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -13,12 +13,12 @@ from safetensors.numpy import save_file
 import sqs_jax
 from benchmarks import networks
 from experiments import data
-from experiments.evaluate import predict
 from experiments.importers import import_weights, read_state_dict
 from experiments.models import build_model
 from tests.conftest import REAL_DATA
 
 SHAPE = (32, 32, 3)
+EXAMPLE = jax.ShapeDtypeStruct((1, *SHAPE), jnp.float32)
 
 
 def network(name: str, num_classes: int, stem: str = "cifar") -> Any:
@@ -53,7 +53,7 @@ def test_a_state_dict_is_the_network_whatever_the_file(tmp_path: Path, suffix: s
     path = tmp_path / f"weights{suffix}"
     parallel = {f"module.{name}": x for name, x in weights.items()}
     np.savez(path, **parallel) if suffix == ".npz" else save_file(parallel, path)
-    variables = import_weights(path, model, SHAPE)
+    variables = import_weights(path, model, EXAMPLE)
     kernel = variables["params"]["layer2_0"]["downsample_conv"]["kernel"]
     assert kernel.shape == (1, 1, 64, 128)
     np.testing.assert_array_equal(
@@ -71,7 +71,7 @@ def test_all_that_does_not_fit_is_listed_at_once(tmp_path: Path) -> None:
     weights["conv1.weight"][0, 0, 0, 0] = np.nan
     np.savez(tmp_path / "wrong.npz", **weights)
     with pytest.raises(ValueError) as error:
-        import_weights(tmp_path / "wrong.npz", network("resnet20", 10), SHAPE)
+        import_weights(tmp_path / "wrong.npz", network("resnet20", 10), EXAMPLE)
     for said in (
         "wrong.npz does not fit this ResNet in 5 places",
         "layer4.0.conv1.weight (1,): the network has no such weights",
@@ -86,14 +86,14 @@ def test_all_that_does_not_fit_is_listed_at_once(tmp_path: Path) -> None:
 def test_a_network_of_another_run_is_where_a_run_can_start(tmp_path: Path) -> None:
     model = network("resnet20", 10)
     np.savez(tmp_path / "weights.npz", **state_dict(model))
-    variables = import_weights(tmp_path / "weights.npz", model, SHAPE)
+    variables = import_weights(tmp_path / "weights.npz", model, EXAMPLE)
     sqs_jax.save(tmp_path / "dense.sqs", variables)
-    again = import_weights(tmp_path / "dense.sqs", model, SHAPE)
+    again = import_weights(tmp_path / "dense.sqs", model, EXAMPLE)
     jax.tree.map(np.testing.assert_array_equal, variables, again)
     with pytest.raises(
         ValueError, match=r"(?s)dense.sqs does not fit.*\(64, 10\), not \(64, 100\)"
     ):
-        import_weights(tmp_path / "dense.sqs", network("resnet20", 100), SHAPE)
+        import_weights(tmp_path / "dense.sqs", network("resnet20", 100), EXAMPLE)
 
 
 def test_two_names_of_one_leaf_are_an_error(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_two_names_of_one_leaf_are_an_error(tmp_path: Path) -> None:
     weights["linear.bias"] = weights["fc.bias"]
     np.savez(tmp_path / "twice.npz", **weights)
     with pytest.raises(ValueError, match=r"linear.bias: fc.bias is the same leaf"):
-        import_weights(tmp_path / "twice.npz", network("resnet20", 10), SHAPE)
+        import_weights(tmp_path / "twice.npz", network("resnet20", 10), EXAMPLE)
 
 
 def test_files_that_are_no_state_dicts_are_named(tmp_path: Path) -> None:
@@ -141,7 +141,9 @@ def test_logits_are_those_of_pytorch(tmp_path: Path, name: str, stem: str, shape
     model = network(name, 10, stem)
     weights = state_dict(model, shape)
     torch.save({"state_dict": {k: torch.tensor(x) for k, x in weights.items()}}, tmp_path / "w.pth")
-    variables = import_weights(tmp_path / "w.pth", model, shape)
+    variables = import_weights(
+        tmp_path / "w.pth", model, jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    )
     images = np.random.default_rng(1).normal(size=(3, *shape)).astype(np.float32)
     ours = model.apply(variables, images)
     theirs = forward(model, weights, images)
@@ -162,7 +164,8 @@ def test_published_weights_give_the_logits_of_another_implementation(
     mean, deviation = 255 * np.asarray(networks.MEAN_STD[dataset], np.float32)
     test = data.Dataset(images, np.zeros(256, np.int32), mean, deviation)
     model = network(name, classes)
-    variables = import_weights(REAL_DATA / f"{file}.npz", model, SHAPE)
+    variables = import_weights(REAL_DATA / f"{file}.npz", model, EXAMPLE)
     with jax.numpy_rank_promotion("allow"):
         wanted = reference.outputs(reference.weights)
-    np.testing.assert_allclose(predict(model, variables, test), wanted, rtol=0, atol=1e-4)
+    found = jax.jit(model.apply)(variables, test.inputs(slice(None)))
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4)

@@ -30,7 +30,7 @@ def run(workdir: Path, data: Dataset, steps: int = 30, rate: float = 2e-3, every
     config.checkpoint_every = every
     phase = phases(config, len(data.labels))[0]
     phase = phase._replace(steps=steps, learning_rate={"dense": rate})
-    start = jax.jit(model.init)(jax.random.key(0), jnp.asarray(data.images[:1]))
+    start = jax.jit(model.init)(jax.random.key(0), jnp.asarray(data.examples[:1]))
     workdir.mkdir(exist_ok=True)
     with jax.numpy_dtype_promotion("standard"):  # optax's Adam needs it
         return run_phase(phase, model, start, {}, data, config, workdir, make_mesh(config))
@@ -48,7 +48,7 @@ def states(at: float) -> list[jax.Array]:
 
 def test_a_bad_image_stops_the_run_before_it_is_learned_from(tmp_path: Path) -> None:
     data = dataset()
-    images = data.images.copy()
+    images = data.examples.copy()
     images[17, 3, 3, 0] = np.nan
     bad = Dataset(images, data.labels)
     size, config = len(data.labels), experiment()
@@ -58,7 +58,7 @@ def test_a_bad_image_stops_the_run_before_it_is_learned_from(tmp_path: Path) -> 
         run(tmp_path, bad)
     said = str(stopped.value)
     assert f"dense, step {first + 1}:" in said
-    assert "batch/images (1 of 4096 values are not finite)" in said
+    assert "batch/examples (1 of 4096 values are not finite)" in said
     assert f"none in {tmp_path}" in said
 
 

@@ -1,0 +1,31 @@
+"""A real Llama of 260,032 weights on TinyStories, towards a file size.
+
+Command: python -m experiments.train --config=experiments/configs/stories260k.py \
+    --config.data.directory=DATA --config.data.tokenizer=DATA/tok512.bin \
+    --config.model.weights=DATA/stories260K.bin --workdir=runs/stories260k
+Data: DATA/tinystories_cased_a.txt, any text in the style of TinyStories; stories260K.bin and
+    tok512.bin of karpathy/llama2.c.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import base
+
+
+def get_config() -> ConfigDict:
+    config = base.experiment()
+    config.data.kind = "language"
+    config.data.name = "tinystories_cased_a"
+    config.data.length = 256
+    config.data.stride = 128
+    config.batch_size = 8
+    config.finetune = False
+    config.sqs.pattern = ".*(kernel|embedding)"
+    config.sqs.target_bytes = 130_016  # 4 bits per weight, of the whole file
+    config.sqs.epochs = 20
+    config.sqs.distill_weight = 1.0
+    config.sqs.learning_rate.loc = 1e-3
+    config.sqs.learning_rate.means = 1e-3
+    config.sqs.learning_rate.dense = 1e-3
+    config.evaluation.average_samples = 0
+    return config

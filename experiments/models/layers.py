@@ -1,0 +1,42 @@
+"""Makes the layers of transformers: flax.linen's, or compressible ones with the same paths."""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+
+import sqs_jax.linen
+
+_INIT = nn.initializers.normal(0.02)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layers:
+    """Layers of one arithmetic; their weights are float32.
+
+    Attributes:
+      rule: None for flax.linen's layers; a `sqs_jax.Rule` for compressible ones.
+      dtype: of the arithmetic.
+    """
+
+    rule: sqs_jax.Rule | None
+    dtype: Any
+
+    def dense(self, width: int, name: str | None = None, bias: bool = True) -> Any:
+        """Return a linear layer."""
+        make = nn.Dense if self.rule is None else partial(sqs_jax.linen.Dense, rule=self.rule)
+        return make(width, use_bias=bias, kernel_init=_INIT, dtype=self.dtype, name=name)
+
+    def embed(self, count: int, width: int, name: str | None = None) -> Any:
+        """Return an embedding."""
+        make = nn.Embed if self.rule is None else partial(sqs_jax.linen.Embed, rule=self.rule)
+        return make(count, width, embedding_init=_INIT, dtype=self.dtype, name=name)
+
+    def rms_norm(self, epsilon: float, name: str | None = None) -> nn.Module:
+        """Return a root-mean-square norm, in float32."""
+        return nn.RMSNorm(epsilon=epsilon, dtype=self.dtype, name=name)
+
+    def layer_norm(self, epsilon: float, name: str | None = None) -> nn.Module:
+        """Return a norm of mean and variance, in float32."""
+        return nn.LayerNorm(epsilon=epsilon, dtype=self.dtype, name=name)

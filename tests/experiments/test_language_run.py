@@ -1,0 +1,52 @@
+"""A language model from a text to its file, and to a folder of Hugging Face."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import sqs_jax
+from experiments.evaluate import evaluate, predict
+from experiments.export import deployed, export
+from experiments.scores import fingerprint
+from experiments.to_huggingface import convert
+from experiments.training.run import run_trainings
+from tests.experiments.test_text import STORY, experiment
+
+
+def test_a_language_model_from_text_to_file(tmp_path: Path) -> None:
+    (tmp_path / "story.txt").write_text(STORY)
+    size = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "head_dim": 8}
+    config = experiment(tmp_path, "language", "qwen3", num_attention_heads=2, **size)
+    config.batch_size, config.dense.epochs, config.sqs.epochs = 4, 6, 2
+    config.dense.learning_rate = 1e-2
+    config.finetune, config.evaluation.average_samples = False, 0
+    config.sqs.pattern, config.sqs.sparsity = ".*(kernel|embedding)", 0.5
+    workdir = tmp_path / "run"
+    with jax.numpy_dtype_promotion("standard"):  # optax's Adam needs it
+        trained = run_trainings(config, workdir)
+        export(workdir, trained.phase, trained.dense, None, trained.state, config)
+    found = evaluate(workdir)
+    assert found["dense"]["perplexity"] < 60  # of 300 tokens
+    assert found["mode"]["perplexity"] == pytest.approx(np.exp(found["mode"]["nll"]))
+    assert found["mode"]["count"] == trained.splits.holdout.units
+    judged = predict(
+        trained.model,
+        [deployed(trained.phase, trained.state, config)],
+        trained.splits.holdout,
+    )
+    assert found["mode"]["fingerprint"] == fingerprint(judged.correct)
+    tree = sqs_jax.load(workdir / "model.sqs")["params"]
+    assert isinstance(tree["embed_tokens"]["embedding"], sqs_jax.CompressedLeaf)
+
+    convert(workdir, tmp_path / "folder")
+    names = load_file(tmp_path / "folder" / "model.safetensors")
+    wanted = sqs_jax.materialize(tree["layers_0"]["mlp"]["up_proj"]["kernel"])
+    np.testing.assert_array_equal(names["model.layers.0.mlp.up_proj.weight"], wanted.T)
+    assert {path.name for path in (tmp_path / "folder").iterdir()} == {
+        "config.json", "model.safetensors", "tokenizer.json",
+    }  # fmt: skip
+    with pytest.raises(FileNotFoundError, match="holds no finished run"):
+        convert(tmp_path, tmp_path / "other")
