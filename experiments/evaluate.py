@@ -51,6 +51,14 @@ def probabilities(
         yield chosen, _apply(model, variables, dataset.inputs(chosen))
 
 
+def averaged(
+    model: nn.Module, networks: Sequence[Any], dataset: Dataset
+) -> Iterator[tuple[slice, jax.Array]]:
+    """Yield what networks of one model predict on average, as `probabilities` does."""
+    for each in zip(*(probabilities(model, x, dataset) for x in networks), strict=True):
+        yield each[0][0], sum(found for _, found in each) / len(each)
+
+
 def predict(model: nn.Module, networks: Sequence[Any], dataset: Dataset) -> Judgement:
     """Judge what networks of one model predict on average.
 
@@ -59,11 +67,8 @@ def predict(model: nn.Module, networks: Sequence[Any], dataset: Dataset) -> Judg
       networks: variables of each.
       dataset: what is predicted.
     """
-    judged = []
-    for each in zip(*(probabilities(model, x, dataset) for x in networks), strict=True):
-        chosen = each[0][0]
-        mean = sum(found for _, found in each) / len(each)
-        judged.append(judge(mean, dataset.labels[chosen]))
+    parts = averaged(model, networks, dataset)
+    judged = [judge(found, dataset.labels[chosen]) for chosen, found in parts]
     return Judgement(*map(np.concatenate, zip(*judged, strict=True)))
 
 
@@ -85,6 +90,9 @@ def evaluate(workdir: Path) -> dict[str, Any]:
         found = metrics(judged)
         if config.data.kind == "language":
             found["perplexity"] = math.exp(found["nll"])
+        if problem.score is not None:
+            parts = [x for _, x in averaged(problem.model, networks, problem.splits.holdout)]
+            found |= problem.score(np.concatenate(parts))
         return {
             **found,
             "fingerprint": fingerprint(judged.correct),

@@ -1,5 +1,6 @@
 """What an experiment is about: a network, its data, and the weights that it starts from."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import data
-from experiments.data import Dataset, Splits, text
+from experiments.data import Dataset, Splits, answers, text
 from experiments.importers import huggingface, import_weights, language
 from experiments.models import build_model
 from experiments.models.decoder import Decoder
@@ -26,11 +27,13 @@ class Problem(NamedTuple):
       model: the network.
       splits: what it is trained and evaluated on.
       tokenizer: tokenizers.Tokenizer; None for images.
+      score: (probabilities of all held-out examples) -> metrics of the task's own; or None.
     """
 
     model: nn.Module
     splits: Splits
     tokenizer: Any = None
+    score: Callable[[np.ndarray], dict[str, float]] | None = None
 
 
 def described(config: Any) -> Any:
@@ -65,11 +68,12 @@ def load_problem(config: Any, workdir: Path) -> Problem:
             "config.model.shape is empty; give the fields of a config.json, or a folder of Hugging "
             "Face as config.model.weights."
         )
-    load = {"language": _texts, "sentences": _sentences}.get(config.data.kind)
+    loaders = {"language": _texts, "sentences": _sentences, "answers": _answers}
+    load = loaders.get(config.data.kind)
     if load is None:
         raise ValueError(
-            f"config.data.kind is {config.data.kind!r}; it must be 'images', 'language' or "
-            "'sentences'."
+            f"config.data.kind is {config.data.kind!r}; it must be 'images', 'language', "
+            "'sentences' or 'answers'."
         )
     context = shape.get("max_position_embeddings", 0)
     if config.data.length > context:
@@ -145,6 +149,34 @@ def _sentences(config: Any, workdir: Path, shape: dict[str, Any]) -> Problem:
         )
     decoder = Decoder(_decoder(config, shape), **_options(config))
     return Problem(LabelWords(decoder, tuple(ids[0] for ids in words), padding), splits, tokenizer)
+
+
+def _answers(config: Any, workdir: Path, shape: dict[str, Any]) -> Problem:
+    """Load questions whose answers stand in a text, for BERT."""
+    if shape["model_type"] != "bert":
+        raise ValueError(f"config.data.kind 'answers' is for 'bert', not {shape['model_type']!r}.")
+    directory, name = Path(config.data.directory), config.data.name
+    train, holdout = (
+        answers.read_questions(directory / f"{part}-{name}.json") for part in ("train", "dev")
+    )
+    if config.data.holdout == "validation":
+        cut = len(train) - len(train) // 10
+        train, holdout = train[:cut], train[cut:]
+    tokenizer = _tokenizer(config, workdir, "\n".join(q.context for q in train))
+    length = config.data.length
+
+    def features(questions: list[answers.Question]) -> answers.Features:
+        return answers.encode(questions, tokenizer, length, config.data.stride or length // 3)
+
+    asked = features(holdout)
+    first, last = (Dataset(x.tokens, x.labels, None, None) for x in (features(train), asked))
+    splits = Splits(first, last, num_classes=length)
+    encoder = huggingface.encoder_config(shape, tokenizer.token_to_id("[SEP]"))
+
+    def score(probabilities: np.ndarray) -> dict[str, float]:
+        return answers.score(holdout, answers.best_answers(holdout, asked, probabilities))
+
+    return Problem(Encoder(encoder, None, **_options(config)), splits, tokenizer, score)
 
 
 def _decoder(config: Any, shape: dict[str, Any]) -> Any:

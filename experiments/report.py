@@ -204,7 +204,12 @@ def _summary(run: Run) -> dict[str, str]:
 def _unit(run: Run) -> str:
     """Name what is predicted."""
     kind = run.config["data"].get("kind", "images")
-    return {"images": "image", "sentences": "sentence", "language": "token"}[kind]
+    return {
+        "images": "image",
+        "sentences": "sentence",
+        "language": "token",
+        "answers": "position",
+    }[kind]
 
 
 def _sections(run: Run) -> dict[str, str]:

@@ -32,6 +32,7 @@ def experiment() -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.kind = "images"  # "language": a text's next tokens; "sentences": with labels
+    # "answers": to questions, in texts
     # "digits"; NAME, if the directory has a file NAME.npz; or a tensorflow-datasets dataset
     config.data.name = "digits"
     config.data.directory = ""  # of files or of prepared datasets; empty: tfds' default
@@ -41,7 +42,7 @@ def experiment() -> ConfigDict:
     # is trained on the training text.
     config.data.tokenizer = ""
     config.data.length = 256  # tokens of a sequence
-    config.data.stride = 0  # tokens from one evaluated window to the next; 0: they do not overlap
+    config.data.stride = 0  # tokens from one evaluated window to the next; 0: as many as it has
     config.data.prompt = "{} It was"  # of a sentence, where a decoder classifies by its next word
     config.data.words = (" terrible", " great")  # of each class
     # Of images:
@@ -97,6 +98,8 @@ def default_recipe() -> ConfigDict:
     # Bytes of model.sqs, from the first step on; K and sparsity per tensor then follow, and the
     # config's, its scope and its ramp are not used. 0: no budget.
     sqs.target_bytes = 0
+    # What a squared error costs there: by its tensor's own "scale", or by its "fisher" information
+    sqs.sensitivity = "scale"
     sqs.components = 4  # K
     sqs.window_kind = "single"
     sqs.window_count = 1

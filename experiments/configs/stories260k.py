@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
     config.finetune = False
     config.sqs.pattern = ".*(kernel|embedding)"
     config.sqs.target_bytes = 130_016  # 4 bits per weight, of the whole file
+    config.sqs.sensitivity = "fisher"
     config.sqs.epochs = 20
     config.sqs.distill_weight = 1.0
     config.sqs.learning_rate.loc = 1e-3

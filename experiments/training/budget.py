@@ -111,13 +111,15 @@ class Budget(NamedTuple):
         return sqs_jax.summarize(fetch(tree), **options).file_bytes
 
 
-def with_budget(phase: Phase, dense: Any, config: Any) -> Phase:
+def with_budget(phase: Phase, dense: Any, config: Any, sensitivity: Any = None) -> Phase:
     """Return the compression with K and sparsity as the budget has them.
 
     Args:
       phase: the compression as the config's rules describe it.
       dense: variables of the dense network.
       config: the experiment; `config.sqs.target_bytes` is positive.
+      sensitivity: what a squared error of each tensor's weights costs, a tree of scalars as the
+        params; by default one over the tensor's root mean square.
 
     Raises:
       ValueError: if the network fits in the budget as it is, or cannot be made so small.
@@ -127,10 +129,12 @@ def with_budget(phase: Phase, dense: Any, config: Any) -> Phase:
     dense = fetch(dense)
     model_state = {name: value for name, value in dense.items() if name != "params"}
     tree, options = shipped(dense["params"], model_state, config)
+    if sensitivity is None:
+        sensitivity = jax.tree.map(_per_scale, tree["params"])
     compressed = sqs_jax.compress_to_budget(
         {"params": tree["params"]},  # what normalisations keep beside them takes next to nothing
         target_bytes=sqs.target_bytes,
-        sensitivity={"params": jax.tree.map(_per_scale, tree["params"])},
+        sensitivity={"params": sensitivity},
         rules=[sqs_jax.Rule(pattern=f"params/(?:{sqs.pattern})")],
         **options,
     )["params"]

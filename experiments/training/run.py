@@ -17,6 +17,7 @@ from experiments.training.normalisation import estimate_statistics
 from experiments.training.phases import Phase, phases
 from experiments.training.processes import is_writer, wait_for_all
 from experiments.training.published import with_mistakes
+from experiments.training.sensitivity import fisher_information
 from experiments.training.sequential import in_order
 from experiments.training.step import TrainState
 from experiments.training.workdir import claim_workdir, hold_workdir
@@ -85,7 +86,12 @@ def run_trainings(config: Any, workdir: Path) -> Trained:
         untrained = jax.jit(init, out_shardings=layout)()
         dense = variables_of(run(dense_phase, untrained, {}))
     if config.sqs.target_bytes:  # which may be impossible: found before anything more is trained
-        sqs_phase = with_budget(sqs_phase, dense, config)
+        sensitivity = None
+        if config.sqs.sensitivity == "fisher":
+            sensitivity = fisher_information(
+                model, fetch(dense), splits.train, config.batch_size, config.seed
+            )
+        sqs_phase = with_budget(sqs_phase, dense, config, sensitivity)
     finetuned = variables_of(run(finetune_phase, dense, dense)) if config.finetune else None
     sqs_phase = with_mistakes(sqs_phase, config.sqs.mistakes, splits.train.units)
     start = dense

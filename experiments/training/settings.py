@@ -23,6 +23,7 @@ _CHOICES = {
     "dense.optimizer": ("adamw", "sgd"),
     "sqs.estimator": ("mean", "sample", "mode"),
     "sqs.saliency": ("magnitude", "gate"),
+    "sqs.sensitivity": ("scale", "fisher"),
     "sqs.scope": ("global", "tensor"),
 }
 
