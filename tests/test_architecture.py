@@ -167,7 +167,7 @@ def test_every_module_of_the_library_has_a_floor() -> None:
         ("experiments/training/loop.py", "import orbax.checkpoint as ocp"),
         ("experiments/training/loop.py", "from sqs_jax.transform import elbo"),
         ("experiments/training/loop.py", "from sqs_jax import distribution"),
-        ("experiments/training/loop.py", "from sqs_jax.checkpoints import open_checkpoint"),
+        ("experiments/training/loop.py", "from sqs_jax.artifact import load"),
         ("benchmarks/speed.py", "import sqs_jax\nsqs_jax.transform.rules.Rule()"),
         ("tests/test_x.py", "from pickle import loads"),
         ("tests/test_x.py", "x = 1\n" * (MAX_LINES + 1)),

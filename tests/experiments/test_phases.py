@@ -58,7 +58,7 @@ def test_all_that_cannot_be_trained_is_named_at_once() -> None:
     config = digits.get_config()
     changes = {
         "batch_size": 2000,
-        "evaluation.average_samples": 0,
+        "evaluation.average_samples": -1,
         "evaluation.temperature": 0.0,
         "sqs.temperature_end": 0.0,
         "sqs.scope": "globl",

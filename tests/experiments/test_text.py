@@ -123,7 +123,7 @@ def test_sentences_are_classified_by_a_head_or_by_a_word(tmp_path: Path) -> None
     (tmp_path / "vocab.txt").write_text("\n".join(words))
     config = experiment(tmp_path, "sentences", "bert_classifier")
     config.data.tokenizer = str(tmp_path / "vocab.txt")
-    model, splits, _ = load_problem(config, tmp_path)
+    model, splits, *_ = load_problem(config, tmp_path)
     assert splits.train.examples[0].tolist() == [2, 5, 6, 7, 8, 3] + [0] * 10
     assert splits.num_classes == 2 and splits.holdout.labels.tolist() == [0, 1] * 20
     logits = model.init_with_output(jax.random.key(0), splits.train.inputs(slice(4)))[0]
@@ -131,7 +131,7 @@ def test_sentences_are_classified_by_a_head_or_by_a_word(tmp_path: Path) -> None
 
     config = experiment(tmp_path, "sentences", "llama")
     config.data.words = (" bad", " good")
-    model, splits, tokenizer = load_problem(config, tmp_path)
+    model, splits, tokenizer, _ = load_problem(config, tmp_path)
     said = tokenizer.decode(splits.train.examples[0].tolist())
     assert said.startswith("the cat is bad It was")
     config.data.words = (" bad", " splendid")
@@ -142,7 +142,7 @@ def test_sentences_are_classified_by_a_head_or_by_a_word(tmp_path: Path) -> None
 def test_a_language_model_is_described_by_its_folder(tmp_path: Path) -> None:
     (tmp_path / "story.txt").write_text(STORY)
     config = experiment(tmp_path, "language", "llama")
-    model, splits, tokenizer = load_problem(config, tmp_path)
+    model, splits, tokenizer, _ = load_problem(config, tmp_path)
     assert model.config.heads == 4 and splits.train.units == splits.train.labels.size
     with pytest.raises(ValueError, match=r"length is 65, but the model's context is 64"):
         config.data.length = 65
