@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -97,11 +96,12 @@ def test_label_words_are_a_decoders_logits_after_the_text() -> None:
     decoder = Decoder(huggingface.decoder_config(CONFIGS["llama"]))
     ids = tokens("llama")
     ids[0, 30:] = 0
-    variables = decoder.init(jax.random.key(0), ids)
+    variables = jax.jit(decoder.init)(jax.random.key(0), ids)
     model = LabelWords(decoder, (5, 9), padding=0)
-    assert jax.tree.structure(model.init(jax.random.key(0), ids)) == jax.tree.structure(variables)
-    whole = decoder.apply(variables, ids)
-    found = model.apply(variables, jnp.asarray(ids))
+    made = jax.eval_shape(model.init, jax.random.key(0), ids)
+    assert jax.tree.structure(made) == jax.tree.structure(variables)
+    whole = jax.jit(decoder.apply)(variables, ids)
+    found = jax.jit(model.apply)(variables, ids)
     wanted = np.stack([whole[0, 29, [5, 9]], whole[1, 47, [5, 9]]])
     np.testing.assert_allclose(found, wanted, atol=1e-5)
 
@@ -126,7 +126,8 @@ def test_sentences_are_classified_by_a_head_or_by_a_word(tmp_path: Path) -> None
     model, splits, *_ = load_problem(config, tmp_path)
     assert splits.train.examples[0].tolist() == [2, 5, 6, 7, 8, 3] + [0] * 10
     assert splits.num_classes == 2 and splits.holdout.labels.tolist() == [0, 1] * 20
-    logits = model.init_with_output(jax.random.key(0), splits.train.inputs(slice(4)))[0]
+    example = splits.train.inputs(slice(4))
+    logits, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), example)
     assert logits.shape == (4, 2)
 
     config = experiment(tmp_path, "sentences", "llama")
