@@ -7,7 +7,7 @@ Reads config.json and the .sqs files, writes evaluation.json.
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,11 @@ def predict(model: nn.Module, networks: Sequence[Any], dataset: Dataset) -> Judg
       networks: variables of each.
       dataset: what is predicted.
     """
-    parts = averaged(model, networks, dataset)
+    return judge_all(averaged(model, networks, dataset), dataset)
+
+
+def judge_all(parts: Iterable[tuple[slice, jax.Array]], dataset: Dataset) -> Judgement:
+    """Judge what is predicted of a dataset, batch by batch."""
     judged = [judge(found, dataset.labels[chosen]) for chosen, found in parts]
     return Judgement(*map(np.concatenate, zip(*judged, strict=True)))
 
@@ -86,13 +90,16 @@ def evaluate(workdir: Path) -> dict[str, Any]:
         return sqs_jax.materialize(sqs_jax.load(workdir / name))
 
     def scores(networks: Sequence[Any], file: str) -> dict[str, Any]:
-        judged = predict(problem.model, networks, problem.splits.holdout)
+        holdout = problem.splits.holdout
+        parts = averaged(problem.model, networks, holdout)
+        if problem.score is not None:
+            parts = list(parts)  # probabilities of all examples at once
+        judged = judge_all(parts, holdout)
         found = metrics(judged)
         if config.data.kind == "language":
             found["perplexity"] = math.exp(found["nll"])
         if problem.score is not None:
-            parts = [x for _, x in averaged(problem.model, networks, problem.splits.holdout)]
-            found |= problem.score(np.concatenate(parts))
+            found |= problem.score(np.concatenate([each for _, each in parts]))
         return {
             **found,
             "fingerprint": fingerprint(judged.correct),

@@ -13,8 +13,8 @@ from experiments import data
 from experiments.data import Dataset, Splits, answers, text
 from experiments.importers import huggingface, import_weights, language
 from experiments.models import build_model
-from experiments.models.decoder import Decoder
-from experiments.models.encoder import Encoder
+from experiments.models.decoder import Decoder, DecoderConfig
+from experiments.models.encoder import Encoder, EncoderConfig
 from experiments.models.label_words import LabelWords
 
 TOKENIZER = "tokenizer.json"
@@ -115,7 +115,7 @@ def _texts(config: Any, workdir: Path, shape: dict[str, Any]) -> Problem:
     splits = Splits(
         dataset(train, length), dataset(test, config.data.stride or length), shape["vocab_size"]
     )
-    return Problem(Decoder(_decoder(config, shape), **_options(config)), splits, tokenizer)
+    return Problem(Decoder(_decoder(shape), **_options(config)), splits, tokenizer)
 
 
 def _sentences(config: Any, workdir: Path, shape: dict[str, Any]) -> Problem:
@@ -139,7 +139,7 @@ def _sentences(config: Any, workdir: Path, shape: dict[str, Any]) -> Problem:
     train, holdout = (dataset(*part) for part in parts)
     splits = Splits(train, holdout, classes)
     if encoder:
-        found = huggingface.encoder_config(shape, tokenizer.token_to_id("[SEP]"))
+        found = _encoder(shape, tokenizer)
         return Problem(Encoder(found, classes, **_options(config)), splits, tokenizer)
     words = [tokenizer.encode(word, add_special_tokens=False).ids for word in config.data.words]
     if len(words) != classes or any(len(ids) != 1 for ids in words):
@@ -147,7 +147,7 @@ def _sentences(config: Any, workdir: Path, shape: dict[str, Any]) -> Problem:
             f"config.data.words is {config.data.words}, which are the tokens {words}; each of the "
             f"{classes} classes needs a word that is one token."
         )
-    decoder = Decoder(_decoder(config, shape), **_options(config))
+    decoder = Decoder(_decoder(shape), **_options(config))
     return Problem(LabelWords(decoder, tuple(ids[0] for ids in words), padding), splits, tokenizer)
 
 
@@ -166,12 +166,13 @@ def _answers(config: Any, workdir: Path, shape: dict[str, Any]) -> Problem:
     length = config.data.length
 
     def features(questions: list[answers.Question]) -> answers.Features:
-        return answers.encode(questions, tokenizer, length, config.data.stride or length // 3)
+        stride, padding = config.data.stride or length // 3, shape.get("pad_token_id") or 0
+        return answers.encode(questions, tokenizer, length, stride, padding)
 
     asked = features(holdout)
     first, last = (Dataset(x.tokens, x.labels, None, None) for x in (features(train), asked))
     splits = Splits(first, last, num_classes=length)
-    encoder = huggingface.encoder_config(shape, tokenizer.token_to_id("[SEP]"))
+    encoder = _encoder(shape, tokenizer)
 
     def score(probabilities: np.ndarray) -> dict[str, float]:
         return answers.score(holdout, answers.best_answers(holdout, asked, probabilities))
@@ -179,9 +180,19 @@ def _answers(config: Any, workdir: Path, shape: dict[str, Any]) -> Problem:
     return Problem(Encoder(encoder, None, **_options(config)), splits, tokenizer, score)
 
 
-def _decoder(config: Any, shape: dict[str, Any]) -> Any:
+def _decoder(shape: dict[str, Any]) -> DecoderConfig:
     huggingface.prefix_of(shape)
     return huggingface.decoder_config(shape)
+
+
+def _encoder(shape: dict[str, Any], tokenizer: Any) -> EncoderConfig:
+    separator = tokenizer.token_to_id("[SEP]")
+    if separator is None:
+        raise ValueError(
+            "The tokenizer has no token [SEP], which BERT needs; config.data.tokenizer names "
+            "another, such as a vocab.txt of WordPiece."
+        )
+    return huggingface.encoder_config(shape, separator)
 
 
 def _options(config: Any) -> dict[str, Any]:
@@ -190,15 +201,18 @@ def _options(config: Any) -> dict[str, Any]:
 
 def _tokenizer(config: Any, workdir: Path, train: str) -> Any:
     """Return the run's tokenizer: its own, the named one, the weights', or a trained one."""
-    weights = Path(config.model.weights) if config.model.weights else None
-    for path in (
-        workdir / TOKENIZER,
-        config.data.tokenizer and Path(config.data.tokenizer),
-        weights and weights / TOKENIZER,
-    ):
-        if path and (path.is_file() or path == Path(config.data.tokenizer)):
-            found = language.read_tokenizer(path)
-            break
+    weights, named = config.model.weights, config.data.tokenizer
+    if (workdir / TOKENIZER).is_file():
+        found = language.read_tokenizer(workdir / TOKENIZER)
+    elif named:
+        found = language.read_tokenizer(Path(named))
+    elif (Path(weights) / TOKENIZER).is_file() and weights:
+        found = language.read_tokenizer(Path(weights) / TOKENIZER)
+    elif weights:  # which know one tokenizer's tokens, and no other's
+        raise FileNotFoundError(
+            f"{weights} has no {TOKENIZER}; name the one it was trained with, as "
+            "config.data.tokenizer."
+        )
     else:
         found = text.train_tokenizer(train, config.model.shape.vocab_size)
     size, room = found.get_vocab_size(), config.model.shape.vocab_size

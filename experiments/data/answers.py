@@ -85,7 +85,9 @@ def read_questions(path: Path) -> list[Question]:
     return found
 
 
-def encode(questions: Sequence[Question], tokenizer: Any, length: int, stride: int) -> Features:
+def encode(
+    questions: Sequence[Question], tokenizer: Any, length: int, stride: int, padding: int = 0
+) -> Features:
     """Cut questions and their texts into windows.
 
     Args:
@@ -93,6 +95,7 @@ def encode(questions: Sequence[Question], tokenizer: Any, length: int, stride: i
       tokenizer: tokenizers.Tokenizer of a BERT.
       length: of a window, tokens.
       stride: tokens from one window of a text to the next.
+      padding: the token behind the last one.
     """
     asker, reader = (type(tokenizer).from_str(tokenizer.to_str()) for _ in range(2))
     asker.enable_truncation(_MOST_QUESTION)
@@ -109,7 +112,7 @@ def encode(questions: Sequence[Question], tokenizer: Any, length: int, stride: i
     for owner, whole in enumerate(reader.encode_batch(pairs)):
         for window in [whole, *whole.overflowing]:
             span = np.full((length, 2), -1, np.int32)
-            row = np.zeros(length, np.int32)
+            row = np.full(length, padding, np.int32)
             row[: len(window.ids)] = window.ids
             for i, part in enumerate(window.sequence_ids):
                 if part == 1:

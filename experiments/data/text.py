@@ -69,13 +69,17 @@ def windows(tokens: np.ndarray, length: int, stride: int, first: int | None) -> 
       stride: from one window to the next; what the one before has asked for is context alone.
       first: the token that begins a window, <s>; None: the first token of the text is no label.
 
+    Tokens at the end that make no whole window are left out.
+
     Returns:
       (tokens, labels), int32 [windows, length]; a label is the next token, -1 where none is asked
       for.
 
     Raises:
-      ValueError: if there is not one window of text.
+      ValueError: if there is not one window of text, or a stride would leave tokens out.
     """
+    if not 1 <= stride <= length:
+        raise ValueError(f"config.data.stride is {stride}; it must lie in [1, {length}].")
     start = [] if first is None else [first]
     room = length + 1 - len(start)  # tokens of a window, its first label's included
     if len(tokens) < room:

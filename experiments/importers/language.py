@@ -75,7 +75,7 @@ def read_tokenizer(path: Path) -> Any:
         return llama2c.read_tokenizer(path)
     try:
         if path.suffix == ".txt":
-            return BertWordPieceTokenizer(str(path), lowercase=True)._tokenizer
+            return Tokenizer.from_str(BertWordPieceTokenizer(str(path), lowercase=True).to_str())
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises no other
         raise ValueError(f"{path} cannot be read as a tokenizer: {error}") from error

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tokenizers import BertWordPieceTokenizer
 
 from experiments.data import answers
 from experiments.data.answers import Question, read_questions
+from experiments.importers.language import read_tokenizer
 from experiments.problem import load_problem
 from tests.experiments.test_text import experiment
 
@@ -37,7 +37,7 @@ def write(path: Path, questions: list[Question]) -> None:
 @pytest.fixture
 def tokenizer(tmp_path: Path) -> Any:
     (tmp_path / "vocab.txt").write_text("\n".join(WORDS.split()))
-    return BertWordPieceTokenizer(str(tmp_path / "vocab.txt"))._tokenizer
+    return read_tokenizer(tmp_path / "vocab.txt")
 
 
 def certain(features: answers.Features) -> np.ndarray:

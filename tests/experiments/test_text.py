@@ -39,6 +39,12 @@ def test_a_text_too_short_for_a_sequence_is_refused() -> None:
         text.windows(np.arange(10), 16, 16, 1)
 
 
+@pytest.mark.parametrize("stride", [0, -3, 17])
+def test_a_stride_that_would_leave_tokens_out_is_refused(stride: int) -> None:
+    with pytest.raises(ValueError, match=rf"stride is {stride}; it must lie in \[1, 16\]"):
+        text.windows(np.arange(100), 16, stride, 1)
+
+
 def test_a_text_is_cut_at_a_paragraph(tmp_path: Path) -> None:
     (tmp_path / "story.txt").write_text(STORY)
     train, test = text.read_texts(tmp_path, "story")
@@ -138,6 +144,8 @@ def test_sentences_are_classified_by_a_head_or_by_a_word(tmp_path: Path) -> None
     config.data.words = (" bad", " splendid")
     with pytest.raises(ValueError, match="needs a word that is one token"):
         load_problem(config, tmp_path)
+    with pytest.raises(ValueError, match=r"no token \[SEP\], which BERT needs"):
+        load_problem(experiment(tmp_path, "sentences", "bert_classifier"), tmp_path)
 
 
 def test_a_language_model_is_described_by_its_folder(tmp_path: Path) -> None:
@@ -152,6 +160,8 @@ def test_a_language_model_is_described_by_its_folder(tmp_path: Path) -> None:
     config = experiment(tmp_path, "language", "llama")
     config.model.weights = str(tmp_path / "model")
     assert described(config).model.shape.model_type == "qwen2"
+    with pytest.raises(FileNotFoundError, match=r"model has no tokenizer\.json; name the one"):
+        load_problem(described(config), tmp_path)
     (tmp_path / "run").mkdir()
     tokenizer.save(str(tmp_path / "run" / TOKENIZER))
     with pytest.raises(ValueError, match=r"tokens, the model an embedding of 96"):
