@@ -91,7 +91,7 @@ def evaluate(workdir: Path) -> dict[str, Any]:
 
     def scores(networks: Sequence[Any], file: str) -> dict[str, Any]:
         holdout = problem.splits.holdout
-        parts = averaged(problem.model, networks, holdout)
+        parts: Iterable[tuple[slice, jax.Array]] = averaged(problem.model, networks, holdout)
         if problem.score is not None:
             parts = list(parts)  # probabilities of all examples at once
         judged = judge_all(parts, holdout)
