@@ -20,7 +20,7 @@ def fisher_information(
     """Return the mean squared gradient of each tensor's weights, in nats per label.
 
     Labels are drawn from what the network predicts, so that none are needed, and the mean gradient
-    is 0 at any weights: batches of any size have the same expectation (times their size).
+    is 0 at any weights: batches of any size have the same expectation.
 
     Args:
       model: the network.
