@@ -109,10 +109,10 @@ def evaluate(workdir: Path) -> dict[str, Any]:
 
     result = {}
     for name, file in _FILES.items():
-        if name == "finetune" and not config.get("finetune", True):
-            continue
+        if name in ("finetune", "mean") and not (workdir / file).is_file():
+            continue  # not every command trains one, or has a posterior
         result[name] = scores([read(file)], file)
-    if config.evaluation.average_samples:
+    if (workdir / "average.sqs").is_file():
         average = read("average.sqs")
         draws = average.pop("draws")
         networks = [{"params": params, **average} for params in draws]

@@ -99,6 +99,15 @@ def initial_weights(problem: Problem, config: Any) -> Any:
     return {"params": language.weights_of(source, jax.eval_shape(init)["params"], fresh=init)}
 
 
+def starting_variables(problem: Problem, config: Any) -> Any:
+    """Return the weights that a config names, or, if it names none, such as its seed draws."""
+    if config.model.weights:
+        return initial_weights(problem, config)
+    example = jnp.asarray(problem.splits.train.inputs(slice(1)))
+    drawn = jax.jit(problem.model.init)(jax.random.key(config.seed), example)
+    return jax.tree.map(np.asarray, drawn)
+
+
 def _texts(config: Any, workdir: Path, shape: dict[str, Any]) -> Problem:
     """Load a text, of which each token is predicted from those before it."""
     train, test = text.read_texts(Path(config.data.directory), config.data.name)

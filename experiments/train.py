@@ -12,21 +12,18 @@ its last step saved, and with 1 for an error.
 """
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 import sqs_jax
 from experiments.evaluate import predict
 from experiments.export import deployed, describe_distributions, export
+from experiments.outcome import evaluate_files, show
 from experiments.problem import described
 from experiments.report import write_report
-from experiments.scores import fingerprint
 from experiments.training.processes import is_writer, joined, wait_for_all
 from experiments.training.run import run_trainings
 
@@ -54,52 +51,6 @@ def train(config: Any, workdir: Path) -> dict[str, Any]:
         evaluate_files(workdir, predict(model, [trained], splits.holdout).correct)
     wait_for_all("the files are evaluated")
     return json.loads((workdir / "evaluation.json").read_text())
-
-
-def evaluate_files(workdir: Path, correct: np.ndarray) -> None:
-    """Evaluate the files in a process of their own, and compare the one that ships.
-
-    Args:
-      workdir: of the run.
-      correct: which images [n] the trained network classifies correctly.
-
-    Raises:
-      RuntimeError: if the file classifies other images correctly.
-    """
-    print("Evaluating the files in a process of their own.", flush=True)
-    command = [sys.executable, "-m", "experiments.evaluate", f"--workdir={workdir}"]
-    subprocess.run(command, check=True)
-    found = json.loads((workdir / "evaluation.json").read_text())["mode"]
-    if found["fingerprint"] != fingerprint(correct):
-        raise RuntimeError(
-            f"{workdir / 'model.sqs'}: the file classifies {found['correct']} of {correct.size} "
-            f"images correctly, the trained network {int(correct.sum())}, and not the same ones."
-        )
-
-
-def show(evaluation: dict[str, Any], size: sqs_jax.SizeReport) -> None:
-    """Print what was evaluated, a line for each network, and what was gained and lost."""
-    print(f"{'network':>10}  {'accuracy':>9}  {'NLL':>7}  {'ECE':>6}  {'file bytes':>10}")
-    for name, row in evaluation.items():
-        print(
-            f"{name:>10}  {100 * row['accuracy']:8.2f} %  {row['nll']:7.4f}  "
-            f"{row['calibration_error']:6.4f}  {row['bytes']:10,}"
-        )
-    rivals = [name for name in ("dense", "finetune") if name in evaluation]
-    dense = max(rivals, key=lambda name: evaluation[name]["accuracy"])
-    lost = 100 * (evaluation[dense]["accuracy"] - evaluation["mode"]["accuracy"])
-    apart = f"{lost:.2f} points lost against {dense}"
-    if "perplexity" in evaluation["mode"]:
-        dense = min(rivals, key=lambda name: evaluation[name]["nll"])
-        more = evaluation["mode"]["perplexity"] / evaluation[dense]["perplexity"] - 1
-        apart = (
-            f"perplexity {evaluation['mode']['perplexity']:.3f}, {100 * more:.2f} % above {dense}"
-        )
-    print(
-        f"{size.original_bytes:,} bytes of weights in a file of {size.file_bytes:,}: "
-        f"{size.ratio:.1f} times smaller at {100 * size.sparsity:.1f} % sparsity, "
-        f"{apart}"
-    )
 
 
 def main(_: Any) -> None:

@@ -12,7 +12,7 @@ from sqs_jax.artifact import (
     save,
     summarize,
 )
-from sqs_jax.distribution import SpikeSlabPrior, SubDistribution, Windows
+from sqs_jax.distribution import InputMoments, SpikeSlabPrior, SubDistribution, Windows
 from sqs_jax.transform import (
     DEFAULT_RULES,
     ElboAux,
@@ -28,6 +28,7 @@ from sqs_jax.transform import (
     param_labels,
     partition,
     prune,
+    recode,
     refit,
     revive,
     round_to_tolerance,
@@ -42,6 +43,7 @@ __all__ = [
     "DEFAULT_RULES",
     "CompressedLeaf",
     "ElboAux",
+    "InputMoments",
     "Rule",
     "SizeReport",
     "SpikeSlabPrior",
@@ -64,6 +66,7 @@ __all__ = [
     "partition",
     "prune",
     "read_metadata",
+    "recode",
     "refit",
     "revive",
     "round_to_tolerance",

@@ -80,6 +80,10 @@ def experiment() -> ConfigDict:
 
     config.sqs = default_recipe()
 
+    # Without training, experiments/calibrate.py: what codes are chosen by.
+    config.calibration = ConfigDict()
+    config.calibration.examples = 256
+
     config.evaluation = ConfigDict()
     config.evaluation.temperature = 0.05  # at which the posterior mean is evaluated
     config.evaluation.average_samples = 8  # M networks, M streams of codes; 0: none

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments import data
+from experiments.calibration.sensitivity import fisher_information
 from experiments.data import Dataset
 from experiments.problem import TOKENIZER, initial_weights, load_problem
 from experiments.training.budget import with_budget
@@ -17,7 +18,6 @@ from experiments.training.normalisation import estimate_statistics
 from experiments.training.phases import Phase, phases
 from experiments.training.processes import is_writer, wait_for_all
 from experiments.training.published import with_mistakes
-from experiments.training.sensitivity import fisher_information
 from experiments.training.sequential import in_order
 from experiments.training.step import TrainState
 from experiments.training.workdir import claim_workdir, hold_workdir

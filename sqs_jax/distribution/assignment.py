@@ -15,8 +15,8 @@ from sqs_jax.distribution.mixture import Mixture
 from sqs_jax.distribution.pairs import Pairs
 from sqs_jax.distribution.table import by_window
 
-# On accelerators so many comparisons are one fused pass over the weights.
-_FUSED = 64
+# On accelerators so many comparisons are one fused pass over the weights, as in ways.py.
+_FUSED = 8
 
 # What rounding may make of a difference of log joint probabilities, nats.
 _ROUNDING = 0.01

@@ -24,8 +24,9 @@ Evaluation = Literal["auto", "table", "loop"]
 
 EVALUATIONS = ("auto", "table", "loop")
 
-# On accelerators so many components are one fused pass over the weights.
-_FUSED = 16
+# On accelerators so many components are one fused pass over the weights: more of them would run
+# a little faster, and compile for minutes where a model has many tensors of many levels.
+_FUSED = 8
 
 
 class Inputs(NamedTuple):

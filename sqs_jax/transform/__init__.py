@@ -8,6 +8,7 @@ from sqs_jax.transform.objective import ElboAux, elbo
 from sqs_jax.transform.partition import combine, param_labels, partition
 from sqs_jax.transform.pruning import prune, refit, revive
 from sqs_jax.transform.rate import code_length
+from sqs_jax.transform.recoding import recode
 from sqs_jax.transform.rounding import round_to_tolerance
 from sqs_jax.transform.rules import DEFAULT_RULES, Rule
 from sqs_jax.transform.sharding import fully_sharded, shardings, state_shardings
@@ -28,6 +29,7 @@ __all__ = [
     "param_labels",
     "partition",
     "prune",
+    "recode",
     "refit",
     "revive",
     "round_to_tolerance",

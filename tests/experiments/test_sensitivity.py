@@ -4,8 +4,8 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from experiments.calibration.sensitivity import fisher_information
 from experiments.data import Dataset
-from experiments.training.sensitivity import fisher_information
 
 
 def test_fisher_information_of_a_linear_classifier() -> None:

@@ -1,0 +1,137 @@
+"""Compress a network from examples alone, without labels and training, and evaluate the file.
+
+    python -m experiments.calibrate --config=experiments/configs/stories260k.py \
+        --config.data.directory=DATA --config.model.weights=DATA/stories260K.bin \
+        --config.data.tokenizer=DATA/tok512.bin --workdir=runs/calibrated
+
+K and sparsity of every tensor come from `config.sqs.target_bytes` and the network's sensitivities;
+codes are then chosen block by block such that each layer's outputs stay put. Blocks that are done
+are kept: the same command goes on after the last. The folder ends up as that of a training does:
+model.sqs, dense.sqs, evaluation.json, tokenizer.json.
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+import sqs_jax
+from experiments.calibration.blocks import recode_stages
+from experiments.calibration.sensitivity import fisher_information
+from experiments.data import Dataset, batch_indices
+from experiments.export import shipped
+from experiments.outcome import evaluate_files, show
+from experiments.problem import TOKENIZER, described, load_problem, starting_variables
+from experiments.training.workdir import claim_workdir, hold_workdir
+
+_CONFIG: Any = config_flags.DEFINE_config_file(
+    "config", None, "Experiment: experiments/configs/stories260k.py, ...", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; made if it is not there.")
+
+_MARGIN = 0.995  # of the budget: codebooks may take a few bytes more when their levels have moved
+
+
+def calibrate(config: Any, workdir: Path) -> dict[str, Any]:
+    """Compress a network from its training examples; returns what evaluation.json holds.
+
+    Raises:
+      ValueError, FileNotFoundError: for a config that cannot be run.
+    """
+    problem = load_problem(config, workdir)
+    variables = starting_variables(problem, config)
+    if not config.sqs.target_bytes:
+        raise ValueError("config.sqs.target_bytes is 0; give the bytes that the file may take.")
+    batches = examples_of(problem.splits.train, config)
+    claim_workdir(workdir, config)
+    hold_workdir(workdir)
+    if problem.tokenizer is not None:
+        problem.tokenizer.save(str(workdir / TOKENIZER))
+    seconds = {}
+
+    def timed(name: str, function: Any, *args: Any) -> Any:
+        started = time.monotonic()
+        found = function(*args)
+        seconds[name] = round(time.monotonic() - started, 1)
+        return found
+
+    model = problem.model
+    compressed = timed(
+        "allocation", allocate, model, variables, problem.splits.train, config, workdir
+    )
+    folder = workdir / "blocks"
+    compressed = timed("blocks", recode_stages, model, variables, compressed, batches, folder)
+    state = {name: value for name, value in variables.items() if name != "params"}
+
+    def write() -> None:
+        tree, options = shipped(compressed, state, config)
+        sqs_jax.save(workdir / "model.sqs", tree, **options)
+        dense = jax.tree.map(np.asarray, variables)
+        sqs_jax.save(workdir / "dense.sqs", dense)
+
+    timed("writing", write)
+    memory = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    (workdir / "calibration.json").write_text(
+        json.dumps({"seconds": seconds, "device_bytes": memory}, indent=1)
+    )
+    evaluate_files(workdir)
+    return json.loads((workdir / "evaluation.json").read_text())
+
+
+def examples_of(train: Dataset, config: Any) -> list[np.ndarray]:
+    """Return the batches of examples that codes are chosen by.
+
+    Raises:
+      ValueError: if there are none.
+    """
+    wanted, size = config.calibration.examples, config.batch_size
+    count = min(wanted, len(train.labels)) // size
+    if not count:
+        raise ValueError(
+            f"config.calibration.examples is {wanted}, config.batch_size {size}, and the training "
+            f"data has {len(train.labels)} examples: not one batch. Give more, or smaller batches."
+        )
+    return [
+        np.asarray(train.inputs(batch_indices(len(train.labels), size, config.seed, step)))
+        for step in range(count)
+    ]
+
+
+def allocate(model: Any, variables: Any, train: Dataset, config: Any, workdir: Path) -> Any:
+    """Return compressed params of about the budget, from the folder if they are there."""
+    path = workdir / "allocation.sqs"
+    if path.is_file():
+        return sqs_jax.load(path)
+    sensitivity = fisher_information(model, variables, train, config.batch_size, config.seed)
+    state = {name: value for name, value in variables.items() if name != "params"}
+    tree, options = shipped(variables["params"], state, config)
+    compressed = sqs_jax.compress_to_budget(
+        {"params": tree["params"]},
+        target_bytes=int(_MARGIN * config.sqs.target_bytes),
+        sensitivity={"params": sensitivity},
+        rules=[sqs_jax.Rule(pattern=f"params/(?:{config.sqs.pattern})")],
+        **options,
+    )["params"]
+    sqs_jax.save(path, compressed)
+    return compressed
+
+
+def main(_: Any) -> None:
+    for flag in (_CONFIG, _WORKDIR):
+        if not flag.value:
+            raise app.UsageError(f"--{flag.name} is needed.")
+    logging.set_verbosity(logging.WARNING)  # jax tells of every backend that is not there
+    config, workdir = described(_CONFIG.value), Path(_WORKDIR.value)
+    evaluation = calibrate(config, workdir)
+    show(evaluation, sqs_jax.inspect(workdir / "model.sqs"))
+    told = json.loads((workdir / "calibration.json").read_text())["seconds"]
+    print(", ".join(f"{name} {value} s" for name, value in told.items()))
+
+
+if __name__ == "__main__":
+    app.run(main)

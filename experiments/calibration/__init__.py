@@ -1,0 +1,1 @@
+"""Compression from inputs alone: no labels, no gradient steps, one block in memory."""

@@ -1,0 +1,35 @@
+"""Qwen2.5 on WikiText-2, towards 4 bits per weight of the whole file.
+
+Command: python -m experiments.calibrate --config=experiments/configs/qwen2_5.py:0.5b \
+    --config.data.directory=DATA --config.model.weights=Qwen2.5-0.5B --workdir=runs/qwen2_5
+or experiments.train, to train as well. Sizes: 0.5b, 1.5b.
+Data: DATA/wikitext2_train.txt and wikitext2_test.txt; the folder of Hugging Face with the weights.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import language_models
+
+_SIZES = {
+    "0.5b": (896, 4864, 24, 14, 2),
+    "1.5b": (1536, 8960, 28, 12, 2),
+}
+
+
+def get_config(size: str = "0.5b") -> ConfigDict:
+    width, hidden, layers, heads, key_value_heads = _SIZES[size]
+    return language_models.get_config(
+        {
+            "model_type": "qwen2",
+            "vocab_size": 151_936,
+            "hidden_size": width,
+            "intermediate_size": hidden,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "num_key_value_heads": key_value_heads,
+            "max_position_embeddings": 32_768,
+            "rope_theta": 1e6,
+            "rms_norm_eps": 1e-6,
+            "tie_word_embeddings": True,
+        }
+    )

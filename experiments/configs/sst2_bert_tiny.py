@@ -1,0 +1,47 @@
+"""A BERT of bert-tiny's shape (4.4 M weights), trained from scratch on SST-2, towards a file size.
+
+Command: python -m experiments.train --config=experiments/configs/sst2_bert_tiny.py \
+    --config.data.directory=DATA --config.data.tokenizer=DATA/bert_base_uncased_vocab.txt \
+    --workdir=runs/bert_tiny
+Data: DATA/sst2_train.tsv and sst2_dev.tsv as GLUE has them, and a WordPiece vocabulary.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import base
+
+
+def get_config() -> ConfigDict:
+    config = base.experiment()
+    config.data.kind = "sentences"
+    config.data.name = "sst2"
+    config.data.length = 64
+    config.model.shape = ConfigDict(
+        {
+            "model_type": "bert",
+            "vocab_size": 30522,
+            "hidden_size": 128,
+            "intermediate_size": 512,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "max_position_embeddings": 512,
+            "type_vocab_size": 2,
+            "pad_token_id": 0,
+        }
+    )
+    config.batch_size = 64
+    config.checkpoint_every = 2000
+    config.dense.epochs = 4
+    config.dense.learning_rate = 5e-4
+    config.dense.weight_decay = 0.1
+    config.dense.warmup = 0.1
+    config.sqs.pattern = ".*(kernel|embedding)"
+    config.sqs.target_bytes = 1_754_000  # a tenth of the dense file
+    config.sqs.sensitivity = "fisher"
+    config.sqs.epochs = 4
+    config.sqs.distill_weight = 0.9
+    config.sqs.learning_rate.loc = 2e-4
+    config.sqs.learning_rate.means = 2e-4
+    config.sqs.learning_rate.dense = 2e-4
+    config.evaluation.average_samples = 0
+    return config

@@ -1,0 +1,47 @@
+"""A Llama of 6.3 M weights, trained from scratch on TinyStories, towards a file size.
+
+Command: python -m experiments.train --config=experiments/configs/tinystories_llama.py \
+    --config.data.directory=DATA --workdir=runs/tinystories
+Data: DATA/tinystories_lowercase_4M.txt, 4.2 MB of text; its byte pairs are learned from it.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import base
+
+
+def get_config() -> ConfigDict:
+    config = base.experiment()
+    config.data.kind = "language"
+    config.data.name = "tinystories_lowercase_4M"
+    config.data.length = 256
+    config.data.stride = 128
+    config.model.shape = ConfigDict(
+        {
+            "model_type": "llama",
+            "vocab_size": 2048,
+            "hidden_size": 256,
+            "intermediate_size": 688,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 256,
+            "tie_word_embeddings": True,
+        }
+    )
+    config.batch_size = 32
+    config.checkpoint_every = 1000
+    config.dense.epochs = 8
+    config.dense.learning_rate = 1e-3
+    config.dense.weight_decay = 0.1
+    config.dense.warmup = 0.05
+    config.sqs.pattern = ".*(kernel|embedding)"
+    config.sqs.target_bytes = 3_164_000  # 4 bits per weight, of the whole file
+    config.sqs.sensitivity = "fisher"
+    config.sqs.epochs = 8
+    config.sqs.distill_weight = 1.0
+    config.sqs.learning_rate.loc = 5e-4
+    config.sqs.learning_rate.means = 5e-4
+    config.sqs.learning_rate.dense = 5e-4
+    config.evaluation.average_samples = 0
+    return config

@@ -1,0 +1,181 @@
+"""Codes of one kernel chosen one input after the other, each error made good by what follows.
+
+A linear layer y = x W with inputs of second moments H = E[x x^T] loses, to codes that stand for V,
+
+    E |x (W - V)|^2 = tr((W - V)^T H (W - V)),
+
+the quadratic form of a Gaussian likelihood of its outputs. Rounded input by input, the error of a
+row can be compensated in the rows that are not rounded yet (Hassibi and Stork 1993; GPTQ,
+arXiv:2210.17323), and given what follows is optimal, a row's error costs (w - v)^2 / U_ii^2 with
+U^T U = H^-1. Here that cost is weighed against the length of the code, as everywhere in a budget.
+"""
+
+import math
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+__all__ = ["Feedback", "InputMoments", "inverse_factor", "recode"]
+
+_DAMPING = 0.01  # of the mean second moment, as in GPTQ
+_BLOCK = 128  # rows whose errors reach the rows after the block in one product
+_PADDED = 32  # codebooks of so many values, or a multiple, share a program
+_PASSES = 8
+_LEAST, _AIM = 0.996, 0.998  # of the bits that a tensor may take
+_GAIN = 4.0  # bits follow the price slowly while levels stay where they are
+
+
+class InputMoments(NamedTuple):
+    """What a linear layer gets to see.
+
+    Attributes:
+      second: E[x x^T] of its inputs x as they will be, [I, I].
+      cross: E[x d^T], where d are its inputs in the network that it is to imitate; None if they are
+        the same.
+    """
+
+    second: jax.Array
+    cross: jax.Array | None = None
+
+
+class Feedback(NamedTuple):
+    """What errors cost, and how the rows make them good.
+
+    Attributes:
+      order: the inputs by falling second moment, int [I]; rows are rounded in this order.
+      factor: U, upper triangular, [I, I], of the inputs in this order; U^T U = H^-1, damped.
+      moments: H, damped, [I, I], in the order of the kernel.
+    """
+
+    order: jax.Array
+    factor: jax.Array
+    moments: jax.Array
+
+
+@jax.jit
+def inverse_factor(moments: jax.Array) -> Feedback:
+    """Factorise second moments of inputs, damped by a hundredth of their mean.
+
+    Args:
+      moments: H, float32 [I, I], positive semidefinite.
+    """
+    mean = jnp.mean(jnp.diagonal(moments))
+    damped = moments + (_DAMPING * mean + jnp.finfo(moments.dtype).tiny) * jnp.eye(len(moments))
+    order = jnp.argsort(-jnp.diagonal(moments), stable=True)
+    turned = order[::-1]
+    # H = R R^T with R upper triangular, by the Cholesky factor of H turned around; U is R^-1
+    lower = jnp.linalg.cholesky(damped[turned][:, turned])
+    inverse = jax.scipy.linalg.solve_triangular(lower, jnp.eye(len(moments)), lower=True)
+    return Feedback(order, inverse[::-1, ::-1], damped)
+
+
+def code_bits(counts: np.ndarray) -> float:
+    """Return the bits of codes that occur so often, by their own shares."""
+    held = counts[counts > 0].astype(np.float64)
+    return float(held @ -np.log2(held / held.sum()))
+
+
+def recode(
+    weights: jax.Array, codes: np.ndarray, levels: np.ndarray, feedback: Feedback
+) -> tuple[np.ndarray, np.ndarray]:
+    """Choose a kernel's codes anew for its layer's outputs, at no more bits.
+
+    Args:
+      weights: W, [I, O].
+      codes: as they are, [I, O], 0 for zero and k + 1 for level k.
+      levels: [K].
+      feedback: of the layer's inputs.
+
+    Returns:
+      Codes, of the same dtype, and levels, each near the mean of what was rounded to it. They are
+      those that were given if no pass took few enough bits.
+    """
+    values = np.concatenate([[0.0], levels.astype(np.float64)])
+    counts = np.bincount(codes.ravel(), minlength=values.size)
+    allowed = code_bits(counts)
+    error = float(np.mean(np.square(np.asarray(weights, np.float64) - values[codes])))
+    # at high rate, and nearly at any other, distortion falls by 2 ln2 of itself per bit
+    price = 2 * math.log(2) * error
+    best, most = (codes, levels), 0.0
+    for _ in range(_PASSES if allowed and error else 0):
+        values = _narrow(values)
+        found = _round(weights, feedback, *_padded(values, counts), np.float32(price))
+        chosen, mass, moment = (np.asarray(x) for x in found)
+        counts = np.bincount(chosen.ravel(), minlength=values.size)
+        bits = code_bits(counts)
+        if most < bits <= allowed:
+            best, most = (chosen.astype(codes.dtype), values[1:].astype(levels.dtype)), bits
+        if _LEAST * allowed <= bits <= allowed:
+            break
+        held = mass[: values.size] > 0
+        held[0] = False
+        values[held] = moment[: values.size][held] / mass[: values.size][held]
+        excess = (bits - _AIM * allowed) / codes.size
+        if excess > 0:  # levels further apart take fewer bits
+            values, price = values * 2**excess, price * 4**excess
+        else:
+            price *= 4 ** (_GAIN * excess)
+    return best
+
+
+def _narrow(values: np.ndarray) -> np.ndarray:
+    """Round values to what two bytes hold, if they are neither too large nor too small for that."""
+    short = values.astype(np.float16).astype(np.float64)
+    return short if np.allclose(short, values, rtol=2**-10, atol=0) else values
+
+
+def _padded(values: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return values and the bits of their codes, with some that are never chosen."""
+    room = -len(values) % _PADDED
+    lengths = -np.log2(np.maximum(counts, 1e-9) / counts.sum())
+    lengths[counts == 0] = np.inf
+    padded = np.pad(lengths, (0, room), constant_values=np.inf)
+    return np.pad(values, (0, room)).astype(np.float32), padded.astype(np.float32)
+
+
+@jax.jit
+def _round(
+    weights: jax.Array, feedback: Feedback, values: jax.Array, lengths: jax.Array, price: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Round all rows; returns codes [I, O], and mass and moment of each value's weights."""
+    inputs, outputs = weights.shape
+    block = min(_BLOCK, inputs)
+    room = -inputs % block
+    rows = jnp.pad(weights.astype(jnp.float32)[feedback.order], ((0, room), (0, 0)))
+    factor = jnp.pad(feedback.factor, ((0, room), (0, room))) + jnp.diag(
+        jnp.where(jnp.arange(inputs + room) < inputs, 0.0, 1.0)
+    )
+    importance = 1 / jnp.square(jnp.diagonal(factor))
+    importance = importance / jnp.mean(importance[:inputs])
+
+    def round_row(carry: jax.Array, i: jax.Array, start: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Round a row of the block, and make its errors good in those after it."""
+        row = carry[i]
+        at = start + i
+        cost = importance[at] * jnp.square(row[:, None] - values) + price * lengths
+        code = jnp.argmin(cost, axis=-1)
+        steps = jax.lax.dynamic_slice(factor[at], (start,), (block,))
+        error = (row - values[code]) / steps[i]
+        later = jnp.where(jnp.arange(block) > i, steps, 0.0)
+        return carry - later[:, None] * error, (code, row, error)
+
+    def round_block(rows: jax.Array, start: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        here = jax.lax.dynamic_slice_in_dim(rows, start, block)
+        _, (codes, rounded, errors) = jax.lax.scan(
+            partial(round_row, start=start), here, jnp.arange(block)
+        )
+        steps = jax.lax.dynamic_slice_in_dim(factor, start, block)
+        later = jnp.where(jnp.arange(len(rows)) >= start + block, steps, 0.0)
+        return rows - later.T @ errors, (codes, rounded)
+
+    starts = jnp.arange(0, inputs + room, block)
+    _, (codes, rounded) = jax.lax.scan(round_block, rows, starts)
+    codes = codes.reshape(-1, outputs)[:inputs]
+    rounded = rounded.reshape(-1, outputs)[:inputs]
+    weight = jnp.broadcast_to(importance[:inputs, None], codes.shape)
+    mass = jnp.zeros_like(values).at[codes].add(weight)
+    moment = jnp.zeros_like(values).at[codes].add(weight * rounded)
+    return jnp.zeros_like(codes).at[feedback.order].set(codes), mass, moment
