@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
+from sqs_jax.distribution.alike import alike, stack, widen
 from sqs_jax.distribution.assignment import (
     Candidates,
     candidates,
@@ -180,5 +181,34 @@ def _with_most_probable(
     more: Sequence[tuple[jax.Array, ...]],
 ) -> list[tuple[Any, Any]]:
     """Use the most probable components of each tensor, as `with_most_probable` does of one."""
-    parts = zip(*_parts(leaves), found, more, strict=True)
-    return [with_most_probable(use, *one, *arrays) for *one, arrays in parts]
+    locs, mixtures = _parts(leaves)
+
+    def one_by_one() -> list[tuple[Any, Any]]:
+        parts = zip(locs, mixtures, found, more, strict=True)
+        return [with_most_probable(use, *one, *arrays) for *one, arrays in parts]
+
+    def by_shape() -> list[tuple[Any, Any]]:
+        return most_probable_by_shape(use, locs, mixtures, more)
+
+    return jax.lax.platform_dependent(cpu=one_by_one, default=by_shape)
+
+
+def most_probable_by_shape(
+    use: Callable[..., tuple[Any, Any]],
+    locs: Sequence[jax.Array],
+    mixtures: Sequence[Mixture],
+    more: Sequence[tuple[jax.Array, ...]],
+) -> list[tuple[Any, Any]]:
+    """Use the most probable components of each tensor, those of one shape in one program."""
+    results: list[Any] = [None] * len(locs)
+    for members in alike(locs, mixtures, [None] * len(locs)):
+        counts = [mixtures[i].means.shape[-1] for i in members]
+        parts = [(locs[i], widen(mixtures[i], max(counts)), more[i]) for i in members]
+        loc, mixture, arrays = stack(parts) if len(members) > 1 else parts[0]
+        of_weights, sums = with_most_probable(use, loc, mixture, None, *arrays)
+        for place, (i, count) in enumerate(zip(members, counts, strict=True)):
+            one = (of_weights, sums)
+            if len(members) > 1:
+                one = jax.tree.map(lambda x: x[place], one)  # noqa: B023
+            results[i] = one[0], jax.tree.map(lambda x: x[..., :count], one[1])  # noqa: B023
+    return results

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from sqs_jax.distribution import components, groups, table
+from sqs_jax.distribution.alike import alike, stack, widen, widen_values
 from sqs_jax.distribution.blocks import over_blocks, whole
 from sqs_jax.distribution.cells import Lookup
 from sqs_jax.distribution.components import Averages, Logits, Pulled
@@ -107,8 +108,7 @@ def forward(
         return [_on_cpu(run, known, inputs, temperature) for run, known, inputs in parts], tables
 
     def elsewhere() -> tuple[list[Any], Tables | None]:
-        parts = zip(runs, tensors, strict=True)
-        found = [_elsewhere(run, inputs, temperature) for run, inputs in parts]
+        found = _all_elsewhere(runs, tensors, temperature, [()] * len(tensors))
         if evaluation == "loop":
             return found, None
         unused = jax.eval_shape(partial(_tables, tensors, temperature))
@@ -147,9 +147,11 @@ def backward(
         return list(zip(trees, _pull(shared, tensors, temperature, tables), strict=True))
 
     def elsewhere() -> list[tuple[Any, Pulled | None]]:
-        parts = zip(runs, tensors, arrays, strict=True)
-        found = [_elsewhere(run, inputs, temperature, *more) for run, inputs, more in parts]
-        return [(tree, None if shared is None else shared.pulled) for tree, shared in found]
+        found = _all_elsewhere(runs, tensors, temperature, arrays)
+        return [
+            (tree, None if shared is None else _narrowed(shared.pulled, inputs))
+            for (tree, shared), inputs in zip(found, tensors, strict=True)
+        ]
 
     return _by_platform(evaluation, on_cpu, elsewhere)
 
@@ -186,6 +188,47 @@ def _on_cpu(
         return jax.lax.switch(kind, [*by_kind, exact])
 
     return groups.per_slice(of_slice, inputs.mixture, known, inputs, *arrays)
+
+
+def _all_elsewhere(
+    runs: Sequence[Run],
+    tensors: Sequence[Inputs],
+    temperature: jax.Array,
+    arrays: Sequence[tuple[jax.Array, ...]],
+) -> list[Any]:
+    """Run a function for every tensor, those of one shape in one program."""
+    found: list[Any] = [None] * len(tensors)
+    gates = [(run, t.gates.dtype) for run, t in zip(runs, tensors, strict=True)]
+    for members in alike([t.loc for t in tensors], [t.mixture for t in tensors], gates):
+        run, first = runs[members[0]], members[0]
+        if len(members) == 1:
+            found[first] = _elsewhere(run, tensors[first], temperature, *arrays[first])
+            continue
+        most = max(tensors[i].mixture.means.shape[-1] for i in members)
+        together = stack([(_widened(tensors[i], most), arrays[i]) for i in members])
+        results = _elsewhere(run, together[0], temperature, *together[1])
+        for place, i in enumerate(members):
+            found[i] = jax.tree.map(lambda x: x[place], results)  # noqa: B023
+    return found
+
+
+def _widened(inputs: Inputs, count: int) -> Inputs:
+    return inputs._replace(
+        mixture=widen(inputs.mixture, count), values=widen_values(inputs.values, count)
+    )
+
+
+def _narrowed(pulled: Pulled, inputs: Inputs) -> Pulled:
+    """Leave out what components that only fill up have been given: nothing."""
+    count, mixture = inputs.mixture.means.shape[-1], pulled.mixture
+    return pulled._replace(
+        mixture=mixture._replace(
+            means=mixture.means[..., :count],
+            log_scales=mixture.log_scales[..., :count],
+            mixture_logits=mixture.mixture_logits[..., :count],
+        ),
+        values=pulled.values[..., :count],
+    )
 
 
 @partial(jax.jit, static_argnames="run")
