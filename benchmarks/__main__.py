@@ -16,6 +16,7 @@ import jax
 
 from benchmarks import (
     budget,
+    calibration,
     digits,
     file,
     imported,
@@ -37,6 +38,7 @@ BENCHMARKS = {
     "digits": digits.run,
     "recipes": recipes.run,
     "imported": imported.run,
+    "calibration": calibration.run,
     "input": input.run,
 }
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 import sqs_jax
 
-_WHOLE = (sqs_jax.SubDistribution, sqs_jax.CompressedLeaf)
+_WHOLE = (sqs_jax.SubDistribution, sqs_jax.CompressedLeaf, sqs_jax.GridLeaf)
 
 
 def map_leaves(function: Callable[[str, Any], Any], tree: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from sqs_jax.artifact import (
     CompressedLeaf,
+    GridLeaf,
     SizeReport,
     SqsFile,
     SqsFileError,
@@ -43,6 +44,7 @@ __all__ = [
     "DEFAULT_RULES",
     "CompressedLeaf",
     "ElboAux",
+    "GridLeaf",
     "InputMoments",
     "Rule",
     "SizeReport",

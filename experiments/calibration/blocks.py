@@ -1,6 +1,6 @@
 """Compress a network from inputs alone, stage by stage; finished stages are kept on the disk."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +15,35 @@ from experiments.calibration.stages import Stage, read, stages_of
 from experiments.trees import flat_leaves, map_leaves
 
 Batches = list[np.ndarray]
+_COMPRESSED = (sqs_jax.CompressedLeaf, sqs_jax.GridLeaf)
+
+
+# (compressed kernels, their weights, moments of their inputs), by path -> compressed kernels
+Method = Callable[[Any, Any, Any], Any]
 
 
 def recode_stages(
-    model: nn.Module, variables: Any, compressed: Any, batches: Batches, folder: Path
+    model: nn.Module,
+    variables: Any,
+    compressed: Any,
+    batches: Batches,
+    folder: Path,
+    method: Method = sqs_jax.recode,
 ) -> Any:
-    """Choose the codes of a compressed network anew, for its layers' outputs.
+    """Compress a network's kernels anew, for its layers' outputs.
 
     Each stage sees what the compressed stages before it give; within a stage, so does each layer.
 
     Args:
       model: the network.
       variables: its weights, on the host or still in their files.
-      compressed: its params, as `sqs_jax.compress_to_budget` returns them.
+      compressed: its params, compressed without inputs.
       batches: of examples.
       folder: of the stages that are done; those that are there are not done again.
+      method: how a few kernels are compressed that have the same inputs.
 
     Returns:
-      The compressed params, with new codes where linear layers read them.
+      The compressed params; anew where linear layers read them.
     """
     params, compressed = variables["params"], dict(compressed)
     stages = stages_of(model, variables)
@@ -44,7 +55,7 @@ def recode_stages(
         if path.is_file():
             mine = sqs_jax.load(path)
         else:
-            mine = _recode_stage(stage, dense, mine, (ours, theirs))
+            mine = _recode_stage(stage, dense, mine, (ours, theirs), method)
             sqs_jax.save(path, mine)
         compressed |= mine
         if stage is not stages[-1]:
@@ -54,27 +65,30 @@ def recode_stages(
 
 
 def _recode_stage(
-    stage: Stage, dense: Any, compressed: Any, batches: tuple[Batches, Batches]
+    stage: Stage, dense: Any, compressed: Any, batches: tuple[Batches, Batches], method: Method
 ) -> Any:
     """Go through the layers of a stage; those that are still to come are dense."""
     current, there = jax.device_put(dense), jax.device_put(dense)
     ours, theirs = batches
-    scope = _scope(stage)
-    found = flat_leaves(compressed)
+    scope, found, weights = _scope(stage), flat_leaves(compressed), flat_leaves(dense)
     for group in layers_by_input(stage.apply, current, ours[0]):
         kernels = [f"{scope}{path}/kernel" for path in group]
-        kernels = [k for k in kernels if isinstance(found.get(k), sqs_jax.CompressedLeaf)]
+        kernels = [k for k in kernels if isinstance(found.get(k), _COMPRESSED)]
         if not kernels:
             continue
         moments = input_moments(stage.apply, group[0], (current, ours), (there, theirs))
-        wanted = {kernel: moments for kernel in kernels}
-        leaves = {kernel: found[kernel] for kernel in kernels}
-        dense_leaves = flat_leaves(dense)
-        recoded = sqs_jax.recode(leaves, {k: dense_leaves[k] for k in kernels}, wanted)
-        found |= recoded
-        values = sqs_jax.materialize(recoded)
-        current = map_leaves(lambda path, leaf: values.get(path, leaf), current)
-    return map_leaves(lambda path, leaf: found[path], compressed)
+        done = method(
+            {kernel: found[kernel] for kernel in kernels},
+            {kernel: weights[kernel] for kernel in kernels},
+            dict.fromkeys(kernels, moments),
+        )
+        found |= done
+        current = _replaced(current, sqs_jax.materialize(done))
+    return _replaced(compressed, found)
+
+
+def _replaced(tree: Any, leaves: dict[str, Any]) -> Any:
+    return map_leaves(lambda path, leaf: leaves.get(path, leaf), tree)
 
 
 def _scope(stage: Stage) -> str:

@@ -1,4 +1,4 @@
-"""A network as stages that are run one after the other, so that one of them is in memory at a time."""
+"""A network as stages, run one after the other, so that one of them is in memory at a time."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ class Stage(NamedTuple):
     """
 
     names: tuple[str, ...]
-    apply: Callable[[Any, jax.Array], jax.Array]
+    apply: Callable[[Any, jax.Array], Any]
 
 
 def stages_of(model: nn.Module, variables: Any) -> list[Stage]:
@@ -37,11 +37,11 @@ def stages_of(model: nn.Module, variables: Any) -> list[Stage]:
         ]
     block = DecoderBlock(model.config, Layers(model.rule, model.dtype))
 
-    def run_block(params: Any, x: jax.Array) -> jax.Array:
+    def run_block(params: Any, x: jax.Array) -> Any:
         (its,) = params.values()
         return block.apply({"params": its}, x)
 
-    def part(method: str) -> Callable[[Any, jax.Array], jax.Array]:
+    def part(method: str) -> Callable[[Any, jax.Array], Any]:
         return lambda params, x: model.apply({"params": params}, x, method=method)
 
     blocks = [Stage((f"layers_{i}",), run_block) for i in range(model.config.layers)]

@@ -1,4 +1,4 @@
-"""What published language models share here: WikiText-2, and 4 bits per weight of the whole file."""
+"""What published language models share here: WikiText-2, 4 bits per weight of the whole file."""
 
 from typing import Any
 

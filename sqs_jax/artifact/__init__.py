@@ -6,12 +6,13 @@ on the ground: it knows arrays and trees of them, and nothing of how they were t
 """
 
 from sqs_jax.artifact.bits import LeafSize, SizeReport
-from sqs_jax.artifact.compressed import CompressedLeaf, materialize
+from sqs_jax.artifact.compressed import CompressedLeaf, GridLeaf, materialize
 from sqs_jax.artifact.file import inspect, load, read_metadata, save, summarize
 from sqs_jax.artifact.reader import SqsFile, SqsFileError
 
 __all__ = [
     "CompressedLeaf",
+    "GridLeaf",
     "LeafSize",
     "SizeReport",
     "SqsFile",

@@ -8,7 +8,9 @@
 | entropy | N * H(code), code in {0 = pruned, 1..W*K} | order-0 bound of a static coder          |
 | file    | 8 * bytes on disk                         | the only one to be called compression    |
 
-A dense leaf counts its own dtype under fixed and entropy. See "Bits" in docs/math.md.
+A dense leaf counts its own dtype under fixed and entropy. A leaf of grids has log2 of its levels
+per weight as the published rate, no mask, and the scales and zeros of its groups. See "Bits" in
+docs/math.md.
 """
 
 import dataclasses
@@ -59,8 +61,8 @@ class LeafSize(_PerWeight):
         dtype: Name of the parameter's dtype.
         weights: N, the number of weights; 0 for a leaf that shares the values of an earlier one.
         kept: The number of codes that are not 0; N for a dense leaf.
-        components: K; None for a dense leaf.
-        windows: W; None for a dense leaf.
+        components: K, or the levels of a grid; None for a dense leaf.
+        windows: W, or the groups of a row; None for a dense leaf.
         original_bytes: The parameter as an array of its dtype.
         paper_bits, fixed_bits, entropy_bits: The figures of this module's table, for the leaf,
             entropy to a tenth of a bit.
@@ -235,6 +237,17 @@ def leaf_size(path: str, spec: Spec, file_bytes: int, *, shared: bool = False) -
                 paper = kept * math.log2(components)
                 fixed = count + kept * (codes.alphabet - 2).bit_length() + values
                 entropy = codes.entropy_bits
+        case LeafSpec(
+            "grid", parts=(SymbolsSpec() as codes, ArraySpec() as scales, SymbolsSpec() as zeros)
+        ):
+            windows, components = scales.shape[-2], codes.alphabet
+            if not shared:
+                groups = math.prod(scales.shape)
+                values = 8 * groups * DTYPES[scales.stored].itemsize
+                width = (components - 1).bit_length()
+                paper = count * math.log2(components)
+                fixed = (count + groups) * width + values
+                entropy = codes.entropy_bits + zeros.entropy_bits + values
     return LeafSize(
         path=path,
         shape=spec.shape,

@@ -1,13 +1,14 @@
 """What a compressed tensor is, and how it becomes an array again."""
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["CompressedLeaf", "materialize"]
+__all__ = ["LEAVES", "CompressedLeaf", "GridLeaf", "materialize"]
 
 MAX_VALUES = 65_535
 """The most non-zero values, W * K, one codebook can hold: codes are at most 16 bits."""
@@ -36,24 +37,65 @@ class CompressedLeaf:
     codebook: Any
 
 
+@partial(jax.tree_util.register_dataclass, data_fields=["codes", "scales", "zeros"],
+         meta_fields=["levels"])  # fmt: skip
+@dataclasses.dataclass(frozen=True)
+class GridLeaf:
+    """Hold one matrix as integer codes on uniform grids, a scale and a zero for each group.
+
+    What round-to-nearest, GPTQ and their like make of a kernel. Invariants (checked by `save`):
+
+    - `codes` is `[*S, I, O]`, integers below `levels`, uint8 if `levels` <= 256, else uint16.
+    - `scales` and `zeros` are `[*S, G, O]`; G divides I, and I / G rows in turn make a group.
+    - A weight is `(code - zero) * scale`, in the dtype of `scales`.
+    - `zeros` has the dtype of `codes` and lies below `levels`, which is 2 to 65,536.
+
+    Attributes:
+        codes: unsigned array `[*S, I, O]`.
+        scales: floating array `[*S, G, O]`, in units of weight.
+        zeros: unsigned array `[*S, G, O]`, the code of the weight 0.
+        levels: How many codes there are.
+    """
+
+    codes: Any
+    scales: Any
+    zeros: Any
+    levels: int
+
+
+LEAVES = (CompressedLeaf, GridLeaf)
+"""What stands for a tensor."""
+
+
 def materialize(compressed: Any) -> Any:
     """Return the dense parameters that a compressed tree stands for.
 
     Works under `jax.jit`, `jax.vmap` and with strict dtype promotion.
 
     Args:
-        compressed: Any pytree of `CompressedLeaf` and other leaves.
+        compressed: Any pytree of `CompressedLeaf`, `GridLeaf` and other leaves.
 
     Returns:
-        The same tree with every `CompressedLeaf` replaced by an array of the shape of its codes
-        and the dtype of its codebook: a numpy array where both its arrays are numpy's, a JAX array
+        The same tree with every such leaf replaced by an array of the shape of its codes and the
+        dtype of its codebook or scales: a numpy array where its arrays are numpy's, a JAX array
         otherwise. All other leaves are returned as they are.
     """
-    return jax.tree.map(
-        lambda leaf: _dense(leaf) if isinstance(leaf, CompressedLeaf) else leaf,
-        compressed,
-        is_leaf=lambda node: isinstance(node, CompressedLeaf),
-    )
+
+    def dense(leaf: Any) -> Any:
+        if isinstance(leaf, GridLeaf):
+            return _on_grid(leaf)
+        return _dense(leaf) if isinstance(leaf, CompressedLeaf) else leaf
+
+    return jax.tree.map(dense, compressed, is_leaf=lambda node: isinstance(node, LEAVES))
+
+
+def _on_grid(leaf: GridLeaf) -> Any:
+    *stacked, inputs, outputs = leaf.codes.shape
+    groups, dtype = leaf.scales.shape[-2], leaf.scales.dtype
+    codes = leaf.codes.reshape(*stacked, groups, inputs // groups, outputs)
+    # exact: codes have 16 bits, a product is rounded once
+    steps = codes.astype(np.int32) - leaf.zeros[..., None, :].astype(np.int32)
+    return (steps.astype(dtype) * leaf.scales[..., None, :]).reshape(leaf.codes.shape)
 
 
 def _dense(leaf: CompressedLeaf) -> Any:

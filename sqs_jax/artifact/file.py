@@ -19,7 +19,7 @@ from numpy.typing import DTypeLike
 from sqs_jax.artifact import kinds, storage, tree
 from sqs_jax.artifact.atomic import replacing
 from sqs_jax.artifact.bits import LeafSize, SizeReport, leaf_size
-from sqs_jax.artifact.compressed import CompressedLeaf
+from sqs_jax.artifact.compressed import LEAVES
 from sqs_jax.artifact.container import sealed, write_header, write_index
 from sqs_jax.artifact.parallel import mapping
 from sqs_jax.artifact.reader import Path, SqsFile, most_codes
@@ -167,7 +167,7 @@ def _pack(
     def describe(path: str, given: Any) -> Any:
         where = path or "(root)"
         leaf = storage.check_leaf(where, given)
-        if rounding is not None and not isinstance(leaf, CompressedLeaf):
+        if rounding is not None and not isinstance(leaf, LEAVES):
             leaf = storage.round_dense(where, leaf, rounding)
         spec, chunks = kinds.pack(leaf, map)
         data = b"".join(chunks)

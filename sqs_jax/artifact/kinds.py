@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sqs_jax.artifact import coding, storage
-from sqs_jax.artifact.compressed import CompressedLeaf
+from sqs_jax.artifact.compressed import CompressedLeaf, GridLeaf
 from sqs_jax.artifact.spec import ArraySpec, LeafSpec, Spec, SymbolsSpec
 
 __all__ = ["KINDS", "Kind", "Symbols", "check", "check_known", "pack", "unpack"]
@@ -52,6 +52,26 @@ def _check_codebook(spec: LeafSpec) -> None:
         raise ValueError(f"codes of {codes.alphabet} values for a codebook of {values}")
 
 
+def _grid_leaf(attributes: dict[str, Any], parts: list[Any]) -> GridLeaf:
+    codes, scales, zeros = parts
+    return GridLeaf(codes, scales, zeros, attributes["levels"])
+
+
+def _check_grid(spec: LeafSpec) -> None:
+    codes, scales, zeros = spec.parts if len(spec.parts) == 3 else (None, None, None)
+    parts = isinstance(codes, SymbolsSpec), isinstance(scales, ArraySpec)
+    if not all(parts) or not isinstance(zeros, SymbolsSpec):
+        raise ValueError("a grid leaf is symbols, an array and symbols")
+    assert isinstance(codes, SymbolsSpec) and isinstance(scales, ArraySpec)
+    dtype = storage.DTYPES[scales.dtype]
+    storage.check_grid(codes.shape, scales.shape, zeros.shape, dtype, codes.alphabet)
+    levels = {"levels": codes.alphabet}
+    if spec.attributes != levels or codes.alphabet != zeros.alphabet:
+        raise ValueError(f"codes of {codes.alphabet} levels on a grid of {spec.attributes!r:.50}")
+    if (codes.shape, scales.dtype) != (spec.shape, spec.dtype):
+        raise ValueError("a grid leaf is of another shape or dtype than its parts")
+
+
 KINDS = {
     "codebook": Kind(
         type=CompressedLeaf,
@@ -63,6 +83,17 @@ KINDS = {
         ),
         put_together=lambda _, parts: CompressedLeaf(*parts),
         check=_check_codebook,
+    ),
+    "grid": Kind(
+        type=GridLeaf,
+        take_apart=lambda leaf: (
+            leaf.codes.shape,
+            leaf.scales.dtype.name,
+            {"levels": leaf.levels},
+            [Symbols(leaf.codes, leaf.levels), leaf.scales, Symbols(leaf.zeros, leaf.levels)],
+        ),
+        put_together=_grid_leaf,
+        check=_check_grid,
     ),
 }
 

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import DTypeLike
 
-from sqs_jax.artifact.compressed import MAX_VALUES, CompressedLeaf
+from sqs_jax.artifact.compressed import LEAVES, MAX_VALUES, CompressedLeaf, GridLeaf
 
 __all__ = [
     "DTYPES",
     "check_codebook",
+    "check_grid",
     "check_leaf",
     "check_stored",
     "code_dtype",
@@ -37,22 +38,24 @@ NARROW = ("float8_e4m3fn", "float8_e5m2", "float16", "bfloat16", "float32")
 """The dtypes that floating values are stored in, first fit first (widths ascend)."""
 
 
-def check_leaf(path: str, leaf: Any) -> CompressedLeaf | np.ndarray:
+def check_leaf(path: str, leaf: Any) -> CompressedLeaf | GridLeaf | np.ndarray:
     """Return a leaf as numpy arrays, or say what is wrong with it.
 
     Args:
         path: Where the leaf is, for messages.
-        leaf: A `CompressedLeaf` or an array.
+        leaf: A `CompressedLeaf`, a `GridLeaf` or an array.
 
     Returns:
         The leaf, of C-contiguous numpy arrays.
 
     Raises:
         TypeError: If the leaf is traced, or is of a dtype that cannot be stored.
-        ValueError: If it breaks an invariant of `CompressedLeaf`, or lies on other hosts.
+        ValueError: If it breaks an invariant of its kind, or lies on other hosts.
     """
-    if not isinstance(leaf, CompressedLeaf):
+    if not isinstance(leaf, LEAVES):
         return _to_numpy(path, leaf)
+    if isinstance(leaf, GridLeaf):
+        return _check_grid_leaf(path, leaf)
     codes, codebook = (_to_numpy(path, array) for array in (leaf.codes, leaf.codebook))
     try:
         values = check_codebook(codes.shape, codebook.shape, codebook.dtype)
@@ -66,6 +69,47 @@ def check_leaf(path: str, leaf: Any) -> CompressedLeaf | np.ndarray:
     if codes.size and codes.max() > values:
         raise ValueError(f"{path!r}: code {codes.max()} points past a codebook of {values} values")
     return CompressedLeaf(codes, codebook)
+
+
+def _check_grid_leaf(path: str, leaf: GridLeaf) -> GridLeaf:
+    codes, scales, zeros = (_to_numpy(path, x) for x in (leaf.codes, leaf.scales, leaf.zeros))
+    try:
+        check_grid(codes.shape, scales.shape, zeros.shape, scales.dtype, leaf.levels)
+    except ValueError as error:
+        raise ValueError(f"{path!r}: {error}") from error
+    dtype = code_dtype(leaf.levels - 1)
+    for name, array in (("codes", codes), ("zeros", zeros)):
+        if array.dtype != dtype:
+            raise ValueError(
+                f"{path!r}: {name} are {array.dtype}, with {leaf.levels} levels they must be "
+                f"{dtype}; cast them"
+            )
+        if array.size and array.max() >= leaf.levels:
+            raise ValueError(f"{path!r}: {name} reach {array.max()}, of {leaf.levels} levels")
+    return GridLeaf(codes, scales, zeros, leaf.levels)
+
+
+def check_grid(
+    codes: Sequence[int], scales: Sequence[int], zeros: Sequence[int], dtype: np.dtype, levels: Any
+) -> None:
+    """Raise ValueError unless arrays of these shapes make a `GridLeaf`.
+
+    Args:
+        codes, scales, zeros: Their shapes.
+        dtype: Of the scales.
+        levels: How many codes there are.
+    """
+    groups = scales[-2] if len(scales) > 1 else 0
+    fits = len(codes) == len(scales) > 1 and tuple(scales) == (*codes[:-2], groups, codes[-1])
+    if not fits or tuple(zeros) != tuple(scales) or not groups or codes[-2] % groups:
+        raise ValueError(
+            f"codes of shape {tuple(codes)} do not go with scales {tuple(scales)} and zeros "
+            f"{tuple(zeros)}; they must be [*S, I, O] and [*S, G, O], and G must divide I"
+        )
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"the scales are {dtype}, they must be floating")
+    if type(levels) is not int or not 2 <= levels <= MAX_VALUES + 1:
+        raise ValueError(f"a grid of {levels!r} levels, it must have 2 to {MAX_VALUES + 1}")
 
 
 def check_codebook(shape: Sequence[int], codebook: Sequence[int], dtype: np.dtype) -> int:

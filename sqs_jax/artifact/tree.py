@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sqs_jax.artifact.compressed import CompressedLeaf
+from sqs_jax.artifact.compressed import LEAVES
 
 __all__ = ["MAX_PATHS", "flatten", "leaf_nodes", "unflatten"]
 
@@ -34,7 +34,7 @@ def flatten(tree: Any, describe: Callable[[str, Any], Any]) -> Any:
     """Return a tree's skeleton, having described its leaves in the order of `jax.tree`.
 
     Args:
-        tree: dicts (str keys or int keys), lists, tuples and None around `CompressedLeaf`s, numpy
+        tree: dicts (str keys or int keys), lists, tuples and None around compressed leaves, numpy
             arrays and scalars, JAX arrays, and array-likes with shape, dtype and `__array__`.
         describe: (path, leaf) -> the leaf's node in the skeleton, a path being the keys joined by
             "/".
@@ -50,7 +50,7 @@ def flatten(tree: Any, describe: Callable[[str, Any], Any]) -> Any:
             raise ValueError(f"{where[:80]!r}...: the tree is deeper than {MAX_DEPTH}")
         if node is None:
             return None
-        if isinstance(node, CompressedLeaf) or is_array(node):
+        if isinstance(node, LEAVES) or is_array(node):
             return describe(where, node)
         if type(node) is list or type(node) is tuple:
             tag = "l" if type(node) is list else "t"
@@ -160,6 +160,7 @@ def _way_out(node: Any) -> str:
     if hasattr(node, "unfreeze"):
         return f"a {name} cannot be stored; convert it to dict, x.unfreeze()"
     return (
-        f"a {name} cannot be stored; a file keeps dict, list, tuple, None, CompressedLeaf "
-        "and arrays; convert it (flax.nnx: nnx.to_pure_dict; a dataclass: a dict of its fields)"
+        f"a {name} cannot be stored; a file keeps dict, list, tuple, None, CompressedLeaf, "
+        "GridLeaf and arrays; convert it (flax.nnx: nnx.to_pure_dict; a dataclass: a dict of its "
+        "fields)"
     )

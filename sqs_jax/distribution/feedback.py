@@ -12,7 +12,7 @@ U^T U = H^-1. Here that cost is weighed against the length of the code, as every
 
 import math
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,16 +55,19 @@ class Feedback(NamedTuple):
     moments: jax.Array
 
 
-@jax.jit
-def inverse_factor(moments: jax.Array) -> Feedback:
+@partial(jax.jit, static_argnames="in_order")
+def inverse_factor(moments: jax.Array, *, in_order: bool = False) -> Feedback:
     """Factorise second moments of inputs, damped by a hundredth of their mean.
 
     Args:
       moments: H, float32 [I, I], positive semidefinite.
+      in_order: leave the inputs in their order.
     """
     mean = jnp.mean(jnp.diagonal(moments))
     damped = moments + (_DAMPING * mean + jnp.finfo(moments.dtype).tiny) * jnp.eye(len(moments))
-    order = jnp.argsort(-jnp.diagonal(moments), stable=True)
+    order = jnp.arange(len(moments))
+    if not in_order:
+        order = jnp.argsort(-jnp.diagonal(moments), stable=True)
     turned = order[::-1]
     # H = R R^T with R upper triangular, by the Cholesky factor of H turned around; U is R^-1
     lower = jnp.linalg.cholesky(damped[turned][:, turned])
@@ -151,16 +154,17 @@ def _round(
     importance = 1 / jnp.square(jnp.diagonal(factor))
     importance = importance / jnp.mean(importance[:inputs])
 
-    def round_row(carry: jax.Array, i: jax.Array, start: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def round_row(carry: jax.Array, i: jax.Array, start: jax.Array) -> tuple[jax.Array, Any]:
         """Round a row of the block, and make its errors good in those after it."""
         row = carry[i]
         at = start + i
-        cost = importance[at] * jnp.square(row[:, None] - values) + price * lengths
+        distance = row[:, None] - values[None]
+        cost = importance[at] * jnp.square(distance) + (price * lengths)[None]
         code = jnp.argmin(cost, axis=-1)
         steps = jax.lax.dynamic_slice(factor[at], (start,), (block,))
         error = (row - values[code]) / steps[i]
         later = jnp.where(jnp.arange(block) > i, steps, 0.0)
-        return carry - later[:, None] * error, (code, row, error)
+        return carry - later[:, None] * error[None], (code, row, error)
 
     def round_block(rows: jax.Array, start: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         here = jax.lax.dynamic_slice_in_dim(rows, start, block)
@@ -168,7 +172,8 @@ def _round(
             partial(round_row, start=start), here, jnp.arange(block)
         )
         steps = jax.lax.dynamic_slice_in_dim(factor, start, block)
-        later = jnp.where(jnp.arange(len(rows)) >= start + block, steps, 0.0)
+        after = jnp.arange(len(rows)) >= start + block
+        later = jnp.where(after[None], steps, 0.0)
         return rows - later.T @ errors, (codes, rounded)
 
     starts = jnp.arange(0, inputs + room, block)

@@ -28,9 +28,7 @@ def tensors():
         ]
     ):
         weights = params(shape, seed=seed)
-        made.append(
-            leaf(generic(transform(windows=windows, components=components).init(weights)))
-        )
+        made.append(leaf(generic(transform(windows=windows, components=components).init(weights))))
     return made
 
 

@@ -1,0 +1,181 @@
+"""Perplexity without training at equal bytes: ours, round-to-nearest and GPTQ, on stories260K.
+
+Calibrated on the first half of tinystories_cased_a, measured on the second, in windows of 256
+tokens at a stride of 128. All files are written by the same `save`; a peer has the
+most levels with which its file fits in the budget.
+"""
+
+import lzma
+import math
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import sqs_jax
+from experiments.calibrate import allocate
+from experiments.calibration.blocks import recode_stages
+from experiments.configs import stories260k
+from experiments.data import Dataset, text
+from experiments.evaluate import predict
+from experiments.importers import language
+from experiments.models.decoder import Decoder
+from experiments.problem import described
+from experiments.scores import metrics
+from sqs_jax.baselines import gptq, round_to_nearest
+
+_BITS = (6, 5, 4, 3)  # per weight, of the whole file
+_GROUP = 32  # inputs, or the nearest divisor
+_RULES = [sqs_jax.Rule(pattern=".*(kernel|embedding)")]
+
+
+class _Network(NamedTuple):
+    model: Decoder
+    params: Any
+    calibration: Dataset
+    test: Dataset
+    config: Any
+
+
+def run(workdir: Path, data: Path) -> list[dict[str, Any]]:
+    """Print and return a row for each budget and method."""
+    network = _load(data)
+    dense = _perplexity(network, network.params)
+    weights = sum(leaf.size for leaf in jax.tree.leaves(network.params))
+    print(f"dense: perplexity {dense:.3f}, {4 * weights:,} bytes in float32")
+    print(
+        f"{'bits':>4} {'method':<32} {'bytes':>8} {'perplexity':>10} {'above dense':>11} {'s':>5}"
+    )
+    methods: dict[str, Callable[[_Network, int], Any]] = {
+        "ours, allocation alone": partial(_ours, blocks=False),
+        "ours": partial(_ours, blocks=True),
+        **{
+            f"{name}, {'channel' if group is None else f'groups of {group}'}": partial(
+                _peer, group=group, feedback=feedback
+            )
+            for name, feedback in (("round to nearest", False), ("GPTQ", True))
+            for group in (None, _GROUP)
+        },
+    }
+    rows = []
+    for bits in _BITS:
+        budget = bits * weights // 8
+        for name, method in methods.items():
+            started = time.monotonic()
+            compressed = method(network, budget)
+            found = _perplexity(network, sqs_jax.materialize(compressed))
+            row: dict[str, Any] = {
+                "bits": bits,
+                "method": name,
+                "bytes": _size(compressed),
+                "perplexity": found,
+                "above_dense": found / dense - 1,
+                "seconds": time.monotonic() - started,
+            }
+            rows.append(row)
+            print(
+                f"{bits:4} {name:<32} {row['bytes']:8,} {found:10.3f} "
+                f"{100 * row['above_dense']:9.2f} % {row['seconds']:5.0f}",
+                flush=True,
+            )
+    return rows
+
+
+def _load(data: Path) -> _Network:
+    config = stories260k.get_config()
+    config.model.weights = str(data / "stories260K.bin")
+    config = described(config)
+    source = language.open_language_model(Path(config.model.weights))
+    model = Decoder(language.huggingface.decoder_config(source.config))
+    tokens = np.zeros((1, 1), np.int32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
+    params = jax.tree.map(np.asarray, language.weights_of(source, shapes))
+    tokenizer = language.read_tokenizer(data / "tok512.bin")
+    (start,) = tokenizer.encode("").ids
+    packed = data / "tinystories_cased_a.txt.xz"
+    story = lzma.decompress(packed.read_bytes()).decode()
+    half = story.index("\n\n", len(story) // 2)
+
+    def dataset(part: str, stride: int) -> Dataset:
+        ids = np.asarray(tokenizer.encode(part, add_special_tokens=False).ids)
+        return Dataset(*text.windows(ids, config.data.length, stride, start), None, None)
+
+    first, second = dataset(story[:half], config.data.length), dataset(story[half:], 128)
+    return _Network(model, params, first, second, config)
+
+
+def _perplexity(network: _Network, params: Any) -> float:
+    judged = predict(network.model, [{"params": params}], network.test)
+    return math.exp(metrics(judged)["nll"])
+
+
+def _size(compressed: Any) -> int:
+    return sqs_jax.summarize(compressed, dense_dtype="float16").file_bytes
+
+
+def _ours(network: _Network, budget: int, blocks: bool) -> Any:
+    config = network.config.copy_and_resolve_references()
+    config.sqs.target_bytes = budget
+    variables = {"params": network.params}
+    with tempfile.TemporaryDirectory() as folder:
+        compressed = allocate(network.model, variables, network.calibration, config, Path(folder))
+        if not blocks:
+            return compressed
+        batches = _batches(network)
+        return recode_stages(network.model, variables, compressed, batches, Path(folder) / "blocks")
+
+
+def _peer(network: _Network, budget: int, group: int | None, feedback: bool) -> Any:
+    """Give a peer the most levels with which its file fits."""
+    nearest = partial(_nearest, network.params, group)
+    low, high = 2, 256  # the former fits, the latter does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if _size(nearest(middle)) <= budget else (low, middle)
+    if not feedback:
+        return nearest(low)
+    for levels in range(low + 1, 1, -1):  # errors made good may take a little more
+        with tempfile.TemporaryDirectory() as folder:
+            found = recode_stages(
+                network.model,
+                {"params": network.params},
+                nearest(levels),
+                _batches(network),
+                Path(folder),
+                partial(_gptq, levels, group),
+            )
+        if _size(found) <= budget:
+            return found
+    raise ValueError(f"GPTQ does not fit in {budget} bytes.")
+
+
+def _nearest(params: Any, group: int | None, levels: int) -> Any:
+    def one(leaf: np.ndarray) -> Any:
+        if leaf.ndim < 2:
+            return leaf
+        size = group and _divisor(leaf.shape[0], group)
+        return round_to_nearest.compress({"_": leaf}, levels=levels, group=size)["_"]
+
+    return jax.tree.map(one, params)
+
+
+def _gptq(levels: int, group: int | None, _: Any, weights: Any, moments: Any) -> Any:
+    rows = next(iter(weights.values())).shape[0]
+    size = group and _divisor(rows, group)
+    return gptq.compress(weights, levels=levels, calibration=moments, group=size)
+
+
+def _divisor(count: int, wanted: int) -> int:
+    """Return the divisor of a count that is nearest to a number, by ratio."""
+    divisors = [d for d in range(1, count + 1) if count % d == 0]
+    return min(divisors, key=lambda d: abs(math.log(d / wanted)))
+
+
+def _batches(network: _Network) -> list[np.ndarray]:
+    examples = network.calibration.examples
+    return [np.asarray(examples[i : i + 16]) for i in range(0, len(examples), 16)]

@@ -1,0 +1,47 @@
+"""Round to nearest: every weight to the nearest point of its group's uniform grid.
+
+What every comparison of quantisers begins with; in GPTQ's paper (arXiv:2210.17323) "RTN".
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sqs_jax.baselines.grids import lay_grids, per_kernel
+from sqs_jax.transform.rules import DEFAULT_RULES, Rule
+
+
+def compress(
+    params: Any,
+    *,
+    levels: int,
+    group: int | None = None,
+    rules: Iterable[Rule] = DEFAULT_RULES,
+) -> Any:
+    """Round matrices to nearest.
+
+    Kept: asymmetric min-max grids per output, or per group of an output's inputs. Different: any
+    number of levels, for files are entropy-coded and a power of two is nothing special.
+
+    Args:
+      params: tree of arrays; kernels are [inputs, outputs].
+      levels: of each grid, at least 2.
+      group: inputs of a group; None: one group per output.
+      rules: which matrices.
+
+    Returns:
+      The tree with `GridLeaf`s.
+
+    Raises:
+      ValueError: see `per_kernel`.
+    """
+
+    def rounded(_: str, weights: jax.Array, group: int | None) -> tuple[Any, Any, Any]:
+        scales, zeros = lay_grids(weights, levels, group)
+        rows = weights.reshape(len(scales), -1, weights.shape[1])
+        codes = jnp.clip(jnp.round(rows / scales[:, None] + zeros[:, None]), 0, levels - 1)
+        return codes.reshape(weights.shape), scales, zeros
+
+    return per_kernel(params, rules, levels, group, rounded)

@@ -1,0 +1,161 @@
+"""Compression from inputs alone: stages against the whole network, order, resuming, the command."""
+
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sqs_jax
+from experiments.calibrate import allocate, calibrate, examples_of
+from experiments.calibration.blocks import recode_stages
+from experiments.calibration.inputs import input_moments, layers_by_input
+from experiments.calibration.sensitivity import fisher_information
+from experiments.calibration.stages import read, stages_of
+from experiments.data import Dataset
+from experiments.importers.huggingface import decoder_config
+from experiments.models.decoder import Decoder
+from experiments.trees import flat_leaves
+from tests.experiments.language_models import CONFIGS, tokens
+from tests.experiments.test_text import STORY, experiment
+
+TOKENS = tokens("llama")
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen2"])  # tied and not
+def network(request: Any) -> tuple[Decoder, Any]:
+    model = Decoder(decoder_config(CONFIGS[request.param]))
+    drawn = jax.jit(model.init)(jax.random.key(0), TOKENS)
+    # far from its start, where all tokens are equally likely
+    return model, jax.tree.map(lambda w: np.asarray(w) * (1 if w.ndim == 1 else 8), drawn)
+
+
+def test_stages_are_the_network(network: tuple[Decoder, Any]) -> None:
+    model, variables = network
+    x: Any = TOKENS
+    for stage in stages_of(model, variables):
+        x = stage.apply(read(variables["params"], stage), x)
+    np.testing.assert_allclose(x, model.apply(variables, TOKENS), rtol=1e-4, atol=1e-4)
+    names = [name for stage in stages_of(model, variables) for name in stage.names]
+    assert set(names) == variables["params"].keys()
+
+
+def test_fisher_information_stage_by_stage(network: tuple[Decoder, Any]) -> None:
+    """Against gradients of the whole network, of the same drawn labels."""
+    model, variables = network
+    dataset = Dataset(TOKENS, np.zeros(TOKENS.shape, np.int32), None, None)
+    found = flat_leaves(fisher_information(model, variables, dataset, batch_size=2, seed=3))
+
+    def gradient(params: Any, key: jax.Array) -> Any:
+        def nll(params: Any) -> jax.Array:
+            logits: Any = model.apply({"params": params}, TOKENS[::-1])
+            drawn = jax.random.categorical(key, jax.lax.stop_gradient(logits))
+            logs = jax.nn.log_softmax(logits)
+            return -jnp.sum(jnp.take_along_axis(logs, drawn[..., None], -1)) / drawn.size**0.5
+
+        return jax.tree.map(lambda g: jnp.mean(g**2), jax.grad(nll)(params))
+
+    run = jax.jit(gradient)
+    each = [run(variables["params"], jax.random.fold_in(jax.random.key(5), i)) for i in range(16)]
+    wanted = flat_leaves(jax.tree.map(lambda *xs: np.mean(xs), *each))
+    for path, value in wanted.items():
+        if path != "embed_tokens/embedding":  # shared by two stages of a tied network
+            assert 0.4 < found[path] / value < 2.5, path  # sixteen draws each
+
+
+def test_layers_of_one_input_are_one_group(network: tuple[Decoder, Any]) -> None:
+    model, variables = network
+    stage = stages_of(model, variables)[1]
+    params, x = read(variables["params"], stage), jnp.ones((1, 4, 48))
+    assert layers_by_input(stage.apply, params, x) == [
+        ["self_attn/q_proj", "self_attn/k_proj", "self_attn/v_proj"],
+        ["self_attn/o_proj"],
+        ["mlp/gate_proj", "mlp/up_proj"],
+        ["mlp/down_proj"],
+    ]
+
+
+def test_moments_are_those_of_all_batches() -> None:
+    model = nn.Dense(3)
+    rng = np.random.default_rng(0)
+    xs, ys = rng.standard_normal((2, 4, 5, 7, 6), np.float32)
+    params = model.init(jax.random.key(0), xs[0])["params"]
+
+    def apply(params: Any, x: jax.Array) -> Any:
+        return model.apply({"params": params}, x)
+
+    found = input_moments(apply, "", (params, list(xs)), (params, list(ys)))
+    x, y = (each.reshape(-1, 6) for each in (xs, ys))
+    np.testing.assert_allclose(found.second, x.T @ x / len(x), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.cross, x.T @ y / len(x), rtol=1e-4, atol=1e-5)
+
+
+def test_outputs_stay_nearer_and_finished_stages_are_kept(tmp_path: Path) -> None:
+    model = Decoder(decoder_config(CONFIGS["llama"]))
+    variables = jax.tree.map(
+        lambda w: np.asarray(w) * (1 if w.ndim == 1 else 8),
+        jax.jit(model.init)(jax.random.key(0), TOKENS),
+    )
+    rng = np.random.default_rng(1)
+    batches = [rng.integers(0, 96, (8, 48)).astype(np.int32) for _ in range(3)]
+    compressed = sqs_jax.compress_to_budget(
+        variables["params"],
+        target_bytes=14_000,
+        sensitivity=jax.tree.map(lambda _: np.float32(1), variables["params"]),
+        rules=[sqs_jax.Rule(pattern=".*(kernel|embedding)")],
+    )
+    found = recode_stages(model, variables, compressed, batches, tmp_path)
+    run = jax.jit(model.apply)
+    wanted = run(variables, TOKENS)
+    before, after = (
+        np.square(run({"params": sqs_jax.materialize(p)}, TOKENS) - wanted).mean()
+        for p in (compressed, found)
+    )
+    assert after < 0.8 * before
+    assert sqs_jax.summarize(found).file_bytes <= 1.01 * sqs_jax.summarize(compressed).file_bytes
+
+    (tmp_path / "002.sqs").unlink()  # as if the run had been stopped there
+    (tmp_path / "003.sqs").unlink()
+    again = recode_stages(model, variables, compressed, batches, tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, found, again)
+
+
+def test_the_command(tmp_path: Path) -> None:
+    (tmp_path / "story.txt").write_text(STORY)
+    size = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "head_dim": 8}
+    config = experiment(tmp_path, "language", "qwen3", num_attention_heads=2, **size)
+    config.batch_size, config.calibration.examples = 4, 8
+    config.sqs.pattern, config.sqs.target_bytes = ".*(kernel|embedding)", 7_000
+    found = calibrate(config, tmp_path / "run")
+    assert found.keys() == {"dense", "mode"}
+    assert 0.97 * 7_000 <= found["mode"]["bytes"] <= 7_000
+    first = (tmp_path / "run" / "model.sqs").read_bytes()
+    (tmp_path / "run" / "model.sqs").unlink()
+    calibrate(config, tmp_path / "run")  # goes on after what is done
+    assert (tmp_path / "run" / "model.sqs").read_bytes() == first
+
+
+def test_what_cannot_be_calibrated_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "story.txt").write_text(STORY)
+    config = experiment(tmp_path, "language", "llama")
+    with pytest.raises(ValueError, match="target_bytes is 0"):
+        calibrate(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    train = Dataset(TOKENS, TOKENS, None, None)
+    config.calibration.examples, config.batch_size = 0, 1
+    with pytest.raises(ValueError, match=r"calibration\.examples is 0"):
+        examples_of(train, config)
+    config.calibration.examples, config.batch_size = 100, 3
+    with pytest.raises(ValueError, match="has 2 examples: not one batch"):
+        examples_of(train, config)
+
+
+def test_an_allocation_is_made_once(tmp_path: Path) -> None:
+    config = experiment(tmp_path, "language", "llama")
+    kernel = np.ones((2, 1), np.float32)
+    sqs_jax.save(tmp_path / "allocation.sqs", {"kernel": kernel})
+    found = allocate(None, None, None, config, tmp_path)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(found["kernel"], kernel)

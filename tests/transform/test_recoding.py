@@ -1,0 +1,58 @@
+"""`recode` on trees: which leaves it touches, what it refuses, inputs that have changed."""
+
+import jax
+import numpy as np
+import pytest
+
+import sqs_jax
+from sqs_jax import InputMoments
+
+RNG = np.random.default_rng(0)
+PARAMS = {
+    "a": {"kernel": RNG.laplace(0, 0.1, (32, 24)).astype(np.float32), "bias": np.zeros(24, "f4")},
+    "b": {"kernel": RNG.laplace(0, 0.1, (24, 40)).astype(np.float32)},
+}
+X = RNG.standard_normal((500, 32)) @ RNG.standard_normal((32, 32))
+
+
+def second(x):
+    return (x.T @ x / len(x)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def compressed():
+    ones = jax.tree.map(lambda _: np.float32(1), PARAMS)
+    return sqs_jax.compress_to_budget(PARAMS, target_bytes=1500, sensitivity=ones)
+
+
+def test_only_kernels_with_inputs_change_and_the_file_does_not_grow(compressed):
+    found = sqs_jax.recode(compressed, PARAMS, {"a": {"kernel": InputMoments(second(X))}})
+    assert found["b"]["kernel"] is compressed["b"]["kernel"]
+    assert found["a"]["bias"] is compressed["a"]["bias"]
+    before, after = (sqs_jax.materialize(t["a"]["kernel"]) for t in (compressed, found))
+    wanted = X @ PARAMS["a"]["kernel"]
+    assert np.square(X @ after - wanted).sum() < 0.7 * np.square(X @ before - wanted).sum()
+    sizes = [sqs_jax.summarize(t).file_bytes for t in (compressed, found)]
+    assert sizes[1] <= 1.01 * sizes[0]
+
+
+def test_outputs_follow_the_network_that_is_imitated(compressed):
+    seen = X * 0.9 + 0.3 * RNG.standard_normal(X.shape)  # what compressed layers before it give
+    cross = (seen.T @ X / len(X)).astype(np.float32)
+    wanted = X @ PARAMS["a"]["kernel"]
+    errors = []
+    for moments in (InputMoments(second(seen)), InputMoments(second(seen), cross)):
+        found = sqs_jax.recode(compressed, PARAMS, {"a": {"kernel": moments}})
+        errors.append(np.square(seen @ sqs_jax.materialize(found["a"]["kernel"]) - wanted).sum())
+    assert errors[1] < errors[0]
+
+
+def test_bad_moments_are_refused(compressed):
+    for inputs, message in (
+        ({"a": {"bias": InputMoments(second(X))}}, "a/bias.*not compressed"),
+        ({"c": {"kernel": InputMoments(second(X))}}, "c/kernel, where nothing is compressed"),
+        ({"b": {"kernel": InputMoments(second(X))}}, r"b/kernel.*\(32, 32\).*\(24, 24\)"),
+        ({"a": {"kernel": InputMoments(np.full((32, 32), np.nan, "f4"))}}, "a/kernel.*not finite"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sqs_jax.recode(compressed, PARAMS, inputs)
