@@ -1,4 +1,7 @@
-"""What published language models share here: WikiText-2, 4 bits per weight of the whole file."""
+"""What published language models share here: the task, and 4 bits per weight of the whole file.
+
+Tasks: "wikitext2", the next token; "sst2", sentences whose label is the word that goes on.
+"""
 
 from typing import Any
 
@@ -11,14 +14,30 @@ from experiments.importers.huggingface import decoder_config
 from experiments.models.decoder import Decoder
 
 _BITS = 4
+_TASKS = {"wikitext2": ("language", 512), "sst2": ("sentences", 128)}
 
 
-def get_config(shape: dict[str, Any]) -> ConfigDict:
+def chosen(argument: str, sizes: dict[str, Any]) -> tuple[Any, str]:
+    """Return what a config's argument names, SIZE or SIZE-TASK: a size, and the task.
+
+    Raises:
+      ValueError: for a size or a task that is not there.
+    """
+    size, _, task = argument.partition("-")
+    task = task or "wikitext2"
+    if size not in sizes or task not in _TASKS:
+        raise ValueError(
+            f"The config's argument is {argument!r}; it must be one of {', '.join(sizes)}, or that "
+            f"and one of {', '.join(_TASKS)}: {next(iter(sizes))}-sst2."
+        )
+    return sizes[size], task
+
+
+def get_config(shape: dict[str, Any], task: str = "wikitext2") -> ConfigDict:
     """Return the experiment for a model of this config.json."""
     config = base.experiment()
-    config.data.kind = "language"
-    config.data.name = "wikitext2"
-    config.data.length = 512
+    config.data.kind, config.data.length = _TASKS[task]
+    config.data.name = task
     config.model.shape = ConfigDict(shape)
     config.model.dtype = "bfloat16"
     config.batch_size = 4

@@ -11,7 +11,7 @@ thousandths of its spread.
 """
 
 import math
-from functools import partial
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Literal
 
@@ -82,13 +82,18 @@ def _to_host(loc: jax.Array, stacked: int) -> np.ndarray:
 def _sample(loc: jax.Array, stacked: int) -> jax.Array:
     """Take `SAMPLE` weights of every larger slice, evenly spread; [*S, n], or `loc` as it is."""
     shape = loc.shape[stacked:]
-    size = math.prod(shape)
-    if size <= SAMPLE:
+    if math.prod(shape) <= SAMPLE:
         return loc
+    return loc[(..., *map(jnp.asarray, _places(shape)))]
+
+
+@lru_cache(maxsize=4)  # a model's large tensors have few shapes
+def _places(shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+    """Return indices of `SAMPLE` weights, evenly spread, int32 along each axis."""
     # Multiples of the golden ratio, modulo 1: no step that could fall in with the rows' length.
     golden = (math.sqrt(5) - 1) / 2
-    at = (np.arange(SAMPLE) * golden % 1 * size).astype(np.int64)
-    return loc[(..., *(jnp.asarray(i, jnp.int32) for i in np.unravel_index(at, shape)))]
+    at = (np.arange(SAMPLE) * golden % 1 * math.prod(shape)).astype(np.int64)
+    return tuple(i.astype(np.int32) for i in np.unravel_index(at, shape))
 
 
 def _fit_slices(

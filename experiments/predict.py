@@ -1,0 +1,134 @@
+"""Say what an experiment would take, before any of it runs: bytes of files and of every device.
+
+    python -m experiments.predict --config=experiments/configs/qwen2_5.py:0.5b --devices=8
+
+Nothing is read and nothing computed: shapes alone, laid out as the training would lay them out on
+so many devices, of which `config.mesh.fsdp` share what is trained. Activations are an upper bound:
+all that a block computes on its way, as if nothing of it were fused.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags, logging
+from jax.sharding import AbstractMesh, AxisType
+from ml_collections import config_flags
+
+import sqs_jax
+from experiments.calibration.stages import stages_of
+from experiments.importers.huggingface import decoder_config, encoder_config
+from experiments.models.decoder import Decoder
+from experiments.models.encoder import Encoder
+from experiments.problem import described
+from experiments.training.layout import AXES, lay_out
+from experiments.training.phases import phases
+from experiments.training.step import init_state
+
+_CONFIG: Any = config_flags.DEFINE_config_file("config", None, "Experiment.", lock_config=True)
+_DEVICES = flags.DEFINE_integer("devices", 1, "Devices of the training, 1 or more.")
+_SEPARATOR = 102  # of the two segments of a BERT; shapes do not depend on it
+
+
+def predict(config: Any, devices: int) -> dict[str, int]:
+    """Return bytes by what they are of, and the number of weights.
+
+    Args:
+      config: of a language model, `described`.
+      devices: of the training.
+
+    Raises:
+      ValueError: for images, or if the mesh does not fit.
+    """
+    shape = config.model.shape.to_dict()
+    if config.data.kind == "images" or not shape:
+        raise ValueError("Predictions are of language models: config.model.shape is empty.")
+    dtype = jnp.dtype(config.model.dtype)
+    model: Any
+    if shape["model_type"] == "bert":
+        classes = None if config.data.kind == "answers" else 2
+        model = Encoder(encoder_config(shape, _SEPARATOR), classes, dtype=dtype)
+    else:
+        model = Decoder(decoder_config(shape), dtype=dtype)
+    if devices % config.mesh.fsdp or config.batch_size % devices:
+        raise ValueError(
+            f"--devices={devices} must be a multiple of config.mesh.fsdp={config.mesh.fsdp} and "
+            f"divide config.batch_size={config.batch_size}."
+        )
+    examples = jax.ShapeDtypeStruct((config.batch_size, config.data.length), jnp.int32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), examples)
+    weights = sum(leaf.size for leaf in jax.tree.leaves(variables))
+    here = jax.ShapeDtypeStruct((config.batch_size // devices, config.data.length), jnp.int32)
+    activations, largest = _of_stages(model, variables, here)
+    calibration, _ = _of_stages(model, variables, examples, most=True)
+    return {
+        "weights": weights,
+        "dense file": 4 * weights,
+        "compressed file": config.sqs.target_bytes,
+        "training, per device": _trained(config, variables, devices) + activations,
+        "calibration, one device": calibration + 2 * largest,
+    }
+
+
+def _trained(config: Any, variables: Any, devices: int) -> int:
+    """Count state, gradient and teacher of the compression on one device."""
+    fsdp = config.mesh.fsdp
+    kind = (AxisType.Auto,) * len(AXES)
+    mesh: Any = AbstractMesh((devices // fsdp, fsdp), AXES, axis_types=kind)
+    phase = phases(config, config.batch_size)[-1]
+    state = jax.eval_shape(lambda v: init_state(phase, v), variables)
+    layout = lay_out(state, state.posterior, mesh, config)
+    trainable, _ = sqs_jax.partition(state.posterior, train=phase.learning_rate)
+    gradient = lay_out(trainable, state.posterior, mesh, config)
+    teacher = lay_out(variables, variables["params"], mesh, config)
+    return _bytes(state, layout) + _bytes(trainable, gradient) + _bytes(variables, teacher)
+
+
+def _bytes(tree: Any, layout: Any) -> int:
+    """Count what one device holds of arrays that are laid out."""
+    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(layout), strict=True)
+    return sum(math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize for x, s in pairs)
+
+
+def _of_stages(model: Any, variables: Any, examples: Any, *, most: bool = False) -> tuple[int, int]:
+    """Count what the stages compute on their way: all together, or the most of one.
+
+    Returns:
+      That, and the bytes of the largest stage's weights.
+    """
+    counts, weights, x = [], [], examples
+    known: dict[Any, tuple[int, Any]] = {}  # blocks are alike
+    for stage in stages_of(model, variables):
+        params = {name: variables["params"][name] for name in stage.names}
+        key = stage.apply, x.shape
+        if key not in known:
+            traced, out = jax.make_jaxpr(stage.apply, return_shape=True)(params, x)
+            made = sum(v.aval.size * v.aval.dtype.itemsize for v in _made(traced.jaxpr))
+            known[key] = made, out
+        made, x = known[key]
+        counts.append(made)
+        weights.append(sum(4 * leaf.size for leaf in jax.tree.leaves(params)))
+    return (max(counts) if most else sum(counts)), max(weights)
+
+
+def _made(jaxpr: Any) -> list[Any]:
+    """List the variables that a program makes, those of its sub-programs in their place."""
+    found: list[Any] = []
+    for equation in jaxpr.eqns:
+        inner = [p.jaxpr for p in equation.params.values() if hasattr(p, "jaxpr")]
+        found += [v for each in inner for v in _made(each)] if inner else equation.outvars
+    return found
+
+
+def main(_: Any) -> None:
+    if not _CONFIG.value:
+        raise app.UsageError("--config is needed.")
+    logging.set_verbosity(logging.WARNING)  # jax tells of every backend that is not there
+    for name, count in predict(described(_CONFIG.value), _DEVICES.value).items():
+        unit = "" if name == "weights" else f"  {count / 2**30:8.3f} GiB"
+        print(f"{name:26} {count:16,}{unit}")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,68 @@
+"""Published shapes, abstractly: their numbers of weights, and what they take on devices."""
+
+from importlib import import_module
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.configs import tinystories_llama
+from experiments.importers.huggingface import decoder_config
+from experiments.models.decoder import Decoder
+from experiments.predict import predict
+from experiments.training.phases import phases
+from experiments.training.step import init_state
+
+
+def load(name: str, *argument: str) -> Any:
+    return import_module(f"experiments.configs.{name}").get_config(*argument)
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "weights"),
+    [
+        ("qwen2_5", ("0.5b",), 494_032_768),
+        ("qwen2_5", ("1.5b-sst2",), 1_543_714_304),
+        ("llama3", ("3.2_1b-sst2",), 1_235_814_400),
+        ("llama3", ("3_8b",), 8_030_261_248),
+        ("bert_base_squad", (), 108_893_186),  # without the pooler, which answers do not need
+    ],
+)
+def test_published_models(name: str, argument: tuple[str, ...], weights: int) -> None:
+    config = load(name, *argument)
+    config.batch_size = 8
+    with jax.numpy_dtype_promotion("standard"):  # optax's Adam needs it
+        one = predict(config, 1)
+        config.mesh.fsdp = 8
+        eight = predict(config, 8)
+    assert one["weights"] == eight["weights"] == weights
+    if argument:
+        assert one["compressed file"] == weights // 2
+    assert one["training, per device"] > 20 * weights  # posterior, moments, gradient, teacher
+    assert eight["training, per device"] < one["training, per device"] / 5
+    assert one["calibration, one device"] < one["training, per device"]
+
+
+def test_the_state_is_counted_as_it_is() -> None:
+    config = tinystories_llama.get_config()
+    config.model.shape.num_hidden_layers = 1
+    config.model.shape.vocab_size = 512
+    phase = phases(config, config.batch_size)[-1]
+    config.batch_size, config.data.length = 2, 1  # next to no activations
+    model = Decoder(decoder_config(config.model.shape.to_dict()))
+    variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 8), np.int32))
+    with jax.numpy_dtype_promotion("standard"):
+        state = init_state(phase, variables)
+        found = predict(config, 1)["training, per device"]
+    held, weights = (sum(x.nbytes for x in jax.tree.leaves(tree)) for tree in (state, variables))
+    assert 0 <= found - held - 2 * weights < 0.3 * weights  # gradient and teacher; activations
+
+
+def test_what_cannot_be_predicted_is_refused() -> None:
+    with pytest.raises(ValueError, match="predictions are of language models".capitalize()):
+        predict(load("digits"), 1)
+    with pytest.raises(ValueError, match=r"--devices=3 must be a multiple of config\.mesh\.fsdp"):
+        predict(load("qwen2_5"), 3)
+    with pytest.raises(ValueError, match=r"argument is '7b'; it must be one of 0\.5b, 1\.5b"):
+        load("qwen2_5", "7b")
