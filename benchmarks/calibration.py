@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import sqs_jax
@@ -22,7 +23,7 @@ from experiments.calibrate import allocate
 from experiments.calibration.blocks import recode_stages
 from experiments.configs import stories260k
 from experiments.data import Dataset, text
-from experiments.evaluate import predict
+from experiments.evaluate import predict, probabilities
 from experiments.importers import language
 from experiments.models.decoder import Decoder
 from experiments.problem import described
@@ -48,9 +49,8 @@ def run(workdir: Path, data: Path) -> list[dict[str, Any]]:
     dense = _perplexity(network, network.params)
     weights = sum(leaf.size for leaf in jax.tree.leaves(network.params))
     print(f"dense: perplexity {dense:.3f}, {4 * weights:,} bytes in float32")
-    print(
-        f"{'bits':>4} {'method':<32} {'bytes':>8} {'perplexity':>10} {'above dense':>11} {'s':>5}"
-    )
+    head = f"{'bits':>4} {'method':<32} {'bytes':>8} {'perplexity':>10} {'above dense':>11}"
+    print(f"{head} {'KL':>8} {'s':>5}")
     methods: dict[str, Callable[[_Network, int], Any]] = {
         "ours, allocation alone": partial(_ours, blocks=False),
         "ours": partial(_ours, blocks=True),
@@ -68,19 +68,22 @@ def run(workdir: Path, data: Path) -> list[dict[str, Any]]:
         for name, method in methods.items():
             started = time.monotonic()
             compressed = method(network, budget)
-            found = _perplexity(network, sqs_jax.materialize(compressed))
+            params = sqs_jax.materialize(compressed)
+            found = _perplexity(network, params)
             row: dict[str, Any] = {
                 "bits": bits,
                 "method": name,
                 "bytes": _size(compressed),
                 "perplexity": found,
                 "above_dense": found / dense - 1,
+                "divergence": _divergence(network, params),
                 "seconds": time.monotonic() - started,
             }
             rows.append(row)
             print(
                 f"{bits:4} {name:<32} {row['bytes']:8,} {found:10.3f} "
-                f"{100 * row['above_dense']:9.2f} % {row['seconds']:5.0f}",
+                f"{100 * row['above_dense']:9.2f} % "
+                f"{row['divergence']:8.4f} {row['seconds']:5.0f}",
                 flush=True,
             )
     return rows
@@ -112,6 +115,18 @@ def _load(data: Path) -> _Network:
 def _perplexity(network: _Network, params: Any) -> float:
     judged = predict(network.model, [{"params": params}], network.test)
     return math.exp(metrics(judged)["nll"])
+
+
+def _divergence(network: _Network, params: Any) -> float:
+    """Compute KL(dense || compressed) of the next token's distribution, nats per token."""
+    parts = [
+        probabilities(network.model, {"params": p}, network.test) for p in (network.params, params)
+    ]
+    found, asked = 0.0, network.test.labels >= 0
+    for (chosen, p), (_, q) in zip(*parts, strict=True):
+        each = jnp.sum(p * (jnp.log(jnp.maximum(p, 1e-30)) - jnp.log(jnp.maximum(q, 1e-30))), -1)
+        found += float(np.asarray(each)[asked[chosen]].sum())
+    return found / network.test.units
 
 
 def _size(compressed: Any) -> int:

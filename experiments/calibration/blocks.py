@@ -1,6 +1,6 @@
 """Compress a network from inputs alone, stage by stage; finished stages are kept on the disk."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from rich.progress import track
 
 import sqs_jax
 from experiments.calibration.inputs import input_moments, layers_by_input
-from experiments.calibration.stages import Stage, read, stages_of
+from experiments.calibration.stages import Stage, read, run, stages_of
 from experiments.trees import flat_leaves, map_leaves
 
 Batches = list[np.ndarray]
@@ -97,9 +97,5 @@ def _scope(stage: Stage) -> str:
 
 
 def _outputs(stage: Stage, params: Any, batches: Batches) -> Batches:
-    def each() -> Iterator[np.ndarray]:
-        run, its = jax.jit(stage.apply), jax.device_put(params)
-        for x in batches:
-            yield np.asarray(run(its, x))
-
-    return list(each())
+    its = jax.device_put(params)
+    return [np.asarray(run(stage.apply, its, x)) for x in batches]

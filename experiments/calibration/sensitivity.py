@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from rich.progress import track
 
-from experiments.calibration.stages import Stage, read, stages_of
+from experiments.calibration.stages import Stage, read, run, stages_of
 from experiments.data import Dataset, batch_indices
 
 _BATCHES = 16
@@ -41,8 +41,8 @@ def fisher_information(
     batches = [batch_indices(len(train.labels), batch_size, seed, step) for step in range(_BATCHES)]
     inputs: list[list[Any]] = [[train.inputs(chosen) for chosen in batches]]
     for stage in track(stages[:-1], "inputs of each part", transient=True):
-        run, its = jax.jit(stage.apply), jax.device_put(read(params, stage))
-        inputs.append([np.asarray(run(its, x)) for x in inputs[-1]])
+        its = jax.device_put(read(params, stage))
+        inputs.append([np.asarray(run(stage.apply, its, x)) for x in inputs[-1]])
     found = jax.tree.map(lambda leaf: np.float32(0), params)
     back: list[Any] = [jax.random.fold_in(jax.random.key(seed), i) for i in range(_BATCHES)]
     for stage in track(stages[::-1], "sensitivities", transient=True):

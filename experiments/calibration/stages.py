@@ -1,6 +1,8 @@
 """A network as stages, run one after the other, so that one of them is in memory at a time."""
 
+import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -32,25 +34,47 @@ def stages_of(model: nn.Module, variables: Any) -> list[Stage]:
     """
     if not isinstance(model, Decoder):
         state = {name: value for name, value in variables.items() if name != "params"}
-        return [
-            Stage(tuple(variables["params"]), lambda p, x: model.apply({"params": p, **state}, x))
-        ]
-    block = DecoderBlock(model.config, Layers(model.rule, model.dtype))
 
-    def run_block(params: Any, x: jax.Array) -> Any:
-        (its,) = params.values()
-        return block.apply({"params": its}, x)
+        def whole(params: Any, x: jax.Array) -> Any:
+            return model.apply({"params": params, **state}, x)
 
-    def part(method: str) -> Callable[[Any, jax.Array], Any]:
-        return lambda params, x: model.apply({"params": params}, x, method=method)
-
-    blocks = [Stage((f"layers_{i}",), run_block) for i in range(model.config.layers)]
+        return [Stage(tuple(variables["params"]), whole)]
+    block = _Block(DecoderBlock(model.config, Layers(model.rule, model.dtype)))
+    blocks = [Stage((f"layers_{i}",), block) for i in range(model.config.layers)]
     head = "embed_tokens" if model.config.tied else "lm_head"
     return [
-        Stage(("embed_tokens",), part("embed")),
+        Stage(("embed_tokens",), _Part(model, "embed")),
         *blocks,
-        Stage(("norm", head), part("head")),
+        Stage(("norm", head), _Part(model, "head")),
     ]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Block:
+    """Applies a block; equal for all blocks of equal models, so that each program is made once."""
+
+    block: DecoderBlock
+
+    def __call__(self, params: Any, x: jax.Array) -> Any:
+        (its,) = params.values()
+        return self.block.apply({"params": its}, x)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """Applies a method of the model."""
+
+    model: Decoder
+    method: str
+
+    def __call__(self, params: Any, x: jax.Array) -> Any:
+        return self.model.apply({"params": params}, x, method=self.method)
+
+
+@partial(jax.jit, static_argnums=0)
+def run(apply: Callable[[Any, jax.Array], Any], params: Any, x: jax.Array) -> Any:
+    """Apply a stage, compiled."""
+    return apply(params, x)
 
 
 def read(params: Any, stage: Stage) -> Any:

@@ -127,6 +127,7 @@ def test_averages_of_a_finished_run_are_judged(finished: Path) -> None:
     assert "<svg" in (finished / "inference.html").read_text()
 
 
+@pytest.mark.scale
 def test_kill_and_start_again_gives_the_same_file(finished: Path, tmp_path: Path) -> None:
     workdir = tmp_path / "killed"
     process = subprocess.Popen(command(workdir), stdout=subprocess.DEVNULL)
