@@ -29,11 +29,6 @@ from experiments.outcome import evaluate_files, show
 from experiments.problem import TOKENIZER, described, load_problem, starting_variables
 from experiments.training.workdir import claim_workdir, hold_workdir
 
-_CONFIG: Any = config_flags.DEFINE_config_file(
-    "config", None, "Experiment: experiments/configs/stories260k.py, ...", lock_config=True
-)
-_WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; made if it is not there.")
-
 # Of the budget, before codes are chosen anew: codebooks may take a few bytes more after that.
 _LEAST, _AIM, _MOST = 0.993, 0.997, 0.998
 _TRIALS = 3
@@ -134,11 +129,11 @@ def allocate(model: Any, variables: Any, train: Dataset, config: Any, workdir: P
 
 
 def main(_: Any) -> None:
-    for flag in (_CONFIG, _WORKDIR):
-        if not flag.value:
-            raise app.UsageError(f"--{flag.name} is needed.")
+    given = flags.FLAGS
+    if not given.config or not given.workdir:
+        raise app.UsageError("--config and --workdir are needed.")
     logging.set_verbosity(logging.WARNING)  # jax tells of every backend that is not there
-    config, workdir = described(_CONFIG.value), Path(_WORKDIR.value)
+    config, workdir = described(given.config), Path(given.workdir)
     evaluation = calibrate(config, workdir)
     show(evaluation, sqs_jax.inspect(workdir / "model.sqs"))
     told = json.loads((workdir / "calibration.json").read_text())["seconds"]
@@ -146,4 +141,8 @@ def main(_: Any) -> None:
 
 
 if __name__ == "__main__":
+    config_flags.DEFINE_config_file(
+        "config", None, "Experiment: experiments/configs/stories260k.py, ...", lock_config=True
+    )
+    flags.DEFINE_string("workdir", "", "Folder of the run; made if it is not there.")
     app.run(main)

@@ -26,8 +26,6 @@ from experiments.training.layout import AXES, lay_out
 from experiments.training.phases import phases
 from experiments.training.step import init_state
 
-_CONFIG: Any = config_flags.DEFINE_config_file("config", None, "Experiment.", lock_config=True)
-_DEVICES = flags.DEFINE_integer("devices", 1, "Devices of the training, 1 or more.")
 _SEPARATOR = 102  # of the two segments of a BERT; shapes do not depend on it
 
 
@@ -122,13 +120,16 @@ def _made(jaxpr: Any) -> list[Any]:
 
 
 def main(_: Any) -> None:
-    if not _CONFIG.value:
+    given = flags.FLAGS
+    if not given.config:
         raise app.UsageError("--config is needed.")
     logging.set_verbosity(logging.WARNING)  # jax tells of every backend that is not there
-    for name, count in predict(described(_CONFIG.value), _DEVICES.value).items():
+    for name, count in predict(described(given.config), given.devices).items():
         unit = "" if name == "weights" else f"  {count / 2**30:8.3f} GiB"
         print(f"{name:26} {count:16,}{unit}")
 
 
 if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", None, "Experiment.", lock_config=True)
+    flags.DEFINE_integer("devices", 1, "Devices of the training, 1 or more.")
     app.run(main)

@@ -33,7 +33,7 @@ def chosen(argument: str, sizes: dict[str, Any]) -> tuple[Any, str]:
     return sizes[size], task
 
 
-def get_config(shape: dict[str, Any], task: str = "wikitext2") -> ConfigDict:
+def experiment(shape: dict[str, Any], task: str = "wikitext2") -> ConfigDict:
     """Return the experiment for a model of this config.json."""
     config = base.experiment()
     config.data.kind, config.data.length = _TASKS[task]

@@ -43,4 +43,4 @@ def get_config(argument: str = "3.2_1b") -> ConfigDict:
             "high_freq_factor": 4.0,
             "original_max_position_embeddings": 8192,
         }
-    return language_models.get_config(shape, task)
+    return language_models.experiment(shape, task)

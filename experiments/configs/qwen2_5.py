@@ -21,7 +21,7 @@ _SIZES = {
 def get_config(argument: str = "0.5b") -> ConfigDict:
     size, task = language_models.chosen(argument, _SIZES)
     width, hidden, layers, heads, key_value_heads = size
-    return language_models.get_config(
+    return language_models.experiment(
         {
             "model_type": "qwen2",
             "vocab_size": 151_936,
