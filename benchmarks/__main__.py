@@ -26,6 +26,7 @@ from benchmarks import (
     scaling,
     soft_weight,
     steps,
+    windows,
 )
 
 BENCHMARKS = {
@@ -39,6 +40,7 @@ BENCHMARKS = {
     "recipes": recipes.run,
     "imported": imported.run,
     "calibration": calibration.run,
+    "windows": windows.run,
     "input": input.run,
 }
 
@@ -56,9 +58,7 @@ def main() -> None:
         parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
     options.workdir.mkdir(parents=True, exist_ok=True)
     path = options.workdir / "benchmarks.json"
-    # what other benchmarks have measured there before stays
-    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    results["machine"] = {
+    machine = {
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
         "cores": os.cpu_count(),
@@ -67,8 +67,10 @@ def main() -> None:
     }
     for name in options.names or BENCHMARKS:
         print(f"\n{name}: {BENCHMARKS[name].__module__}", flush=True)
-        results[name] = BENCHMARKS[name](options.workdir, options.data)
-        path.write_text(json.dumps(results, indent=1))
+        rows = BENCHMARKS[name](options.workdir, options.data)
+        # what other benchmarks have measured there, also in the meantime, stays
+        found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps({**found, "machine": machine, name: rows}, indent=1))
     print(f"\nwritten: {path}")
 
 

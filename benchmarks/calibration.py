@@ -35,7 +35,7 @@ _GROUP = 32  # inputs, or the nearest divisor
 _RULES = [sqs_jax.Rule(pattern=".*(kernel|embedding)")]
 
 
-class _Network(NamedTuple):
+class Network(NamedTuple):
     model: Decoder
     params: Any
     calibration: Dataset
@@ -45,13 +45,13 @@ class _Network(NamedTuple):
 
 def run(workdir: Path, data: Path) -> list[dict[str, Any]]:
     """Print and return a row for each budget and method."""
-    network = _load(data)
+    network = load(data)
     dense = _perplexity(network, network.params)
     weights = sum(leaf.size for leaf in jax.tree.leaves(network.params))
     print(f"dense: perplexity {dense:.3f}, {4 * weights:,} bytes in float32")
     head = f"{'bits':>4} {'method':<32} {'bytes':>8} {'perplexity':>10} {'above dense':>11}"
     print(f"{head} {'KL':>8} {'s':>5}")
-    methods: dict[str, Callable[[_Network, int], Any]] = {
+    methods: dict[str, Callable[[Network, int], Any]] = {
         "ours, allocation alone": partial(_ours, blocks=False),
         "ours": partial(_ours, blocks=True),
         **{
@@ -73,10 +73,10 @@ def run(workdir: Path, data: Path) -> list[dict[str, Any]]:
             row: dict[str, Any] = {
                 "bits": bits,
                 "method": name,
-                "bytes": _size(compressed),
+                "bytes": file_bytes(compressed),
                 "perplexity": found,
                 "above_dense": found / dense - 1,
-                "divergence": _divergence(network, params),
+                "divergence": divergence(network, params),
                 "seconds": time.monotonic() - started,
             }
             rows.append(row)
@@ -89,7 +89,7 @@ def run(workdir: Path, data: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _load(data: Path) -> _Network:
+def load(data: Path) -> Network:
     config = stories260k.get_config()
     config.model.weights = str(data / "stories260K.bin")
     config = described(config)
@@ -109,15 +109,15 @@ def _load(data: Path) -> _Network:
         return Dataset(*text.windows(ids, config.data.length, stride, start), None, None)
 
     first, second = dataset(story[:half], config.data.length), dataset(story[half:], 128)
-    return _Network(model, params, first, second, config)
+    return Network(model, params, first, second, config)
 
 
-def _perplexity(network: _Network, params: Any) -> float:
+def _perplexity(network: Network, params: Any) -> float:
     judged = predict(network.model, [{"params": params}], network.test)
     return math.exp(metrics(judged)["nll"])
 
 
-def _divergence(network: _Network, params: Any) -> float:
+def divergence(network: Network, params: Any) -> float:
     """Compute KL(dense || compressed) of the next token's distribution, nats per token."""
     parts = [
         probabilities(network.model, {"params": p}, network.test) for p in (network.params, params)
@@ -129,11 +129,11 @@ def _divergence(network: _Network, params: Any) -> float:
     return found / network.test.units
 
 
-def _size(compressed: Any) -> int:
+def file_bytes(compressed: Any) -> int:
     return sqs_jax.summarize(compressed, dense_dtype="float16").file_bytes
 
 
-def _ours(network: _Network, budget: int, blocks: bool) -> Any:
+def _ours(network: Network, budget: int, blocks: bool) -> Any:
     config = network.config.copy_and_resolve_references()
     config.sqs.target_bytes = budget
     variables = {"params": network.params}
@@ -145,13 +145,13 @@ def _ours(network: _Network, budget: int, blocks: bool) -> Any:
         return recode_stages(network.model, variables, compressed, batches, Path(folder) / "blocks")
 
 
-def _peer(network: _Network, budget: int, group: int | None, feedback: bool) -> Any:
+def _peer(network: Network, budget: int, group: int | None, feedback: bool) -> Any:
     """Give a peer the most levels with which its file fits."""
     nearest = partial(_nearest, network.params, group)
     low, high = 2, 256  # the former fits, the latter does not
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if _size(nearest(middle)) <= budget else (low, middle)
+        low, high = (middle, high) if file_bytes(nearest(middle)) <= budget else (low, middle)
     if not feedback:
         return nearest(low)
     for levels in range(low + 1, 1, -1):  # errors made good may take a little more
@@ -164,7 +164,7 @@ def _peer(network: _Network, budget: int, group: int | None, feedback: bool) -> 
                 Path(folder),
                 partial(_gptq, levels, group),
             )
-        if _size(found) <= budget:
+        if file_bytes(found) <= budget:
             return found
     raise ValueError(f"GPTQ does not fit in {budget} bytes.")
 
@@ -191,6 +191,6 @@ def _divisor(count: int, wanted: int) -> int:
     return min(divisors, key=lambda d: abs(math.log(d / wanted)))
 
 
-def _batches(network: _Network) -> list[np.ndarray]:
+def _batches(network: Network) -> list[np.ndarray]:
     examples = network.calibration.examples
     return [np.asarray(examples[i : i + 16]) for i in range(0, len(examples), 16)]
