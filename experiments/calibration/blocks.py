@@ -70,9 +70,9 @@ def _recode_stage(
     """Go through the layers of a stage; those that are still to come are dense."""
     current, there = jax.device_put(dense), jax.device_put(dense)
     ours, theirs = batches
-    scope, found, weights = _scope(stage), flat_leaves(compressed), flat_leaves(dense)
+    found, weights = flat_leaves(compressed), flat_leaves(dense)
     for group in layers_by_input(stage.apply, current, ours[0]):
-        kernels = [f"{scope}{path}/kernel" for path in group]
+        kernels = [f"{stage.scope}{path}/kernel" for path in group]
         kernels = [k for k in kernels if isinstance(found.get(k), _COMPRESSED)]
         if not kernels:
             continue
@@ -89,11 +89,6 @@ def _recode_stage(
 
 def _replaced(tree: Any, leaves: dict[str, Any]) -> Any:
     return map_leaves(lambda path, leaf: leaves.get(path, leaf), tree)
-
-
-def _scope(stage: Stage) -> str:
-    """Return what paths within the stage lack of those in the params."""
-    return f"{stage.names[0]}/" if stage.names[0].startswith("layers_") else ""
 
 
 def _outputs(stage: Stage, params: Any, batches: Batches) -> Batches:

@@ -18,10 +18,12 @@ class Stage(NamedTuple):
 
     Attributes:
       names: of its params, at the top of the tree.
+      scope: what paths of its layers begin with in the tree, and not within the stage.
       apply: ({name: params}, inputs) -> outputs; equal for stages that one program serves.
     """
 
     names: tuple[str, ...]
+    scope: str
     apply: Callable[[Any, jax.Array], Any]
 
 
@@ -38,14 +40,14 @@ def stages_of(model: nn.Module, variables: Any) -> list[Stage]:
         def whole(params: Any, x: jax.Array) -> Any:
             return model.apply({"params": params, **state}, x)
 
-        return [Stage(tuple(variables["params"]), whole)]
+        return [Stage(tuple(variables["params"]), "", whole)]
     block = _Block(DecoderBlock(model.config, Layers(model.rule, model.dtype)))
-    blocks = [Stage((f"layers_{i}",), block) for i in range(model.config.layers)]
+    blocks = [Stage((f"layers_{i}",), f"layers_{i}/", block) for i in range(model.config.layers)]
     head = "embed_tokens" if model.config.tied else "lm_head"
     return [
-        Stage(("embed_tokens",), _Part(model, "embed")),
+        Stage(("embed_tokens",), "", _Part(model, "embed")),
         *blocks,
-        Stage(("norm", head), _Part(model, "head")),
+        Stage(("norm", head), "", _Part(model, "head")),
     ]
 
 
