@@ -32,7 +32,6 @@ from sqs_jax.baselines import gptq, round_to_nearest
 
 _BITS = (6, 5, 4, 3)  # per weight, of the whole file
 _GROUP = 32  # inputs, or the nearest divisor
-_RULES = [sqs_jax.Rule(pattern=".*(kernel|embedding)")]
 
 
 class Network(NamedTuple):

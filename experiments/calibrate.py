@@ -44,6 +44,13 @@ def calibrate(config: Any, workdir: Path) -> dict[str, Any]:
     variables = starting_variables(problem, config)
     if not config.sqs.target_bytes:
         raise ValueError("config.sqs.target_bytes is 0; give the bytes that the file may take.")
+    if len(variables) > 1:
+        raise ValueError(
+            "The network has batch statistics, which calibration does not know: it is for networks "
+            "of linear layers. Use experiments.train."
+        )
+    if (workdir / "mean.sqs").is_file():
+        raise ValueError(f"{workdir} holds a training; give another --workdir.")
     batches = examples_of(problem.splits.train, config)
     claim_workdir(workdir, config)
     hold_workdir(workdir)
@@ -67,7 +74,12 @@ def calibrate(config: Any, workdir: Path) -> dict[str, Any]:
 
     def write() -> None:
         tree, options = shipped(compressed, state, config)
-        sqs_jax.save(workdir / "model.sqs", tree, **options)
+        written = sqs_jax.save(workdir / "model.sqs", tree, **options)
+        if written > config.sqs.target_bytes:
+            raise ValueError(
+                f"{workdir / 'model.sqs'} takes {written} bytes, config.sqs.target_bytes is "
+                f"{config.sqs.target_bytes}; start anew with a little less."
+            )
         dense = jax.tree.map(np.asarray, variables)
         sqs_jax.save(workdir / "dense.sqs", dense)
 

@@ -23,8 +23,8 @@ def evaluate_files(workdir: Path, correct: np.ndarray | None = None) -> None:
       correct: which images [n] the network in memory classifies correctly, if that is known.
 
     Raises:
-      RuntimeError: if the file classifies other images correctly; on an accelerator, if more than
-        one in a thousand.
+      RuntimeError: if the file classifies other images correctly; on an accelerator, if their
+        number differs by more than one in a thousand.
     """
     print("Evaluating the files in a process of their own.", flush=True)
     command = [sys.executable, "-m", "experiments.evaluate", f"--workdir={workdir}"]

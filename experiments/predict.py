@@ -4,7 +4,8 @@
 
 Nothing is read and nothing computed: shapes alone, laid out as the training would lay them out on
 so many devices, of which `config.mesh.fsdp` share what is trained. Activations are an upper bound:
-all that a block computes on its way, as if nothing of it were fused.
+all that a block computes on its way forward, as if nothing of it were fused. A decoder that labels
+sentences counts as one that predicts tokens; second moments of inputs are not counted.
 """
 
 import math
@@ -131,5 +132,5 @@ def main(_: Any) -> None:
 
 if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "Experiment.", lock_config=True)
-    flags.DEFINE_integer("devices", 1, "Devices of the training, 1 or more.")
+    flags.DEFINE_integer("devices", 1, "Devices of the training.", lower_bound=1)
     app.run(main)

@@ -1,1 +1,1 @@
-"""Compression from inputs alone: no labels, no gradient steps, one block in memory."""
+"""Compression from inputs alone: no labels, no gradient steps, of a decoder one block in memory."""

@@ -47,21 +47,20 @@ def input_moments(
     count = 0
     for x, y in zip(ours[1], theirs[1], strict=True):
         sums = _sums(apply, path, ours[0], theirs[0], x, y)
-        second, cross = second + sums[0], cross + sums[1]
-        count += x.size // x.shape[-1]
+        second, cross, count = second + sums[0], cross + sums[1], count + int(sums[2])
     return sqs_jax.InputMoments(second / count, cross / count)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _sums(
     apply: Apply, path: str, ours: Any, theirs: Any, x: jax.Array, y: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array, int]:
     def rows(params: Any, x: jax.Array) -> jax.Array:
         inputs = dict(_record(apply, params, x))[path]
         return inputs.reshape(-1, inputs.shape[-1]).astype(jnp.float32)
 
     mine, wanted = rows(ours, x), rows(theirs, y)
-    return mine.T @ mine, mine.T @ wanted
+    return mine.T @ mine, mine.T @ wanted, len(mine)
 
 
 def _record(apply: Apply, params: Any, x: jax.Array) -> list[tuple[str, jax.Array]]:

@@ -62,7 +62,7 @@ class LeafSize(_PerWeight):
         weights: N, the number of weights; 0 for a leaf that shares the values of an earlier one.
         kept: The number of codes that are not 0; N for a dense leaf.
         components: K, or the levels of a grid; None for a dense leaf.
-        windows: W, or the groups of a row; None for a dense leaf.
+        windows: W, or the groups of an output; None for a dense leaf.
         original_bytes: The parameter as an array of its dtype.
         paper_bits, fixed_bits, entropy_bits: The figures of this module's table, for the leaf,
             entropy to a tenth of a bit.

@@ -93,9 +93,11 @@ def _on_grid(leaf: GridLeaf) -> Any:
     *stacked, inputs, outputs = leaf.codes.shape
     groups, dtype = leaf.scales.shape[-2], leaf.scales.dtype
     codes = leaf.codes.reshape(*stacked, groups, inputs // groups, outputs)
-    # exact: codes have 16 bits, a product is rounded once
+    # 16-bit differences are exact in float32, not in the narrower dtypes
+    wide = np.promote_types(dtype, np.float32)
     steps = codes.astype(np.int32) - leaf.zeros[..., None, :].astype(np.int32)
-    return (steps.astype(dtype) * leaf.scales[..., None, :]).reshape(leaf.codes.shape)
+    values = steps.astype(wide) * leaf.scales[..., None, :].astype(wide)
+    return values.astype(dtype).reshape(leaf.codes.shape)
 
 
 def _dense(leaf: CompressedLeaf) -> Any:

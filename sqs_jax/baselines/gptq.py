@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from sqs_jax.baselines.grids import lay_grids, per_kernel
+from sqs_jax.baselines.round_to_nearest import round_kernel
 from sqs_jax.distribution.feedback import InputMoments, inverse_factor
 from sqs_jax.transform.rules import DEFAULT_RULES, Rule, path_string
 
@@ -46,10 +47,13 @@ def compress(
         calibration, is_leaf=lambda node: isinstance(node, InputMoments)
     )
     moments = {path_string(path): jnp.asarray(found.second) for path, found in pairs}
+    used = set()
 
     def rounded(path: str, weights: jax.Array, group: int | None) -> tuple[Any, Any, Any]:
-        inputs = weights.shape[0]
-        second = moments.get(path, jnp.eye(inputs))
+        if path not in moments:
+            return round_kernel(weights, levels, group)
+        used.add(path)
+        inputs, second = weights.shape[0], moments[path]
         if second.shape != (inputs, inputs) or not bool(jnp.isfinite(second).all()):
             raise ValueError(
                 f"{path}: second moments have shape {second.shape}, for {inputs} inputs, or are "
@@ -59,7 +63,10 @@ def compress(
             weights, inverse_factor(second, in_order=True).factor, levels, group or inputs
         )
 
-    return per_kernel(params, rules, levels, group, rounded)
+    found = per_kernel(params, rules, levels, group, rounded)
+    if unknown := sorted(moments.keys() - used):
+        raise ValueError(f"calibration has {', '.join(unknown)}, where no matrix is compressed.")
+    return found
 
 
 @partial(jax.jit, static_argnums=(2, 3))

@@ -28,7 +28,7 @@ def lay_grids(weights: jax.Array, levels: int, group: int | None) -> tuple[jax.A
     high = jnp.maximum(groups.max(1), 0.0)
     scales = (high - low) / (levels - 1)
     short = scales.astype(jnp.float16).astype(scales.dtype)
-    scales = jnp.where((short > 0) & jnp.isfinite(short), short, scales)
+    scales = jnp.where(jnp.abs(short - scales) <= 2.0**-10 * scales, short, scales)
     scales = jnp.where(scales > 0, scales, 1.0)  # a group of zeros
     return scales, jnp.clip(jnp.round(-low / scales), 0, levels - 1)
 
@@ -50,18 +50,19 @@ def per_kernel(
       method: (path, weights [I, O], group) -> (codes, scales, zeros).
 
     Raises:
-      ValueError: for fewer than 2 levels, a group that does not divide a kernel's rows, or weights
-        that are not finite, naming the path; or for a rule that matches nothing.
+      ValueError: for fewer than 2 or more than 65,536 levels, a group that does not divide a
+        kernel's rows, or weights that are not finite, naming the path; or for a rule that matches
+        nothing.
     """
-    if levels < 2:
-        raise ValueError(f"levels is {levels}; a grid needs at least 2.")
+    if not 2 <= levels <= 65_536:
+        raise ValueError(f"levels is {levels}; a grid has 2 to 65,536.")
     pairs, treedef = flatten(params)
     found = []
     for (path, leaf), rule in zip(
         pairs, assign(check_rules(rules), [path for path, _ in pairs]), strict=True
     ):
-        matrix = getattr(leaf, "ndim", 0) == 2
-        if not (rule is not None and rule.components is not None and matrix):
+        matrix = np.ndim(leaf) == 2 and jnp.issubdtype(leaf.dtype, jnp.floating)
+        if not (matrix and rule is not None and rule.compresses(leaf)):
             found.append(leaf)
             continue
         weights = jnp.asarray(np.asarray(leaf), jnp.float32)

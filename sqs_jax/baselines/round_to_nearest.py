@@ -39,9 +39,14 @@ def compress(
     """
 
     def rounded(_: str, weights: jax.Array, group: int | None) -> tuple[Any, Any, Any]:
-        scales, zeros = lay_grids(weights, levels, group)
-        rows = weights.reshape(len(scales), -1, weights.shape[1])
-        codes = jnp.clip(jnp.round(rows / scales[:, None] + zeros[:, None]), 0, levels - 1)
-        return codes.reshape(weights.shape), scales, zeros
+        return round_kernel(weights, levels, group)
 
     return per_kernel(params, rules, levels, group, rounded)
+
+
+def round_kernel(weights: jax.Array, levels: int, group: int | None) -> tuple[Any, Any, Any]:
+    """Return codes [I, O], scales and zeros [G, O] of a kernel's weights, each at its nearest."""
+    scales, zeros = lay_grids(weights, levels, group)
+    rows = weights.reshape(len(scales), -1, weights.shape[1])
+    codes = jnp.clip(jnp.round(rows / scales[:, None] + zeros[:, None]), 0, levels - 1)
+    return codes.reshape(weights.shape), scales, zeros

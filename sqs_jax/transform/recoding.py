@@ -45,7 +45,9 @@ def recode(compressed: Any, params: Any, inputs: Any) -> Any:
     found = []
     for path, leaf in leaves:
         moments = given.pop(path, None)
-        found.append(leaf if moments is None else _recode(path, leaf, weights[path], moments))
+        if moments is not None:
+            leaf = _recode(path, leaf, weights.get(path), moments)
+        found.append(leaf)
     if given:
         raise ValueError(f"inputs has {', '.join(sorted(given))}, where nothing is compressed.")
     return treedef.unflatten(found)
@@ -69,7 +71,11 @@ def _recode(path: str, leaf: Any, weights: Any, moments: InputMoments) -> Any:
             f"{path}: second moments of inputs have shape {second.shape}; a kernel "
             f"{leaf.codes.shape} needs {(rows, rows)}, and two axes."
         )
-    if not bool(jnp.isfinite(second).all()):
+    if np.shape(weights) != leaf.codes.shape:
+        raise ValueError(f"{path}: params have no weights of shape {leaf.codes.shape} there.")
+    if cross is not None and cross.shape != second.shape:
+        raise ValueError(f"{path}: cross has shape {cross.shape}, second {second.shape}.")
+    if not all(bool(jnp.isfinite(m).all()) for m in (second, cross) if m is not None):
         raise ValueError(f"{path}: second moments of its inputs are not finite.")
     feedback = inverse_factor(second)
     wanted = jnp.asarray(np.asarray(weights), jnp.float32)

@@ -53,6 +53,10 @@ def test_bad_moments_are_refused(compressed):
         ({"c": {"kernel": InputMoments(second(X))}}, "c/kernel, where nothing is compressed"),
         ({"b": {"kernel": InputMoments(second(X))}}, r"b/kernel.*\(32, 32\).*\(24, 24\)"),
         ({"a": {"kernel": InputMoments(np.full((32, 32), np.nan, "f4"))}}, "a/kernel.*not finite"),
+        (
+            {"a": {"kernel": InputMoments(second(X), np.ones(32, "f4"))}},
+            r"a/kernel: cross has shape \(32,\)",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             sqs_jax.recode(compressed, PARAMS, inputs)
