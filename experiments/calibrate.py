@@ -6,8 +6,8 @@
 
 K and sparsity of every tensor come from `config.sqs.target_bytes` and the network's sensitivities;
 codes are then chosen block by block such that each layer's outputs stay put. Blocks that are done
-are kept: the same command goes on after the last. The folder ends up as that of a training does:
-model.sqs, dense.sqs, evaluation.json, tokenizer.json.
+are kept: the same command goes on after the last. The folder ends up with model.sqs, dense.sqs,
+evaluation.json, calibration.json (times, device memory) and tokenizer.json.
 """
 
 import json
@@ -70,18 +70,17 @@ def calibrate(config: Any, workdir: Path) -> dict[str, Any]:
     )
     folder = workdir / "blocks"
     compressed = timed("blocks", recode_stages, model, variables, compressed, batches, folder)
-    state = {name: value for name, value in variables.items() if name != "params"}
 
     def write() -> None:
-        tree, options = shipped(compressed, state, config)
+        tree, options = shipped(compressed, {}, config)
         written = sqs_jax.save(workdir / "model.sqs", tree, **options)
         if written > config.sqs.target_bytes:
+            (workdir / "model.sqs").unlink()  # which breaks its promise
             raise ValueError(
-                f"{workdir / 'model.sqs'} takes {written} bytes, config.sqs.target_bytes is "
-                f"{config.sqs.target_bytes}; start anew with a little less."
+                f"model.sqs would take {written} bytes, config.sqs.target_bytes is "
+                f"{config.sqs.target_bytes}; give a little less, and another --workdir."
             )
-        dense = jax.tree.map(np.asarray, variables)
-        sqs_jax.save(workdir / "dense.sqs", dense)
+        sqs_jax.save(workdir / "dense.sqs", jax.tree.map(np.asarray, variables))
 
     timed("writing", write)
     memory = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
@@ -117,19 +116,18 @@ def allocate(model: Any, variables: Any, train: Dataset, config: Any, workdir: P
     if path.is_file():
         return sqs_jax.load(path)
     sensitivity = fisher_information(model, variables, train, config.batch_size, config.seed)
-    state = {name: value for name, value in variables.items() if name != "params"}
-    tree, options = shipped(variables["params"], state, config)
+    tree, options = shipped(variables["params"], {}, config)
     budget = config.sqs.target_bytes
     target, found, best = _AIM * budget, 0, None
     for _ in range(_TRIALS):
         compressed = sqs_jax.compress_to_budget(
-            {"params": tree["params"]},
+            tree,
             target_bytes=int(target),
             sensitivity={"params": sensitivity},
             rules=[sqs_jax.Rule(pattern=f"params/(?:{config.sqs.pattern})")],
             **options,
         )["params"]
-        size = sqs_jax.summarize({**tree, "params": compressed}, **options).file_bytes
+        size = sqs_jax.summarize({"params": compressed}, **options).file_bytes
         if found < size <= _MOST * budget:
             found, best = size, compressed
         if _LEAST * budget <= size <= _MOST * budget:

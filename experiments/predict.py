@@ -40,9 +40,11 @@ def predict(config: Any, devices: int) -> dict[str, int]:
     Raises:
       ValueError: for images, or if the mesh does not fit.
     """
+    if config.data.kind == "images":
+        raise ValueError("config.data.kind is 'images'; predictions are of language models.")
     shape = config.model.shape.to_dict()
-    if config.data.kind == "images" or not shape:
-        raise ValueError("Predictions are of language models: config.model.shape is empty.")
+    if not shape:
+        raise ValueError("config.model.shape is empty; give the fields of a config.json.")
     dtype = jnp.dtype(config.model.dtype)
     model: Any
     if shape["model_type"] == "bert":

@@ -91,6 +91,23 @@ def experiment() -> ConfigDict:
     return config
 
 
+def language_experiment(rate: float) -> ConfigDict:
+    """Return an experiment with a language model: all of it compressed, taught by the dense one.
+
+    Args:
+      rate: learning rate of the compression.
+    """
+    config = experiment()
+    config.sqs.pattern = ".*(kernel|embedding)"
+    config.sqs.sensitivity = "fisher"
+    config.sqs.distill_weight = 1.0
+    config.sqs.learning_rate.loc = rate
+    config.sqs.learning_rate.means = rate
+    config.sqs.learning_rate.dense = rate
+    config.evaluation.average_samples = 0
+    return config
+
+
 def default_recipe() -> ConfigDict:
     """Return our own recipe."""
     sqs = ConfigDict()

@@ -13,7 +13,7 @@ from experiments.configs import base
 
 
 def get_config() -> ConfigDict:
-    config = base.experiment()
+    config = base.language_experiment(rate=3e-5)
     config.data.kind = "answers"
     config.data.name = "v1.1"
     config.data.length = 384
@@ -37,13 +37,7 @@ def get_config() -> ConfigDict:
     config.dense.epochs = 2
     config.dense.learning_rate = 3e-5
     config.dense.warmup = 0.1
-    config.sqs.pattern = ".*(kernel|embedding)"
     config.sqs.target_bytes = 43_500_000
-    config.sqs.sensitivity = "fisher"
     config.sqs.epochs = 4
     config.sqs.distill_weight = 0.9
-    config.sqs.learning_rate.loc = 3e-5
-    config.sqs.learning_rate.means = 3e-5
-    config.sqs.learning_rate.dense = 3e-5
-    config.evaluation.average_samples = 0
     return config

@@ -35,23 +35,16 @@ def chosen(argument: str, sizes: dict[str, Any]) -> tuple[Any, str]:
 
 def experiment(shape: dict[str, Any], task: str = "wikitext2") -> ConfigDict:
     """Return the experiment for a model of this config.json."""
-    config = base.experiment()
+    config = base.language_experiment(rate=2e-5)
     config.data.kind, config.data.length = _TASKS[task]
     config.data.name = task
     config.model.shape = ConfigDict(shape)
     config.model.dtype = "bfloat16"
     config.batch_size = 8
     config.finetune = False
-    config.sqs.pattern = ".*(kernel|embedding)"
     config.sqs.target_bytes = _BITS * count_weights(shape) // 8
-    config.sqs.sensitivity = "fisher"
     config.sqs.epochs = 1
-    config.sqs.distill_weight = 1.0
-    config.sqs.learning_rate.loc = 2e-5
-    config.sqs.learning_rate.means = 2e-5
-    config.sqs.learning_rate.dense = 2e-5
     config.calibration.examples = 128
-    config.evaluation.average_samples = 0
     return config
 
 

@@ -14,7 +14,7 @@ from experiments.configs import base
 
 
 def get_config() -> ConfigDict:
-    config = base.experiment()
+    config = base.language_experiment(rate=2e-4)
     config.data.kind = "sentences"
     config.data.name = "sst2"
     config.data.length = 64
@@ -37,13 +37,7 @@ def get_config() -> ConfigDict:
     config.dense.learning_rate = 5e-4
     config.dense.weight_decay = 0.1
     config.dense.warmup = 0.1
-    config.sqs.pattern = ".*(kernel|embedding)"
     config.sqs.target_bytes = 1_754_000  # a tenth of the dense file
-    config.sqs.sensitivity = "fisher"
     config.sqs.epochs = 4
     config.sqs.distill_weight = 0.9
-    config.sqs.learning_rate.loc = 2e-4
-    config.sqs.learning_rate.means = 2e-4
-    config.sqs.learning_rate.dense = 2e-4
-    config.evaluation.average_samples = 0
     return config

@@ -15,20 +15,13 @@ from experiments.configs import base
 
 
 def get_config() -> ConfigDict:
-    config = base.experiment()
+    config = base.language_experiment(rate=1e-3)
     config.data.kind = "language"
     config.data.name = "tinystories_cased_a"
     config.data.length = 256
     config.data.stride = 128
     config.batch_size = 8
     config.finetune = False
-    config.sqs.pattern = ".*(kernel|embedding)"
     config.sqs.target_bytes = 130_016  # 4 bits per weight, of the whole file
-    config.sqs.sensitivity = "fisher"
     config.sqs.epochs = 20
-    config.sqs.distill_weight = 1.0
-    config.sqs.learning_rate.loc = 1e-3
-    config.sqs.learning_rate.means = 1e-3
-    config.sqs.learning_rate.dense = 1e-3
-    config.evaluation.average_samples = 0
     return config

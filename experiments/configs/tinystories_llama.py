@@ -11,7 +11,7 @@ from experiments.configs import base
 
 
 def get_config() -> ConfigDict:
-    config = base.experiment()
+    config = base.language_experiment(rate=5e-4)
     config.data.kind = "language"
     config.data.name = "tinystories_lowercase_4M"
     config.data.length = 256
@@ -35,13 +35,6 @@ def get_config() -> ConfigDict:
     config.dense.learning_rate = 1e-3
     config.dense.weight_decay = 0.1
     config.dense.warmup = 0.05
-    config.sqs.pattern = ".*(kernel|embedding)"
     config.sqs.target_bytes = 3_164_000  # 4 bits per weight, of the whole file
-    config.sqs.sensitivity = "fisher"
     config.sqs.epochs = 8
-    config.sqs.distill_weight = 1.0
-    config.sqs.learning_rate.loc = 5e-4
-    config.sqs.learning_rate.means = 5e-4
-    config.sqs.learning_rate.dense = 5e-4
-    config.evaluation.average_samples = 0
     return config

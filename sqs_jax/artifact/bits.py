@@ -60,7 +60,7 @@ class LeafSize(_PerWeight):
         shape: Shape of the parameter.
         dtype: Name of the parameter's dtype.
         weights: N, the number of weights; 0 for a leaf that shares the values of an earlier one.
-        kept: The number of codes that are not 0; N for a dense leaf.
+        kept: The number of codes that are not 0; N for a dense leaf or one of grids.
         components: K, or the levels of a grid; None for a dense leaf.
         windows: W, or the groups of an output; None for a dense leaf.
         original_bytes: The parameter as an array of its dtype.
@@ -85,7 +85,7 @@ class LeafSize(_PerWeight):
 
     @property
     def compressed(self) -> bool:
-        """Whether the leaf has codes and a codebook."""
+        """Whether the leaf has codes."""
         return self.components is not None
 
     @property

@@ -44,11 +44,11 @@ def save(
     Args:
         path: Where to write. What stood there is replaced once the new file is complete.
         compressed: dicts (keys all str or all int), lists, tuples and None around
-            `CompressedLeaf`s and arrays of any numeric dtype, e.g.
+            `CompressedLeaf`s, `GridLeaf`s and arrays of any numeric dtype, e.g.
             `{"params": ..., "batch_stats": ...}`. Python numbers are refused: store arrays.
         dense_dtype: If given, floating leaves that are not compressed and wider than this are
             rounded to it: "float16", "bfloat16", "float32", "float8_e4m3fn" or "float8_e5m2".
-            They are loaded in their original dtype all the same. Codebooks are never rounded.
+            They are loaded in their original dtype all the same. Codebooks and scales never are.
         metadata: A JSON-able dict to keep in the file, see `read_metadata`.
         workers: How many processes share the coding of large leaves.
 
@@ -58,8 +58,8 @@ def save(
     Raises:
         TypeError: If the tree has a node or leaf that a file cannot keep, or metadata is not
             JSON-able. Names the path of the leaf and the way out.
-        ValueError: If a compressed leaf breaks an invariant of `CompressedLeaf`, or a value
-            overflows `dense_dtype`.
+        ValueError: If a compressed leaf breaks an invariant of its kind, or a value overflows
+            `dense_dtype`.
         OSError: If the file cannot be written; what stood at `path` is then untouched.
     """
     pieces, report = _pack(compressed, dense_dtype, metadata, mapping(workers))

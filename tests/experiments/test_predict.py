@@ -60,7 +60,7 @@ def test_the_state_is_counted_as_it_is() -> None:
 
 
 def test_what_cannot_be_predicted_is_refused() -> None:
-    with pytest.raises(ValueError, match="predictions are of language models".capitalize()):
+    with pytest.raises(ValueError, match="kind is 'images'; predictions are of language models"):
         predict(load("digits"), 1)
     with pytest.raises(ValueError, match=r"--devices=3 must be a multiple of config\.mesh\.fsdp"):
         predict(load("qwen2_5"), 3)
