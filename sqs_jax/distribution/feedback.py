@@ -11,6 +11,7 @@ U^T U = H^-1. Here that cost is weighed against the length of the code, as every
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["Feedback", "InputMoments", "inverse_factor", "recode"]
+__all__ = ["Feedback", "InputMoments", "inverse_factor", "recode", "round_rows"]
 
 _DAMPING = 0.01  # of the mean second moment, as in GPTQ
 _BLOCK = 128  # rows whose errors reach the rows after the block in one product
@@ -144,43 +145,76 @@ def _round(
     weights: jax.Array, feedback: Feedback, values: jax.Array, lengths: jax.Array, price: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Round all rows; returns codes [I, O], and mass and moment of each value's weights."""
-    inputs, outputs = weights.shape
-    block = min(_BLOCK, inputs)
-    room = -inputs % block
-    rows = jnp.pad(weights.astype(jnp.float32)[feedback.order], ((0, room), (0, 0)))
-    factor = jnp.pad(feedback.factor, ((0, room), (0, room))) + jnp.diag(
-        jnp.where(jnp.arange(inputs + room) < inputs, 0.0, 1.0)
-    )
-    importance = 1 / jnp.square(jnp.diagonal(factor))
-    importance = importance / jnp.mean(importance[:inputs])
+    importance = 1 / jnp.square(jnp.diagonal(feedback.factor))
+    importance = importance / jnp.mean(importance)
 
-    def round_row(carry: jax.Array, i: jax.Array, start: jax.Array) -> tuple[jax.Array, Any]:
-        """Round a row of the block, and make its errors good in those after it."""
-        row = carry[i]
-        at = start + i
+    def choose(row: jax.Array, at: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
         distance = row[:, None] - values[None]
         cost = importance[at] * jnp.square(distance) + (price * lengths)[None]
         code = jnp.argmin(cost, axis=-1)
+        return code, values[code]
+
+    in_order = weights.astype(jnp.float32)[feedback.order]
+    codes, rounded, _ = round_rows(in_order, feedback.factor, _BLOCK, lambda _: None, choose)
+    weight = jnp.broadcast_to(importance[:, None], codes.shape)
+    mass = jnp.zeros_like(values).at[codes].add(weight)
+    moment = jnp.zeros_like(values).at[codes].add(weight * rounded)
+    return jnp.zeros_like(codes).at[feedback.order].set(codes), mass, moment
+
+
+def round_rows(
+    weights: jax.Array,
+    factor: jax.Array,
+    block: int,
+    prepare: Callable[[jax.Array], Any],
+    choose: Callable[[jax.Array, jax.Array, Any], tuple[jax.Array, jax.Array]],
+) -> tuple[jax.Array, jax.Array, Any]:
+    """Round a kernel row by row, each row's error made good in those after it.
+
+    Args:
+      weights: [I, O], rows in the order in which they are rounded.
+      factor: U, upper triangular, [I, I]; U^T U = H^-1 in that order.
+      block: rows whose errors reach the rows after the block in one product.
+      prepare: (rows of a block, as they are by then) -> what `choose` is given for them.
+      choose: (row [O], its number, that) -> (codes [O], the values that they stand for [O]).
+
+    Returns:
+      (codes [I, O], the rows as they were when they were rounded [I, O], what `prepare` returned,
+      stacked over the blocks).
+    """
+    inputs, outputs = weights.shape
+    block = min(block, inputs)
+    room = -inputs % block
+    rows = jnp.pad(weights, ((0, room), (0, 0)))
+    # what fills up the last block has errors that nobody makes good
+    factor = jnp.pad(factor, ((0, room), (0, room))) + jnp.diag(
+        jnp.where(jnp.arange(inputs + room) < inputs, 0.0, 1.0)
+    )
+
+    def round_row(
+        carry: jax.Array, i: jax.Array, start: jax.Array, prepared: Any
+    ) -> tuple[jax.Array, Any]:
+        """Round a row of the block, and make its errors good in those after it."""
+        row, at = carry[i], start + i
+        code, value = choose(row, at, prepared)
         steps = jax.lax.dynamic_slice(factor[at], (start,), (block,))
-        error = (row - values[code]) / steps[i]
+        error = (row - value) / steps[i]
         later = jnp.where(jnp.arange(block) > i, steps, 0.0)
         return carry - later[:, None] * error[None], (code, row, error)
 
-    def round_block(rows: jax.Array, start: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    def round_block(rows: jax.Array, start: jax.Array) -> tuple[jax.Array, Any]:
         here = jax.lax.dynamic_slice_in_dim(rows, start, block)
+        prepared = prepare(here)
         _, (codes, rounded, errors) = jax.lax.scan(
-            partial(round_row, start=start), here, jnp.arange(block)
+            partial(round_row, start=start, prepared=prepared), here, jnp.arange(block)
         )
         steps = jax.lax.dynamic_slice_in_dim(factor, start, block)
         after = jnp.arange(len(rows)) >= start + block
         later = jnp.where(after[None], steps, 0.0)
-        return rows - later.T @ errors, (codes, rounded)
+        return rows - later.T @ errors, (codes, rounded, prepared)
 
-    starts = jnp.arange(0, inputs + room, block)
-    _, (codes, rounded) = jax.lax.scan(round_block, rows, starts)
-    codes = codes.reshape(-1, outputs)[:inputs]
-    rounded = rounded.reshape(-1, outputs)[:inputs]
-    weight = jnp.broadcast_to(importance[:inputs, None], codes.shape)
-    mass = jnp.zeros_like(values).at[codes].add(weight)
-    moment = jnp.zeros_like(values).at[codes].add(weight * rounded)
-    return jnp.zeros_like(codes).at[feedback.order].set(codes), mass, moment
+    _, (codes, rounded, prepared) = jax.lax.scan(
+        round_block, rows, jnp.arange(0, inputs + room, block)
+    )
+    codes, rounded = (x.reshape(-1, outputs)[:inputs] for x in (codes, rounded))
+    return codes, rounded, prepared
