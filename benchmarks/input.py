@@ -71,10 +71,11 @@ def _row(name: str, images: Any, network: str, stem: str, batch_size: int) -> di
         return share_out(train, batch_indices(_EXAMPLES, batch_size, 0, step), mesh)
 
     batch = read(0)
+    seed = jax.random.key_data(jax.random.key(0))
 
     def steps(count: int) -> None:
         for i in range(count):
-            result = gradient(state, batch, {}, np.int32(i))
+            result = gradient(state, batch, {}, np.int32(i), seed)
         jax.block_until_ready(result)
 
     def reads(count: int) -> None:

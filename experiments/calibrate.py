@@ -21,9 +21,9 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 import sqs_jax
-from experiments.calibration.blocks import recode_stages
+from experiments.calibration.blocks import examples_of, recode_stages
 from experiments.calibration.sensitivity import fisher_information
-from experiments.data import Dataset, batch_indices
+from experiments.data import Dataset
 from experiments.export import shipped
 from experiments.outcome import evaluate_files, show
 from experiments.problem import TOKENIZER, described, load_problem, starting_variables
@@ -44,14 +44,9 @@ def calibrate(config: Any, workdir: Path) -> dict[str, Any]:
     variables = starting_variables(problem, config)
     if not config.sqs.target_bytes:
         raise ValueError("config.sqs.target_bytes is 0; give the bytes that the file may take.")
-    if len(variables) > 1:
-        raise ValueError(
-            "The network has batch statistics, which calibration does not know: it is for networks "
-            "of linear layers. Use experiments.train."
-        )
     if (workdir / "mean.sqs").is_file():
         raise ValueError(f"{workdir} holds a training; give another --workdir.")
-    batches = examples_of(problem.splits.train, config)
+    batches = examples_of(problem.splits.train, variables, config)
     claim_workdir(workdir, config)
     hold_workdir(workdir)
     if problem.tokenizer is not None:
@@ -89,25 +84,6 @@ def calibrate(config: Any, workdir: Path) -> dict[str, Any]:
     )
     evaluate_files(workdir)
     return json.loads((workdir / "evaluation.json").read_text())
-
-
-def examples_of(train: Dataset, config: Any) -> list[np.ndarray]:
-    """Return the batches of examples that codes are chosen by.
-
-    Raises:
-      ValueError: if there are none.
-    """
-    wanted, size = config.calibration.examples, config.batch_size
-    count = min(wanted, len(train.labels)) // size
-    if not count:
-        raise ValueError(
-            f"config.calibration.examples is {wanted}, config.batch_size {size}, and the training "
-            f"data has {len(train.labels)} examples: not one batch. Give more, or smaller batches."
-        )
-    return [
-        np.asarray(train.inputs(batch_indices(len(train.labels), size, config.seed, step)))
-        for step in range(count)
-    ]
 
 
 def allocate(model: Any, variables: Any, train: Dataset, config: Any, workdir: Path) -> Any:

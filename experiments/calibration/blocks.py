@@ -12,6 +12,7 @@ from rich.progress import track
 import sqs_jax
 from experiments.calibration.inputs import input_moments, layers_by_input
 from experiments.calibration.stages import Stage, read, run, stages_of
+from experiments.data import Dataset, batch_indices
 from experiments.trees import flat_leaves, map_leaves
 
 Batches = list[np.ndarray]
@@ -20,6 +21,30 @@ _COMPRESSED = (sqs_jax.CompressedLeaf, sqs_jax.GridLeaf)
 
 # (compressed kernels, their weights, moments of their inputs), by path -> compressed kernels
 Method = Callable[[Any, Any, Any], Any]
+
+
+def examples_of(train: Dataset, variables: Any, config: Any) -> Batches:
+    """Return the batches of examples that codes are chosen by.
+
+    Raises:
+      ValueError: if there are none, or for variables that are not all params.
+    """
+    if len(variables) > 1:
+        raise ValueError(
+            "The network has batch statistics, which calibration does not know: it is for networks "
+            "of linear layers. Use experiments.train, with config.sqs.start 'weights'."
+        )
+    wanted, size = config.calibration.examples, config.batch_size
+    count = min(wanted, len(train.labels)) // size
+    if not count:
+        raise ValueError(
+            f"config.calibration.examples is {wanted}, config.batch_size {size}, and the training "
+            f"data has {len(train.labels)} examples: not one batch. Give more, or smaller batches."
+        )
+    return [
+        np.asarray(train.inputs(batch_indices(len(train.labels), size, config.seed, step)))
+        for step in range(count)
+    ]
 
 
 def recode_stages(

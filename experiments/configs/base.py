@@ -115,12 +115,17 @@ def default_recipe() -> ConfigDict:
     sqs.mistakes = ()  # of the published code, put back: experiments/training/published.py
     sqs.order = "together"  # or "prune_first", "quantise_first": experiments/training/sequential.py
     sqs.epochs = 120
+    # Sequences that the dense language model draws itself, to be trained on beside the text.
+    sqs.generated = 0
     sqs.pattern = ".*kernel"  # the leaves that are compressed
     # Bytes of model.sqs, from the first step on; K and sparsity per tensor then follow, and the
     # config's, its scope and its ramp are not used. 0: no budget.
     sqs.target_bytes = 0
     # What a squared error costs there: by its tensor's own "scale", or by its "fisher" information
     sqs.sensitivity = "scale"
+    # Where the latent weights start: at the dense "weights", or as near to them as lets them have
+    # the codes that experiments.calibrate would choose, the "calibration".
+    sqs.start = "weights"
     sqs.components = 4  # K
     sqs.window_kind = "single"
     sqs.window_count = 1

@@ -11,6 +11,7 @@ once more when training is over; in between it is read from the masks, so that a
 no memory of its own. There is no ramp: allocated levels need the zeros beside them.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ _PROMISED = 0.98  # of the budget, at least
 _LEAST, _AIM = 0.99, 0.996  # while training: codes take a percent less once they have settled
 _MOST = 0.99  # sparsity
 _TRIALS = 24
+_REACH = 0.6  # of the way to its cell's border that a weight may lie: short codes widen theirs
 
 
 class Budget(NamedTuple):
@@ -111,7 +113,13 @@ class Budget(NamedTuple):
         return sqs_jax.summarize(fetch(tree), **options).file_bytes
 
 
-def with_budget(phase: Phase, dense: Any, config: Any, sensitivity: Any = None) -> Phase:
+def with_budget(
+    phase: Phase,
+    dense: Any,
+    config: Any,
+    sensitivity: Any = None,
+    recode: Callable[[Any], Any] | None = None,
+) -> Phase:
     """Return the compression with K and sparsity as the budget has them.
 
     Args:
@@ -120,6 +128,8 @@ def with_budget(phase: Phase, dense: Any, config: Any, sensitivity: Any = None) 
       config: the experiment; `config.sqs.target_bytes` is positive.
       sensitivity: what a squared error of each tensor's weights costs, a tree of scalars as the
         params; by default one over the tensor's root mean square.
+      recode: compressed params -> such whose codes the posterior is to start at; by default it
+        starts at the weights.
 
     Raises:
       ValueError: if the network fits in the budget as it is, or cannot be made so small.
@@ -148,9 +158,13 @@ def with_budget(phase: Phase, dense: Any, config: Any, sensitivity: Any = None) 
             f"config.sqs.target_bytes is {sqs.target_bytes}: the network fits in that as it is, "
             "and nothing is left to compress; give fewer bytes."
         )
+    weights = {path: flat_leaves(dense["params"])[path] for path in found}
+    if recode is not None:
+        recoded = flat_leaves(recode(compressed))
+        found = {path: recoded[path] for path in found}
+        weights = {path: _towards(found[path], weights[path]) for path in found}
     zeros = {path: float(np.mean(leaf.codes == 0)) for path, leaf in found.items()}
     # At the allocated sparsity, every tensor's threshold is 1 in these units.
-    weights = flat_leaves(dense["params"])
     units = {path: float(np.quantile(np.abs(weights[path]), zeros[path])) for path in zeros}
 
     def scores(posterior: Any) -> Any:
@@ -159,6 +173,7 @@ def with_budget(phase: Phase, dense: Any, config: Any, sensitivity: Any = None) 
 
     transform = _started_at(
         {path: leaf.codebook for path, leaf in found.items()},
+        weights if recode is not None else {},
         sqs_jax.spike_slab_gmm(sqs_jax.rules_for(compressed), prior=phase.prior),
     )
     overall = sum(zeros[path] * leaf.codes.size for path, leaf in found.items())
@@ -173,8 +188,30 @@ def with_budget(phase: Phase, dense: Any, config: Any, sensitivity: Any = None) 
     return phase._replace(transform=transform, mask=mask)
 
 
-def _started_at(codebooks: dict[str, Any], transform: sqs_jax.Transform) -> sqs_jax.Transform:
-    """Return the transform whose posteriors start at given codebooks.
+def _towards(leaf: sqs_jax.CompressedLeaf, weights: Any) -> np.ndarray:
+    """Move each weight into the cell of its code, just so far that the code is the nearest.
+
+    A stacked tensor has a codebook for each slice.
+    """
+    stacked = leaf.codes.shape[: leaf.codebook.ndim - 2]
+    codes = np.asarray(leaf.codes).reshape(math.prod(stacked), -1)
+    books = np.asarray(leaf.codebook, np.float32).reshape(len(codes), -1)
+    wanted = np.asarray(weights, np.float32).reshape(codes.shape)
+    moved = np.empty_like(wanted)
+    for t, (code, book) in enumerate(zip(codes, books, strict=True)):
+        levels = np.append(np.float32(0), book)
+        order = np.argsort(levels, kind="stable")
+        half = _REACH / 2 * np.diff(levels[order])
+        low, high = np.full((2, levels.size), np.inf, np.float32)
+        low[order[1:]], high[order[:-1]] = half, half
+        moved[t] = np.clip(wanted[t], (levels - low)[code], (levels + high)[code])
+    return moved.reshape(leaf.codes.shape)
+
+
+def _started_at(
+    codebooks: dict[str, Any], weights: dict[str, Any], transform: sqs_jax.Transform
+) -> sqs_jax.Transform:
+    """Return the transform whose posteriors start at given codebooks, and maybe weights.
 
     An allocation counts on its own: few weights at the outer levels, and short codes for the
     others. Levels from k-means share the weights more evenly, which takes more bits.
@@ -186,7 +223,8 @@ def _started_at(codebooks: dict[str, Any], transform: sqs_jax.Transform) -> sqs_
                 return leaf
             return leaf.replace(means=jnp.asarray(codebooks[path], leaf.means.dtype))
 
-        return sqs_jax.refit(map_leaves(start, transform.init(params)))
+        moved = map_leaves(lambda path, leaf: weights.get(path, leaf), params)
+        return sqs_jax.refit(map_leaves(start, transform.init(moved)))
 
     return transform._replace(init=init)
 

@@ -21,8 +21,10 @@ def first_not_finite(**trees: Any) -> str | None:
     return None
 
 
-def explain(gradient: Callable[..., Any], state: Any, batch: Any, teacher: Any, step: Any) -> str:
-    """Name what is not finite first in a step, given the state before it.
+def explain(
+    gradient: Callable[..., Any], state: Any, batch: Any, teacher: Any, step: Any, seed: Any
+) -> str:
+    """Name what is not finite first in a step, given the state before it; arguments as there.
 
     Looks at the params, the network's state, the teacher and the batch, then at the gradient, each
     in tree order; the loss is what is left.
@@ -36,5 +38,5 @@ def explain(gradient: Callable[..., Any], state: Any, batch: Any, teacher: Any, 
     for name, tree in inputs.items():
         if found := first_not_finite(**{name: tree}):
             return found
-    (loss, _), grads = jax.jit(gradient)(state, batch, teacher, step)
+    (loss, _), grads = jax.jit(gradient)(state, batch, teacher, step, seed)
     return first_not_finite(gradient=grads) or f"the loss, {float(loss)}"

@@ -58,9 +58,22 @@ def run_phase(
     num_data = len(train.labels)
     gradient = make_gradient(model, phase, train, config)
     step_fn = make_step(gradient, phase, train.units, layout, mesh)
+    seed = np.asarray(jax.random.key_data(jax.random.key(config.seed)))
     # Several devices emulated on one CPU share its threads: steps that are queued wait for each
     # other in their collectives until XLA aborts.
-    await_each_step = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    await_each_step = mesh.size > 1 and on_cpu
+
+    # A decision of the mask is many small operations. One accelerator would wait for them, and
+    # compile them for minutes; several keep what is split over them.
+    decide_on_host = mesh.size == 1 and not on_cpu
+
+    def decided(state: TrainState, step: int) -> Any:
+        assert phase.mask is not None
+        if not decide_on_host:
+            return phase.mask.decide(state.posterior, step, state.model_state)
+        with jax.default_device("cpu"):
+            return phase.mask.decide(fetch(state.posterior), step, fetch(state.model_state))
 
     def batch_of(step: int) -> Any:
         chosen = batch_indices(num_data, config.batch_size, config.seed, step)
@@ -86,7 +99,7 @@ def run_phase(
             step = int(failed)
             if step < 0:
                 return
-            found = explain(gradient, state, batch_of(step), teacher, np.int32(step))
+            found = explain(gradient, state, batch_of(step), teacher, np.int32(step), seed)
             raise FloatingPointError(
                 f"{phase.name}, step {step + 1}: the loss or the gradient is not finite, first in "
                 f"{found}. The step was not applied. The last good checkpoint is "
@@ -104,13 +117,15 @@ def run_phase(
             for step, batch in enumerate(batches(start), start):
                 if phase.mask is not None and phase.mask.due(step):
                     require_finite(state, failed)
-                    posterior = phase.mask.decide(state.posterior, step, state.model_state)
+                    posterior = decided(state, step)
                     posterior = jax.device_put(posterior, layout.posterior)
                     state = state._replace(posterior=posterior)
                     if await_each_step:
                         jax.block_until_ready(state)
                 before = failed
-                state, failed, metrics = step_fn(state, failed, batch, teacher, np.int32(step))
+                state, failed, metrics = step_fn(
+                    state, failed, batch, teacher, np.int32(step), seed
+                )
                 if await_each_step:
                     jax.block_until_ready((state, metrics))
                 done = step + 1

@@ -9,6 +9,7 @@ sqs        the compression
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import optax
 
 import sqs_jax
@@ -119,7 +120,13 @@ class MaskSchedule(NamedTuple):
         """Prune to a sparsity, and refit what is left."""
         scores = self.scores(posterior)
         posterior = sqs_jax.prune(posterior, fraction, scores=scores, scope=self.scope)
-        return sqs_jax.refit(sqs_jax.revive(posterior)) if self.refit else posterior
+        return _refitted(posterior) if self.refit else posterior
+
+
+@jax.jit
+def _refitted(posterior: Any) -> Any:
+    """Refit all tensors in one program: accelerators compile its kernels side by side."""
+    return sqs_jax.refit(sqs_jax.revive(posterior))
 
 
 def phases(config: Any, num_train: int) -> list[Phase]:
@@ -134,7 +141,8 @@ def phases(config: Any, num_train: int) -> list[Phase]:
     """
     require_trainable(config, num_train)
     epoch = num_train // config.batch_size
-    sqs, steps = config.sqs, config.sqs.epochs * epoch
+    sqs = config.sqs
+    steps = sqs.epochs * ((num_train + sqs.generated) // config.batch_size)
     prior = sqs_jax.SpikeSlabPrior(inclusion=sqs.prior_inclusion, scale=sqs.prior_scale)
     leave_dense = sqs_jax.spike_slab_gmm([sqs_jax.Rule(components=None)], prior=prior)
     dense = Phase(

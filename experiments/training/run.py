@@ -1,5 +1,6 @@
 """The trainings of an experiment, one after the other, from data to the state that ships."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,8 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from experiments import data
+from experiments.calibration.blocks import examples_of, recode_stages
 from experiments.calibration.sensitivity import fisher_information
 from experiments.data import Dataset
+from experiments.data.generated import with_generated
 from experiments.problem import TOKENIZER, initial_weights, load_problem
 from experiments.training.budget import with_budget
 from experiments.training.layout import fetch, lay_out, make_mesh, place
@@ -54,9 +57,10 @@ def run_trainings(config: Any, workdir: Path) -> Trained:
     """
     problem = load_problem(config, workdir)
     model, splits = problem.model, problem.splits
-    dense_phase, finetune_phase, sqs_phase = phases(config, len(splits.train.labels))
+    train, written = splits.train, config.sqs.generated
+    dense_phase, finetune_phase, sqs_phase = phases(config, len(train.labels))
     mesh = make_mesh(config)
-    example = splits.train.inputs(slice(1))
+    example = train.inputs(slice(1))
 
     def init() -> Any:
         return model.init(jax.random.key(config.seed), jnp.asarray(example))
@@ -75,7 +79,7 @@ def run_trainings(config: Any, workdir: Path) -> Trained:
     wait_for_all("the folder is claimed")
 
     def run(phase: Phase, variables: Any, teacher: Any) -> TrainState:
-        return run_phase(phase, model, variables, teacher, splits.train, config, workdir, mesh)
+        return run_phase(phase, model, variables, teacher, train, config, workdir, mesh)
 
     def variables_of(state: TrainState) -> dict[str, Any]:
         return {"params": state.posterior, **state.model_state}
@@ -89,11 +93,24 @@ def run_trainings(config: Any, workdir: Path) -> Trained:
         sensitivity = None
         if config.sqs.sensitivity == "fisher":
             sensitivity = fisher_information(
-                model, fetch(dense), splits.train, config.batch_size, config.seed
+                model, fetch(dense), train, config.batch_size, config.seed
             )
-        sqs_phase = with_budget(sqs_phase, dense, config, sensitivity)
+        recode = None
+        if config.sqs.start == "calibration":
+            host = fetch(dense)
+            recode = partial(
+                recode_stages,
+                model,
+                host,
+                batches=examples_of(train, host, config),
+                folder=workdir / "blocks",
+            )
+        sqs_phase = with_budget(sqs_phase, dense, config, sensitivity, recode)
+    if written:
+        path = workdir / "generated.npy"
+        train = with_generated(train, model, dense["params"], written, config.seed, path)
     finetuned = variables_of(run(finetune_phase, dense, dense)) if config.finetune else None
-    sqs_phase = with_mistakes(sqs_phase, config.sqs.mistakes, splits.train.units)
+    sqs_phase = with_mistakes(sqs_phase, config.sqs.mistakes, train.units)
     start = dense
     for stage in in_order(sqs_phase, config.sqs.order):
         state = run(stage, start, dense)
@@ -104,7 +121,7 @@ def run_trainings(config: Any, workdir: Path) -> Trained:
         landed = mask.budget.land(state.posterior, state.model_state, scores)
         state = state._replace(posterior=landed)
     if config.sqs.reestimate:
-        state = reestimated(model, sqs_phase, state, splits.train, config)
+        state = reestimated(model, sqs_phase, state, train, config)
     return Trained(model, splits, dense, finetuned, sqs_phase, state)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
@@ -15,7 +16,8 @@ _POSITIVE = (
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "dense.learning_rate", "dense.weight_decay", "sqs.weight_decay", "sqs.kl_weight",
-    "sqs.rate_weight", "sqs.reestimate", "sqs.target_bytes", "evaluation.average_samples",
+    "sqs.rate_weight", "sqs.reestimate", "sqs.target_bytes", "sqs.generated",
+    "evaluation.average_samples",
     *(f"sqs.learning_rate.{label}" for label in ("loc", "gate", "means", "spread", "dense")),
 )  # fmt: skip
 _BELOW_ONE = ("dense.warmup", "sqs.warmup", "sqs.sparsity")
@@ -24,6 +26,7 @@ _CHOICES = {
     "sqs.estimator": ("mean", "sample", "mode"),
     "sqs.saliency": ("magnitude", "gate"),
     "sqs.sensitivity": ("scale", "fisher"),
+    "sqs.start": ("weights", "calibration"),
     "sqs.scope": ("global", "tensor"),
 }
 
@@ -101,3 +104,11 @@ def _contradictions(config: Any, num_train: int) -> Iterator[str]:
             f"windows; config.sqs.saliency is {sqs.saliency!r} and config.sqs.window_kind is "
             f"{sqs.window_kind!r}: use 'magnitude' and 'single', or target_bytes=0."
         )
+    if sqs.start == "calibration" and not (sqs.target_bytes and sqs.order == "together"):
+        yield (
+            "config.sqs.start is 'calibration', which starts at the codes of a file of "
+            f"config.sqs.target_bytes, {sqs.target_bytes}, with config.sqs.order 'together', not "
+            f"{sqs.order!r}: give both, or start at the 'weights'."
+        )
+    if sqs.start == "calibration" and jax.process_count() > 1:
+        yield "config.sqs.start is 'calibration', which is for one process; use 'weights'."

@@ -74,9 +74,10 @@ def make_nll(model: nn.Module, phase: Phase) -> Callable[..., Any]:
 def make_gradient(
     model: nn.Module, phase: Phase, train: Dataset, config: Any
 ) -> Callable[..., tuple[tuple[jax.Array, sqs_jax.ElboAux], Any]]:
-    """Return gradient(state, batch, teacher, step) -> ((loss, aux), gradient of what is trained).
+    """Return gradient(state, batch, teacher, step, seed) -> ((loss, aux), gradients).
 
-    All that is drawn depends on nothing but the config's seed and the step.
+    Gradients are of what is trained. All that is drawn depends on nothing but `seed`, a key's data,
+    and the step. It is an argument, and no constant: trainings that differ in it share a program.
     """
     loss_fn = sqs_jax.elbo(
         phase.transform,
@@ -88,8 +89,10 @@ def make_gradient(
         relaxation=phase.relaxation,
     )
 
-    def gradient(state: TrainState, batch: Any, teacher: Any, step: jax.Array) -> Any:
-        key = jax.random.fold_in(jax.random.key(config.seed), step)
+    def gradient(
+        state: TrainState, batch: Any, teacher: Any, step: jax.Array, seed: jax.Array
+    ) -> Any:
+        key = jax.random.fold_in(jax.random.wrap_key_data(seed), step)
         augment_key, draw_key = jax.random.split(key)
         inputs = {
             "inputs": augment(
@@ -121,17 +124,23 @@ def make_gradient(
 def make_step(
     gradient: Callable[..., Any], phase: Phase, num_data: int, layout: TrainState, mesh: Mesh
 ) -> Callable[..., tuple[TrainState, jax.Array, dict[str, jax.Array]]]:
-    """Return the jitted step(state, failed, batch, teacher, step) -> (state, failed, metrics).
+    """Return the jitted step(state, failed, *arguments) -> (state, failed, metrics).
 
+    The arguments are those of `gradient`, after the state.
     `failed` is the first step whose loss or gradient was not finite, -1 before that; that step
     and all later ones leave the state as it was. The state is donated and keeps its layout.
     """
     optimizer = phase.optimizer()
 
     def step_fn(
-        state: TrainState, failed: jax.Array, batch: Any, teacher: Any, step: jax.Array
+        state: TrainState,
+        failed: jax.Array,
+        batch: Any,
+        teacher: Any,
+        step: jax.Array,
+        seed: jax.Array,
     ) -> tuple[TrainState, jax.Array, dict[str, jax.Array]]:
-        (loss, aux), grads = gradient(state, batch, teacher, step)
+        (loss, aux), grads = gradient(state, batch, teacher, step, seed)
         trainable, fixed = sqs_jax.partition(state.posterior, train=phase.learning_rate)
         updates, optimizer_state = optimizer.update(grads, state.optimizer_state, trainable)
         posterior = sqs_jax.combine(optax.apply_updates(trainable, updates), fixed)

@@ -15,9 +15,6 @@ from sqs_jax.distribution.mixture import Mixture
 from sqs_jax.distribution.pairs import Pairs
 from sqs_jax.distribution.table import by_window
 
-# On accelerators so many comparisons are one fused pass over the weights, as in ways.py.
-_FUSED = 8
-
 # What rounding may make of a difference of log joint probabilities, nats.
 _ROUNDING = 0.01
 
@@ -87,15 +84,17 @@ def with_most_probable(
       rounding leaves them ties.
     """
 
+    def highest(
+        mixture: Mixture, at_once: bool, _: jax.Array, loc: jax.Array, *arrays: jax.Array
+    ) -> Any:
+        logits = Logits.at(loc, mixture, 1.0, at_once=at_once)
+        return use(mixture, components.highest(logits), *arrays)
+
     def of_slice(
         loc: jax.Array, mixture: Mixture, found: Candidates | None, *arrays: jax.Array
     ) -> tuple[Any, Any]:
-        def highest(unroll: int, _: jax.Array, loc: jax.Array, *arrays: jax.Array) -> Any:
-            logits = Logits.at(loc, mixture, 1.0, unroll=unroll)
-            return use(mixture, components.highest(logits), *arrays)
-
         def in_blocks() -> Any:
-            return over_blocks(partial(highest, 1), loc, *arrays)
+            return over_blocks(partial(highest, mixture, False), loc, *arrays)
 
         def look_up(lookup: Lookup) -> Any:
             place = locate(lookup, loc)
@@ -107,15 +106,22 @@ def with_most_probable(
                 best = best + place.cell // count * mixture.means.shape[-1]
             return use(mixture, best, *arrays)
 
-        def on_cpu() -> Any:
-            if found is None:
-                return in_blocks()
-            return jax.lax.cond(found.enough, partial(look_up, found.lookup), in_blocks)
+        if found is None:
+            return in_blocks()
+        return jax.lax.cond(found.enough, partial(look_up, found.lookup), in_blocks)
 
-        elsewhere = partial(whole, partial(highest, _FUSED), loc, *arrays)
-        return jax.lax.platform_dependent(cpu=on_cpu, default=elsewhere)
+    def on_cpu() -> Any:
+        return groups.per_slice(of_slice, mixture, loc, mixture, found, *arrays)
 
-    return groups.per_slice(of_slice, mixture, loc, mixture, found, *arrays)
+    def elsewhere() -> Any:
+        small = groups.small(mixture, loc)
+
+        def one(loc: jax.Array, mixture: Mixture, *arrays: jax.Array) -> Any:
+            return whole(partial(highest, mixture, small), loc, *arrays)
+
+        return groups.per_slice(one, mixture, loc, mixture, *arrays, at_once=small)
+
+    return jax.lax.platform_dependent(cpu=on_cpu, default=elsewhere)
 
 
 def most_probable(loc: jax.Array, mixture: Mixture, found: Candidates | None) -> jax.Array:
@@ -181,10 +187,13 @@ def sum_by_component(x: jax.Array, component: jax.Array, count: int) -> jax.Arra
         sums = sums.at[index].add(x, mode="drop", wrap_negative_indices=False)
         return jnp.sum(sums.reshape(buckets, count), axis=0)
 
-    def loop() -> jax.Array:
+    def one_by_one() -> jax.Array:
         # Accelerators would queue up at the few sums of a scatter.
-        return jax.lax.map(
-            lambda k: jnp.sum(jnp.where(component == k, x, 0)), jnp.arange(count, dtype=jnp.int32)
-        )
+        def of(k: jax.Array) -> jax.Array:
+            return jnp.sum(jnp.where(component == k, x, 0))
 
-    return jax.lax.platform_dependent(cpu=scatter, default=loop)
+        every = jnp.arange(count, dtype=jnp.int32)
+        small = x.size * count <= groups.AT_ONCE
+        return jax.vmap(of)(every) if small else jax.lax.map(of, every)
+
+    return jax.lax.platform_dependent(cpu=scatter, default=one_by_one)

@@ -81,6 +81,11 @@ def whole(function: Function, *arrays: jax.Array) -> tuple[Any, Any]:
     return function(jnp.int32(0), *arrays)
 
 
+def at_once(function: Function, *arrays: jax.Array) -> tuple[Any, Any]:
+    """Apply such a function to whole arrays so small that what it needs on the way may be large."""
+    return whole(function, *arrays)
+
+
 def _split(shape: tuple[int, ...]) -> tuple[int, int]:
     """Choose an axis, and how many blocks to split it in: of about `_SIZE`, if that can be.
 

@@ -1,7 +1,8 @@
 """What each weight needs of its mixture, exactly: one component after another, never N x K.
 
 Everything is elementwise in the weights, in their own shape: XLA fuses it, and a tensor that is
-sharded over devices stays where it is.
+sharded over devices stays where it is. Of a small tensor all components may be evaluated at once,
+N x K: that is a fraction of the program, and on an accelerator of the time.
 """
 
 from collections.abc import Sequence
@@ -59,7 +60,7 @@ class Logits(NamedTuple):
       relaxation: of a Gumbel-softmax draw, scalar > 0; 1 without noise.
       key: PRNG key of the draw's noise; None for no noise. A component's noise is made where it
         is needed, and made again in the backward pass.
-      unroll: so many components are one step of the loop over them.
+      at_once: whether all components are evaluated together, [K, *weights], without noise only.
     """
 
     loc: jax.Array
@@ -68,7 +69,7 @@ class Logits(NamedTuple):
     window: jax.Array | None
     relaxation: jax.Array
     key: jax.Array | None
-    unroll: int
+    at_once: bool
 
     @classmethod
     def at(
@@ -80,13 +81,13 @@ class Logits(NamedTuple):
         window: jax.Array | None = None,
         relaxation: jax.typing.ArrayLike = 1.0,
         key: jax.Array | None = None,
-        unroll: int = 1,
+        at_once: bool = False,
     ) -> "Logits":
         """Fill in the window that holds each weight, and make scalars arrays."""
         if window is None and mixture.boundaries.shape[0]:
             window = window_index(loc, mixture.boundaries)
         temperature, relaxation = (jnp.asarray(x, loc.dtype) for x in (temperature, relaxation))
-        return cls(loc, mixture, temperature, window, relaxation, key, unroll)
+        return cls(loc, mixture, temperature, window, relaxation, key, at_once)
 
     def rows(self, values: jax.Array) -> "Row":
         """List the components, with V values [V, W, K] each."""
@@ -182,16 +183,24 @@ def average(logits: Logits, values: jax.Array, *, slopes: bool = False) -> Avera
     def raise_to(top: jax.Array, row: Row) -> tuple[jax.Array, None]:
         return jnp.maximum(top, logits.of(row).logit), None
 
-    def add(sums: Any, row: Row, top: jax.Array, scale: jax.Array) -> tuple[Any, None]:
+    def shares(row: Row, top: jax.Array, scale: jax.Array) -> list[jax.Array]:
         found = logits.of(row)
         share = jnp.exp(jnp.minimum(found.logit * scale - top * scale, 0))
-        return [x + share * y for x, y in zip(sums, terms(row, found), strict=True)], None
+        return [share * y for y in terms(row, found)]
+
+    def add(sums: Any, row: Row, top: jax.Array, scale: jax.Array) -> tuple[Any, None]:
+        return [x + y for x, y in zip(sums, shares(row, top, scale), strict=True)], None
 
     sums = [zero] * (1 + values.shape[0]) * (2 if slopes else 1)
-    if logits.key is None:
-        top, _ = jax.lax.scan(raise_to, lowest, rows, unroll=logits.unroll)
+    if logits.at_once:
+        assert logits.key is None  # whose noise is made where it is needed
+        top = jnp.max(jax.vmap(logits.of)(rows).logit, axis=0)
+        parts = jax.vmap(partial(shares, top=top, scale=_within_rounding(top)))(rows)
+        sums = [jnp.sum(x, axis=0) for x in parts]
+    elif logits.key is None:
+        top, _ = jax.lax.scan(raise_to, lowest, rows)
         add_share = partial(add, top=top, scale=_within_rounding(top))
-        sums, _ = jax.lax.scan(add_share, sums, rows, unroll=logits.unroll)
+        sums, _ = jax.lax.scan(add_share, sums, rows)
     else:  # noise is dear: once through the components, scaled down when a higher logit comes
         (top, sums), _ = jax.lax.scan(rescale_and_add, (lowest, sums), rows)
     (total, *parts), rates = sums[: 1 + values.shape[0]], sums[1 + values.shape[0] :]
@@ -217,7 +226,7 @@ def pull(
     assert log_total is not None  # of averages that were looked up
     scale, small = logits.temperature * logits.relaxation, _within_rounding(log_total)
 
-    def body(_: None, row: Row) -> tuple[None, Any]:
+    def of_component(row: Row) -> Any:
         found = logits.of(row)
         phi = jnp.exp(jnp.minimum(found.logit * small - log_total * small, 0))
         lifts = (
@@ -227,10 +236,10 @@ def pull(
         d_joint = phi * sum(lifts) / scale
         moments = [logits.sums(x) for x in (d_joint, d_joint * found.z, d_joint * found.z**2)]
         by_value = jnp.stack([logits.sums(g * phi) for g in cotangents])
-        return None, (*moments, by_value, jnp.sum(d_joint * found.joint),
-                      jnp.sum(d_joint * found.logit))  # fmt: skip
+        return (*moments, by_value, jnp.sum(d_joint * found.joint),
+                jnp.sum(d_joint * found.logit))  # fmt: skip
 
-    _, sums = jax.lax.scan(body, None, rows, unroll=logits.unroll)
+    sums = jax.vmap(of_component)(rows) if logits.at_once else jax.lax.map(of_component, rows)
     zeroth, first, second, by_value, by_joint, by_logit = sums
     return Pulled(
         gradient_of(mixture, zeroth.T, first.T, second.T),
@@ -274,6 +283,9 @@ def highest(logits: Logits) -> jax.Array:
 
     start = jnp.full_like(logits.loc, -jnp.inf), jnp.zeros_like(logits.loc, jnp.int32)
     rows = logits.rows(logits.mixture.means[None])
-    (_, best), _ = jax.lax.scan(body, start, rows, unroll=logits.unroll)
+    if logits.at_once:
+        best = jnp.argmax(jax.vmap(logits.of)(rows).logit, axis=0).astype(jnp.int32)
+    else:
+        (_, best), _ = jax.lax.scan(body, start, rows)
     window, components = logits.window, logits.mixture.means.shape[-1]
     return best if window is None else window * components + best

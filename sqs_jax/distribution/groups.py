@@ -13,6 +13,9 @@ from sqs_jax.distribution import table
 from sqs_jax.distribution.cells import Grid, grid_over
 from sqs_jax.distribution.mixture import Mixture
 
+# Weights times components that an accelerator evaluates together: 64 MB of float32, several times.
+AT_ONCE = 1 << 24
+
 
 class Group(NamedTuple):
     """Some tensors of a list.
@@ -67,21 +70,31 @@ def unflatten(tree: Any, mixture: Mixture) -> Any:
     return jax.tree.map(lambda x: x.reshape(*mixture.means.shape[:-2], *x.shape[1:]), tree)
 
 
-def per_slice(function: Callable[..., Any], mixture: Mixture, *trees: Any) -> Any:
-    """Apply function(*trees) to every slice of a tensor, one after another.
+def per_slice(
+    function: Callable[..., Any], mixture: Mixture, *trees: Any, at_once: bool = False
+) -> Any:
+    """Apply function(*trees) to every slice of a tensor, one after another or all at once.
 
     Args:
       function: takes a slice of the trees.
       mixture: the tensor's.
       *trees: of arrays with the tensor's stacked axes.
+      at_once: whether the slices are evaluated together.
 
     Returns:
       What the function returned, with the stacked axes.
     """
     if mixture.means.ndim == 2:
         return function(*trees)
-    found = jax.lax.map(lambda each: function(*each), flatten(trees, mixture))
-    return unflatten(found, mixture)
+    flat = flatten(trees, mixture)
+    if at_once:
+        return unflatten(jax.vmap(function)(*flat), mixture)
+    return unflatten(jax.lax.map(lambda each: function(*each), flat), mixture)
+
+
+def small(mixture: Mixture, loc: jax.Array) -> bool:
+    """Whether all components of all weights of a tensor may be in memory at once."""
+    return loc.size * mixture.means.shape[-1] <= AT_ONCE
 
 
 def stack(group: Group, trees: Sequence[Any], mixtures: Sequence[Mixture]) -> Any:

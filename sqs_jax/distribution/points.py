@@ -68,7 +68,8 @@ def group_by_sensitivity(sensitivity: np.ndarray) -> np.ndarray:
         octaves = np.log2(sensitivity.max() / sensitivity.astype(np.float64))
     octaves = np.nan_to_num(octaves, nan=0.0)  # all are zero
     group = np.minimum(octaves, _MAX_GROUPS - 1).astype(np.int8)
-    return np.unique(group, return_inverse=True)[1]
+    occupied = np.bincount(group) > 0
+    return (np.cumsum(occupied) - 1).astype(np.int8)[group]
 
 
 def _points(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:

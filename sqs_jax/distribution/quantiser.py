@@ -14,7 +14,7 @@ the host in float64, as in codebook.py.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,6 +37,7 @@ LEVEL_BITS = 16.0 + _TABLE_BITS
 
 _MAX_LEVELS = 1 << 15
 _BLOCK = 1 << 20  # weights that are coded at a time
+_FEW = 64  # edges, with each of which every weight is compared
 _GOLDEN = (math.sqrt(5) - 1) / 2
 _ANY_SLOPE = 1e-300  # so small that the nearest level wins
 _STEPS, _TOLERANCE = 100, 1e-4
@@ -317,13 +318,29 @@ def assign(
             group = group_by_sensitivity(sensitivity[t])
         for start in range(0, row.size, _BLOCK):
             block = slice(start, start + _BLOCK)
-            # multiples of the golden ratio mod 1: any share of them is spread evenly
-            thinned = (np.arange(start, start + row[block].size) * _GOLDEN) % 1 < share
+            thinned = np.zeros(row[block].size, bool)
+            if share:  # multiples of the golden ratio mod 1: any share of them is spread evenly
+                thinned = (np.arange(start, start + thinned.size) * _GOLDEN) % 1 < share
             for g, source in enumerate(mine):
                 for slope, chosen in ((quantiser.slope, ~thinned), (other, thinned)):
-                    where = chosen & (group[block] == g)
+                    where: Any = chosen & (group[block] == g)
                     if where.any():
                         order, edges = _cells(levels[t], slope / source.sensitivity * lengths)
-                        part = row[block][where].astype(np.float64)
-                        codes[t, block][where] = order[np.searchsorted(edges, part, "right")]
+                        where = slice(None) if where.all() else where  # which copies nothing
+                        numbers = _edges_below(row[block][where], edges)
+                        codes[t, block][where] = order.astype(codes.dtype)[numbers]
     return codes
+
+
+def _edges_below(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Count the edges that are not above each value; exact, whatever the values' dtype is."""
+    values = values.astype(np.result_type(values, np.float32), copy=False)
+    if edges.size > _FEW:
+        return np.searchsorted(edges, values.astype(np.float64), "right")
+    count = np.zeros(values.shape, np.uint8)
+    for edge in edges:  # several times as fast as a search
+        least = values.dtype.type(edge)  # that is no less than the edge
+        if least < edge:
+            least = np.nextafter(least, values.dtype.type(np.inf))
+        count += values >= least
+    return count

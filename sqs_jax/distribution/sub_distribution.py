@@ -219,24 +219,27 @@ class SubDistribution:
 
     def _revive(self) -> "SubDistribution":
         count, variance = self._spreads()
-        rows = jnp.arange(count.shape[0])
+        numbers = jnp.arange(count.shape[-1])[None]
 
         def split(
             _: int, state: tuple[jax.Array, jax.Array, jax.Array]
         ) -> tuple[jax.Array, jax.Array, jax.Array]:
             means, count, error = state
-            dead, widest = jnp.argmin(count, axis=-1), jnp.argmax(error, axis=-1)
-            spread = jnp.sqrt(error[rows, widest] / jnp.maximum(count[rows, widest], 1))
-            centre = means[rows, widest]
-            halved = jnp.where(count[rows, widest] > 0, count[rows, widest] / 2, 0)
-            left = (1 - _HALF_NORMAL**2) * error[rows, widest] / 2
-            due = ((count[rows, dead] == 0) & (spread > 0))[:, None]
-            for column, sign in ((dead, 1), (widest, -1)):
-                at = (rows, column)
-                mean = centre + sign * _HALF_NORMAL * spread
-                means = jnp.where(due, means.at[at].set(mean), means)
-                count = jnp.where(due, count.at[at].set(halved), count)
-                error = jnp.where(due, error.at[at].set(left), error)
+            # K is small: comparisons fuse, gathers and scatters would not
+            dead = numbers == jnp.argmin(count, axis=-1, keepdims=True)
+            widest = numbers == jnp.argmax(error, axis=-1, keepdims=True)
+
+            def of(x: jax.Array, which: jax.Array) -> jax.Array:
+                return jnp.sum(jnp.where(which, x, 0), axis=-1, keepdims=True)
+
+            weights, squares, centre = of(count, widest), of(error, widest), of(means, widest)
+            spread = jnp.sqrt(squares / jnp.maximum(weights, 1))
+            due = (of(count, dead) == 0) & (spread > 0)
+            for which, sign in ((dead, 1), (widest, -1)):
+                means = jnp.where(due & which, centre + sign * _HALF_NORMAL * spread, means)
+                count = jnp.where(due & which, weights / 2, count)
+                left = (1 - _HALF_NORMAL**2) * squares / 2
+                error = jnp.where(due & which, left, error)
             return means, count, error
 
         state = (self.means, count, count * variance)

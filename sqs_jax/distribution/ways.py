@@ -1,8 +1,8 @@
 """The ways to average over the components, and which one a tensor is given.
 
 On CPUs averages are looked up in tables, if the tensor is large enough for one and the table good
-enough for its mixture; else they are exact, block by block. On accelerators they are a loop over
-the components, in the tensor's own shape.
+enough for its mixture; else they are exact, block by block. On accelerators they are exact, in the
+tensor's own shape: of small tensors for all components at once, else in a loop over them.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from sqs_jax.distribution import components, groups, table
 from sqs_jax.distribution.alike import alike, stack, widen, widen_values
-from sqs_jax.distribution.blocks import over_blocks, whole
+from sqs_jax.distribution.blocks import at_once, over_blocks, whole
 from sqs_jax.distribution.cells import Lookup
 from sqs_jax.distribution.components import Averages, Logits, Pulled
 from sqs_jax.distribution.groups import Group
@@ -24,10 +24,6 @@ from sqs_jax.distribution.table import CUBIC, MIXED, NONE, PAIR, Collected, Tabl
 Evaluation = Literal["auto", "table", "loop"]
 
 EVALUATIONS = ("auto", "table", "loop")
-
-# On accelerators so many components are one fused pass over the weights: more of them would run
-# a little faster, and compile for minutes where a model has many tensors of many levels.
-_FUSED = 8
 
 
 class Inputs(NamedTuple):
@@ -176,7 +172,7 @@ def _on_cpu(
 ) -> Any:
     def of_slice(known: tuple[Lookup, jax.Array] | None, inputs: Inputs, *arrays: jax.Array) -> Any:
         lookup, kind = known or (None, None)
-        exact = partial(run, _exact(inputs, temperature, lookup, 1), over_blocks, inputs, *arrays)
+        exact = partial(run, _exact(inputs, temperature, lookup), over_blocks, inputs, *arrays)
         if lookup is None:
             return exact()
         # mixed has many results on the way: those of a block stay in a cache
@@ -233,17 +229,22 @@ def _narrowed(pulled: Pulled, inputs: Inputs) -> Pulled:
 
 @partial(jax.jit, static_argnames="run")
 def _elsewhere(run: Run, inputs: Inputs, temperature: jax.Array, *arrays: jax.Array) -> Any:
+    small = groups.small(inputs.mixture, inputs.loc)
+
     def of_slice(inputs: Inputs, *arrays: jax.Array) -> Any:
-        return run(_exact(inputs, temperature, None, _FUSED), whole, inputs, *arrays)
+        way = _exact(inputs, temperature, None, at_once=small)
+        return run(way, at_once if small else whole, inputs, *arrays)
 
-    return groups.per_slice(of_slice, inputs.mixture, inputs, *arrays)
+    return groups.per_slice(of_slice, inputs.mixture, inputs, *arrays, at_once=small)
 
 
-def _exact(inputs: Inputs, temperature: jax.Array, lookup: Lookup | None, unroll: int) -> Way:
+def _exact(
+    inputs: Inputs, temperature: jax.Array, lookup: Lookup | None, *, at_once: bool = False
+) -> Way:
     """Average exactly; `lookup` is the slice's, in whose place this is."""
 
     def at(x: jax.Array) -> Logits:
-        return Logits.at(x, inputs.mixture, temperature, unroll=unroll)
+        return Logits.at(x, inputs.mixture, temperature, at_once=at_once)
 
     def average(x: jax.Array, slopes: bool) -> Averages:
         return components.average(at(x), inputs.values, slopes=slopes)

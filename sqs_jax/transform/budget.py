@@ -5,6 +5,7 @@ import math
 import numbers
 import re
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -30,6 +31,7 @@ from sqs_jax.transform.rules import (
 _AIM = 0.995  # of the budget
 _GOOD, _PROMISED = 0.99, 0.98
 _ATTEMPTS = 16  # one is usual
+_THREADS = 4  # numpy sorts and searches side by side; so many leaves are in memory at a time
 
 
 def compress_to_budget(
@@ -53,7 +55,7 @@ def compress_to_budget(
 
     Args:
       params: tree of arrays, or of array-likes with shape, dtype and `__array__`, which are read
-        one at a time.
+        four at a time, from threads.
       target_bytes: the most bytes that the file may take.
       target_ratio: bytes of the original, every leaf as an array of its dtype, over those of the
         file. Exactly one of the two is given.
@@ -90,11 +92,12 @@ def compress_to_budget(
     allocation = Allocation([tensor for tensor in tensors if tensor], 8 * rest)
 
     def build(choices: Sequence[Choice], learn: bool = True) -> tuple[Any, int]:
-        chosen = iter(choices)
-        leaves = [
-            tensor.build(next(chosen)) if tensor else array
-            for tensor, array in zip(tensors, dense, strict=True)
-        ]
+        with ThreadPoolExecutor(_THREADS) as pool:
+            built = pool.map(Tensor.build, filter(None, tensors), choices)
+            leaves = [
+                next(built) if tensor else array
+                for tensor, array in zip(tensors, dense, strict=True)
+            ]
         for i, first in twins.items():
             leaves[i] = leaves[first]
         tree = treedef.unflatten(leaves)
@@ -214,7 +217,7 @@ def _read(
     sensitivity: Any,
     rounding: np.dtype | None,
 ) -> tuple[list[Tensor | None], dict[int, int]]:
-    """Read what may be compressed, one leaf at a time.
+    """Read what may be compressed, a few leaves at a time.
 
     Returns:
       A tensor per leaf, None for leaves that stay dense and for those that equal an earlier one;
@@ -227,24 +230,30 @@ def _read(
             f"sensitivity has {', '.join(unknown[:8])}, where params have no leaf; it must be a "
             "tree with params' own paths."
         )
+
+    def read(pair: tuple[str, Any], rule: Rule | None) -> tuple[Tensor | None, Any]:
+        """Return the tensor, and what is equal for leaves that share their weights."""
+        path, leaf = pair
+        spec = _spec(leaf)
+        weights = jnp.issubdtype(spec.dtype, jnp.floating) and math.prod(spec.shape)
+        if not (weights and rule is not None and rule.compresses(spec)):
+            return None, None
+        array = np.ascontiguousarray(leaf)
+        same = None
+        if array.nbytes >= SHARED_FROM and given.get(path) is None:
+            digest = hashlib.sha256(array.view(np.uint8).data).digest()
+            same = rule, array.shape, array.dtype.name, digest
+        return read_tensor(path, leaf, array, rule, given.get(path), rounding), same
+
     tensors: list[Tensor | None] = []
     twins: dict[int, int] = {}
     seen: dict[Any, int] = {}
-    for i, ((path, leaf), rule) in enumerate(zip(pairs, rules, strict=True)):
-        spec = _spec(leaf)
-        weights = jnp.issubdtype(spec.dtype, jnp.floating) and math.prod(spec.shape)
-        tensors.append(None)
-        if not (weights and rule is not None and rule.compresses(spec)):
-            continue
-        array = np.ascontiguousarray(leaf)
-        first = i
-        if array.nbytes >= SHARED_FROM and given.get(path) is None:
-            digest = hashlib.sha256(array.view(np.uint8).data).digest()
-            first = seen.setdefault((rule, array.shape, array.dtype.name, digest), i)
-        if first < i:
-            twins[i] = first
-        else:
-            tensors[i] = read_tensor(path, leaf, array, rule, given.get(path), rounding)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for i, (tensor, same) in enumerate(pool.map(read, pairs, rules)):
+            first = i if same is None else seen.setdefault(same, i)
+            if first < i:
+                twins[i] = first
+            tensors.append(tensor if first == i else None)
     return _in_one_unit(tensors), twins
 
 

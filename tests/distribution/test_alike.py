@@ -7,7 +7,7 @@ import pytest
 from problems import generic, leaf, params, transform
 
 from sqs_jax import SpikeSlabPrior, Windows
-from sqs_jax.distribution import together
+from sqs_jax.distribution import groups, together
 from sqs_jax.distribution.alike import alike, widen
 from sqs_jax.distribution.mixture import responsibilities
 
@@ -87,3 +87,32 @@ def test_codes_and_sums_are_those_of_each_alone():
             codes, weights=np.cos(np.asarray(d.loc)).ravel(), minlength=d.means.size + 1
         )
         np.testing.assert_allclose(np.asarray(mine).ravel(), wanted[1:], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_what_accelerators_run_is_what_cpus_run(monkeypatch, at_once):
+    def all_of(leaves):
+        weights, bounds = together.means_and_kls(leaves, PRIOR, 0.5)
+        lengths = together.code_lengths(leaves, 0.5)
+        gradients = jax.grad(
+            lambda d: sum(jnp.sum(jnp.sin(w)) for w in together.modes(d)), allow_int=True
+        )(leaves)
+        pruned = [d.replace(kept=d.kept & (jnp.abs(d.loc) > 0.3)) for d in leaves]
+        refitted = [d.revive().refit() for d in pruned]
+        exact = together.codes(leaves), together.codes(refitted)
+        close = weights, bounds, lengths, [(g.loc, g.means) for g in gradients], refitted
+        return exact, close
+
+    leaves = tensors()
+    here = all_of(leaves)
+    monkeypatch.setattr(
+        jax.lax, "platform_dependent", lambda *args, default, **platforms: default(*args)
+    )
+    monkeypatch.setattr(groups, "AT_ONCE", 1 << 24 if at_once else 0)
+    jax.clear_caches()  # of what was traced for CPUs
+    there = all_of(leaves)
+    jax.clear_caches()
+    for a, b in zip(jax.tree.leaves(here[0]), jax.tree.leaves(there[0]), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for a, b in zip(jax.tree.leaves(here[1]), jax.tree.leaves(there[1]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)

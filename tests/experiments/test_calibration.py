@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import sqs_jax
-from experiments.calibrate import allocate, calibrate, examples_of
-from experiments.calibration.blocks import recode_stages
+from experiments.calibrate import allocate, calibrate
+from experiments.calibration.blocks import examples_of, recode_stages
 from experiments.calibration.inputs import input_moments, layers_by_input
 from experiments.calibration.sensitivity import fisher_information
 from experiments.calibration.stages import read, stages_of
@@ -147,10 +147,12 @@ def test_what_cannot_be_calibrated_is_refused(tmp_path: Path) -> None:
     train = Dataset(TOKENS, TOKENS, None, None)
     config.calibration.examples, config.batch_size = 0, 1
     with pytest.raises(ValueError, match=r"calibration\.examples is 0"):
-        examples_of(train, config)
+        examples_of(train, {}, config)
     config.calibration.examples, config.batch_size = 100, 3
     with pytest.raises(ValueError, match="has 2 examples: not one batch"):
-        examples_of(train, config)
+        examples_of(train, {}, config)
+    with pytest.raises(ValueError, match="has batch statistics"):
+        examples_of(train, {"params": {}, "batch_stats": {}}, config)
 
 
 def test_an_allocation_is_made_once(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from experiments.configs import digits
 from experiments.models import build_model
 from experiments.training.budget import with_budget
 from experiments.training.phases import phases
-from experiments.trees import map_leaves, sparsity, sub_distributions
+from experiments.trees import flat_leaves, map_leaves, sparsity, sub_distributions
 from sqs_jax.cli import main
 from tests.experiments.test_train import SHORT
 
@@ -44,6 +44,41 @@ def test_rules_and_ramp_are_those_of_the_allocation(compression):
     assert sparsity(pruned) == pytest.approx(end, abs=1e-4)
     size = phase.mask.budget.file_bytes(pruned, {})
     assert 0.8 * TARGET < size < 1.2 * TARGET
+
+
+def test_a_calibrated_start_has_its_codes_and_stays_near_the_weights():
+    config = digits.get_config()
+    config.sqs.target_bytes, config.sqs.start = TARGET, "calibration"
+    model = build_model(config.model, 10)
+    dense = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    wanted = {}
+
+    def recode(compressed):
+        """Move every seventh code on to the next level."""
+
+        def one(path, leaf):
+            if not isinstance(leaf, sqs_jax.CompressedLeaf):
+                return leaf
+            codes = np.array(leaf.codes)
+            flat = codes.reshape(-1)[::7]
+            flat[:] = (flat + 1) % (1 + leaf.codebook.size)
+            wanted[path] = leaf._replace(codes=codes)
+            return wanted[path]
+
+        return map_leaves(one, compressed)
+
+    phase = with_budget(phases(config, num_train=1280)[-1], dense, config, recode=recode)
+    posterior = phase.transform.init(dense["params"])
+    before = flat_leaves(dense["params"])
+    pruned = phase.mask.prune(posterior, float(phase.mask.sparsity(phase.mask.end)))
+    for path, leaf in sub_distributions(pruned).items():
+        codes, levels = wanted[path].codes, np.append(0, wanted[path].codebook.reshape(-1))
+        nearest = np.argmin(np.abs(np.asarray(leaf.loc)[..., None] - levels), axis=-1)
+        np.testing.assert_array_equal(nearest, codes)
+        same = np.argmin(np.abs(np.asarray(before[path])[..., None] - levels), axis=-1) == codes
+        moved = np.abs(np.asarray(leaf.loc) - before[path])
+        assert 0.5 < np.mean(same) < 1 and np.mean(moved[same]) < 0.3 * np.mean(moved[~same])
+        np.testing.assert_array_equal(leaf.kept, codes > 0)
 
 
 def test_the_start_errs_less_in_fewer_bytes_than_levels_that_share_the_weights(compression):

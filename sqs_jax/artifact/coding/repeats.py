@@ -26,8 +26,9 @@ def repeats(flat: np.ndarray) -> bool:
         return False
     # A sum with odd factors, modulo 2**64: equal blocks for sure, others hardly ever.
     factors = np.random.default_rng(0).integers(1 << 63, size=words.shape[1], dtype=np.uint64)
-    hashes = (words * (2 * factors + 1)).sum(1, dtype=np.uint64)
-    return np.unique(hashes).size < (1 - _SHARE) * hashes.size
+    hashes = np.sort(words @ (2 * factors + 1))  # many times as fast as np.unique
+    distinct = 1 + np.count_nonzero(hashes[1:] != hashes[:-1])
+    return bool(distinct < (1 - _SHARE) * hashes.size)
 
 
 def encode(flat: np.ndarray, alphabet: int) -> bytes:

@@ -1,0 +1,89 @@
+"""Texts that a language model writes itself, to be trained on beside a text that is short."""
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.progress import track
+
+from experiments.data.dataset import Dataset
+from experiments.models.decoder import Decoder
+
+_BATCH = 64
+
+
+def with_generated(
+    train: Dataset, model: Any, params: Any, count: int, seed: int, path: Path
+) -> Dataset:
+    """Return a dataset with sequences that a network has drawn, token by token, after its own.
+
+    A teacher's own texts are as good as others to learn its predictions from (Liu et al. 2023,
+    LLM-QAT, arXiv:2305.17888).
+
+    Args:
+      train: of sequences; they begin with the first tokens of some of these.
+      model: a `Decoder`.
+      params: of it.
+      count: of sequences, as long as those of `train`.
+      seed: of all that is drawn.
+      path: .npy, where they are kept; if it is there, it is what is returned.
+
+    Raises:
+      ValueError: if the model is none that writes.
+    """
+    if not isinstance(model, Decoder):
+        raise ValueError(
+            f"config.sqs.generated is {count}, for a language model; a {type(model).__name__} "
+            "writes no text: use 0."
+        )
+    length = train.labels.shape[1]
+    if not path.is_file():
+        keys = jax.random.split(jax.random.key(seed), -(-count // _BATCH))
+        chosen = np.random.default_rng(seed).integers(len(train.labels), size=(len(keys), _BATCH))
+        starts = train.examples[chosen, 0]
+        parts = [
+            np.asarray(draw(model, params, start, length, key))
+            for start, key in track(zip(starts, keys, strict=True), "writing", total=len(keys))
+        ]
+        np.save(path, np.concatenate(parts)[:count])
+    tokens = np.load(path)
+    return train._replace(
+        examples=np.concatenate([train.examples, tokens[:, :-1]]),
+        labels=np.concatenate([train.labels, tokens[:, 1:]]),
+    )
+
+
+@partial(jax.jit, static_argnums=(0, 3))
+def draw(model: Decoder, params: Any, start: jax.Array, count: int, key: jax.Array) -> jax.Array:
+    """Go on from a token each, drawing from what the network predicts.
+
+    Args:
+      model, params: the network.
+      start: int [batch].
+      count: of tokens to draw, at most the network's context.
+      key: of the draws.
+
+    Returns:
+      int32 [batch, 1 + count].
+    """
+    # keys and values of as many tokens as there will be, and not of the whole context
+    model = model.clone(config=dataclasses.replace(model.config, context=count))
+
+    def predict(cache: Any, token: jax.Array) -> tuple[jax.Array, Any]:
+        variables = {"params": params, **cache}
+        logits, cache = model.apply(variables, token[:, None], mutable="cache")
+        return logits[:, -1], cache
+
+    def step(carry: Any, key: jax.Array) -> tuple[Any, jax.Array]:
+        logits, cache = carry
+        token = jax.random.categorical(key, logits).astype(jnp.int32)
+        return predict(cache, token), token
+
+    keys = jax.random.split(key, count)
+    (logits, _), tokens = jax.lax.scan(step, predict({}, start), keys[:-1])
+    last = jax.random.categorical(keys[-1], logits).astype(jnp.int32)
+    return jnp.concatenate([start[None].astype(jnp.int32), tokens, last[None]]).T
