@@ -18,7 +18,7 @@ from jax.sharding import AbstractMesh, AxisType
 from ml_collections import config_flags
 
 import sqs_jax
-from experiments.calibration.stages import stages_of
+from experiments.calibration.stages import stages_of, values
 from experiments.importers.huggingface import decoder_config, encoder_config
 from experiments.models.decoder import Decoder
 from experiments.models.encoder import Encoder
@@ -104,7 +104,7 @@ def _of_stages(model: Any, variables: Any, examples: Any, *, most: bool = False)
         params = {name: variables["params"][name] for name in stage.names}
         key = stage.apply, x.shape
         if key not in known:
-            traced, out = jax.make_jaxpr(stage.apply, return_shape=True)(params, x)
+            traced, out = jax.make_jaxpr(stage.apply, return_shape=True)(values(params), x)
             made = sum(v.aval.size * v.aval.dtype.itemsize for v in _made(traced.jaxpr))
             known[key] = made, out
         made, x = known[key]

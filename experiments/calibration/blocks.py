@@ -11,7 +11,7 @@ from rich.progress import track
 
 import sqs_jax
 from experiments.calibration.inputs import input_moments, layers_by_input
-from experiments.calibration.stages import Stage, read, run, stages_of
+from experiments.calibration.stages import Stage, read, run, stages_of, values
 from experiments.data import Dataset, batch_indices
 from experiments.trees import flat_leaves, map_leaves
 
@@ -96,12 +96,14 @@ def _recode_stage(
     current, there = jax.device_put(dense), jax.device_put(dense)
     ours, theirs = batches
     found, weights = flat_leaves(compressed), flat_leaves(dense)
-    for group in layers_by_input(stage.apply, current, ours[0]):
+    for group in layers_by_input(stage.apply, values(current), ours[0]):
         kernels = [f"{stage.scope}{path}/kernel" for path in group]
         kernels = [k for k in kernels if isinstance(found.get(k), _COMPRESSED)]
         if not kernels:
             continue
-        moments = input_moments(stage.apply, group[0], (current, ours), (there, theirs))
+        moments = input_moments(
+            stage.apply, group[0], (values(current), ours), (values(there), theirs)
+        )
         done = method(
             {kernel: found[kernel] for kernel in kernels},
             {kernel: weights[kernel] for kernel in kernels},
@@ -117,5 +119,5 @@ def _replaced(tree: Any, leaves: dict[str, Any]) -> Any:
 
 
 def _outputs(stage: Stage, params: Any, batches: Batches) -> Batches:
-    its = jax.device_put(params)
+    its = jax.device_put(values(params))
     return [np.asarray(run(stage.apply, its, x)) for x in batches]

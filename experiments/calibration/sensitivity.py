@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from rich.progress import track
 
-from experiments.calibration.stages import Stage, read, run, stages_of
+from experiments.calibration.stages import Stage, read, run, stages_of, values
 from experiments.data import Dataset, batch_indices
 
 _BATCHES = 16
@@ -41,22 +41,27 @@ def fisher_information(
     batches = [batch_indices(len(train.labels), batch_size, seed, step) for step in range(_BATCHES)]
     inputs: list[list[Any]] = [[train.inputs(chosen) for chosen in batches]]
     for stage in track(stages[:-1], "inputs of each part", transient=True):
-        its = jax.device_put(read(params, stage))
+        its = jax.device_put(values(read(params, stage)))
         inputs.append([np.asarray(run(stage.apply, its, x)) for x in inputs[-1]])
     found = jax.tree.map(lambda leaf: np.float32(0), params)
     back: list[Any] = [jax.random.fold_in(jax.random.key(seed), i) for i in range(_BATCHES)]
     for stage in track(stages[::-1], "sensitivities", transient=True):
         last, first = stage is stages[-1], stage is stages[0]
-        its = jax.device_put(read(params, stage))
+        its = jax.device_put(values(read(params, stage)))
         sums, back = _backward(stage, its, inputs.pop(), back, last, first)
-        for name, squares in sums.items():
+        for name, squares in zip(stage.names, sums, strict=True):
             found[name] = jax.tree.map(lambda a, b: a + b / _BATCHES, found[name], squares)
     return found
 
 
 def _backward(
-    stage: Stage, params: Any, inputs: Sequence[Any], back: Sequence[Any], last: bool, first: bool
-) -> tuple[Any, list[Any]]:
+    stage: Stage,
+    params: list[Any],
+    inputs: Sequence[Any],
+    back: Sequence[Any],
+    last: bool,
+    first: bool,
+) -> tuple[list[Any], list[Any]]:
     """Return the summed mean squared gradients of a stage's params, and those of its inputs."""
     sums, through = jax.tree.map(lambda leaf: np.float32(0), params), []
     for x, gradient in zip(inputs, back, strict=True):

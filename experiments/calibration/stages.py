@@ -17,9 +17,10 @@ class Stage(NamedTuple):
     """A part of a network.
 
     Attributes:
-      names: of its params, at the top of the tree.
+      names: of its params, at the top of the tree, in order of the alphabet.
       scope: what paths of its layers begin with in the tree, and not within the stage.
-      apply: ({name: params}, inputs) -> outputs; equal for stages that one program serves.
+      apply: (`values` of {name: params}, inputs) -> outputs; equal for stages that one program
+        serves.
     """
 
     names: tuple[str, ...]
@@ -37,18 +38,25 @@ def stages_of(model: nn.Module, variables: Any) -> list[Stage]:
     if not isinstance(model, Decoder):
         state = {name: value for name, value in variables.items() if name != "params"}
 
-        def whole(params: Any, x: jax.Array) -> Any:
-            return model.apply({"params": params, **state}, x)
+        names = tuple(sorted(variables["params"]))
 
-        return [Stage(tuple(variables["params"]), "", whole)]
+        def whole(params: Any, x: jax.Array) -> Any:
+            return model.apply({"params": dict(zip(names, params, strict=True)), **state}, x)
+
+        return [Stage(names, "", whole)]
     block = _Block(DecoderBlock(model.config, Layers(model.rule, model.dtype)))
     blocks = [Stage((f"layers_{i}",), f"layers_{i}/", block) for i in range(model.config.layers)]
-    head = "embed_tokens" if model.config.tied else "lm_head"
+    first, last = ("embed_tokens",), ("embed_tokens" if model.config.tied else "lm_head", "norm")
     return [
-        Stage(("embed_tokens",), "", _Part(model, "embed")),
+        Stage(first, "", _Part(model, "embed", first)),
         *blocks,
-        Stage(("norm", head), "", _Part(model, "head")),
+        Stage(last, "", _Part(model, "head", last)),
     ]
+
+
+def values(params: Any) -> list[Any]:
+    """List the params of a stage without their names: a program is made once for all blocks."""
+    return [params[name] for name in sorted(params)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +66,7 @@ class _Block:
     block: DecoderBlock
 
     def __call__(self, params: Any, x: jax.Array) -> Any:
-        (its,) = params.values()
+        (its,) = params
         return self.block.apply({"params": its}, x)
 
 
@@ -68,14 +76,16 @@ class _Part:
 
     model: Decoder
     method: str
+    names: tuple[str, ...]
 
     def __call__(self, params: Any, x: jax.Array) -> Any:
-        return self.model.apply({"params": params}, x, method=self.method)
+        named = dict(zip(self.names, params, strict=True))
+        return self.model.apply({"params": named}, x, method=self.method)
 
 
 @partial(jax.jit, static_argnums=0)
-def run(apply: Callable[[Any, jax.Array], Any], params: Any, x: jax.Array) -> Any:
-    """Apply a stage, compiled."""
+def run(apply: Callable[[Any, jax.Array], Any], params: list[Any], x: jax.Array) -> Any:
+    """Apply a stage to the `values` of its params, compiled."""
     return apply(params, x)
 
 

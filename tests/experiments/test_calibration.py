@@ -11,10 +11,11 @@ import pytest
 
 import sqs_jax
 from experiments.calibrate import allocate, calibrate
+from experiments.calibration import sensitivity
 from experiments.calibration.blocks import examples_of, recode_stages
 from experiments.calibration.inputs import input_moments, layers_by_input
 from experiments.calibration.sensitivity import fisher_information
-from experiments.calibration.stages import read, stages_of
+from experiments.calibration.stages import read, stages_of, values
 from experiments.data import Dataset
 from experiments.importers.huggingface import decoder_config
 from experiments.models.decoder import Decoder
@@ -37,7 +38,7 @@ def test_stages_are_the_network(network: tuple[Decoder, Any]) -> None:
     model, variables = network
     x: Any = TOKENS
     for stage in stages_of(model, variables):
-        x = stage.apply(read(variables["params"], stage), x)
+        x = stage.apply(values(read(variables["params"], stage)), x)
     np.testing.assert_allclose(x, model.apply(variables, TOKENS), rtol=1e-4, atol=1e-4)
     names = [name for stage in stages_of(model, variables) for name in stage.names]
     assert set(names) == variables["params"].keys()
@@ -47,7 +48,10 @@ def test_fisher_information_stage_by_stage(network: tuple[Decoder, Any]) -> None
     """Against gradients of the whole network, of the same drawn labels."""
     model, variables = network
     dataset = Dataset(TOKENS, np.zeros(TOKENS.shape, np.int32), None, None)
+    before = sensitivity._one_batch._cache_size()
     found = flat_leaves(fisher_information(model, variables, dataset, batch_size=2, seed=3))
+    assert model.config.layers > 1
+    assert sensitivity._one_batch._cache_size() - before == 3  # first, last, and all the blocks
 
     def gradient(params: Any, key: jax.Array) -> Any:
         def nll(params: Any) -> jax.Array:
@@ -69,7 +73,7 @@ def test_fisher_information_stage_by_stage(network: tuple[Decoder, Any]) -> None
 def test_layers_of_one_input_are_one_group(network: tuple[Decoder, Any]) -> None:
     model, variables = network
     stage = stages_of(model, variables)[1]
-    params, x = read(variables["params"], stage), jnp.ones((1, 4, 48))
+    params, x = values(read(variables["params"], stage)), jnp.ones((1, 4, 48))
     assert layers_by_input(stage.apply, params, x) == [
         ["self_attn/q_proj", "self_attn/k_proj", "self_attn/v_proj"],
         ["self_attn/o_proj"],
