@@ -1,17 +1,15 @@
 """Texts that a language model writes itself, to be trained on beside a text that is short."""
 
-import dataclasses
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from rich.progress import track
 
 from experiments.data.dataset import Dataset
 from experiments.models.decoder import Decoder
+from experiments.models.generation import go_on
 
 _BATCH = 64
 
@@ -46,8 +44,10 @@ def with_generated(
         chosen = np.random.default_rng(seed).integers(len(train.labels), size=(len(keys), _BATCH))
         starts = train.examples[chosen, 0]
         parts = [
-            np.asarray(draw(model, params, start, length, key))
-            for start, key in track(zip(starts, keys, strict=True), "writing", total=len(keys))
+            np.asarray(go_on(model, params, start[:, None], length, key))
+            for start, key in track(
+                zip(starts, keys, strict=True), "writing", len(keys), transient=True
+            )
         ]
         np.save(path, np.concatenate(parts)[:count])
     tokens = np.load(path)
@@ -55,35 +55,3 @@ def with_generated(
         examples=np.concatenate([train.examples, tokens[:, :-1]]),
         labels=np.concatenate([train.labels, tokens[:, 1:]]),
     )
-
-
-@partial(jax.jit, static_argnums=(0, 3))
-def draw(model: Decoder, params: Any, start: jax.Array, count: int, key: jax.Array) -> jax.Array:
-    """Go on from a token each, drawing from what the network predicts.
-
-    Args:
-      model, params: the network.
-      start: int [batch].
-      count: of tokens to draw, at most the network's context.
-      key: of the draws.
-
-    Returns:
-      int32 [batch, 1 + count].
-    """
-    # keys and values of as many tokens as there will be, and not of the whole context
-    model = model.clone(config=dataclasses.replace(model.config, context=count))
-
-    def predict(cache: Any, token: jax.Array) -> tuple[jax.Array, Any]:
-        variables = {"params": params, **cache}
-        logits, cache = model.apply(variables, token[:, None], mutable="cache")
-        return logits[:, -1], cache
-
-    def step(carry: Any, key: jax.Array) -> tuple[Any, jax.Array]:
-        logits, cache = carry
-        token = jax.random.categorical(key, logits).astype(jnp.int32)
-        return predict(cache, token), token
-
-    keys = jax.random.split(key, count)
-    (logits, _), tokens = jax.lax.scan(step, predict({}, start), keys[:-1])
-    last = jax.random.categorical(keys[-1], logits).astype(jnp.int32)
-    return jnp.concatenate([start[None].astype(jnp.int32), tokens, last[None]]).T

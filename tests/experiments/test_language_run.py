@@ -1,6 +1,7 @@
 """A language model from a text to its file, and to a folder of Hugging Face."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ from safetensors.numpy import load_file
 import sqs_jax
 from experiments.evaluate import evaluate, predict
 from experiments.export import deployed, export
+from experiments.generate import generate
 from experiments.scores import fingerprint
 from experiments.to_huggingface import convert
 from experiments.training.run import run_trainings
@@ -24,6 +26,7 @@ def test_a_language_model_from_text_to_file(tmp_path: Path) -> None:
     config.dense.learning_rate = 1e-2
     config.finetune, config.evaluation.average_samples = False, 0
     config.sqs.pattern, config.sqs.sparsity = ".*(kernel|embedding)", 0.5
+    config.sqs.generated = 6
     workdir = tmp_path / "run"
     with jax.numpy_dtype_promotion("standard"):  # optax's Adam needs it
         trained = run_trainings(config, workdir)
@@ -40,6 +43,17 @@ def test_a_language_model_from_text_to_file(tmp_path: Path) -> None:
     assert found["mode"]["fingerprint"] == fingerprint(judged.correct)
     tree = sqs_jax.load(workdir / "model.sqs")["params"]
     assert isinstance(tree["embed_tokens"]["embedding"], sqs_jax.CompressedLeaf)
+
+    assert len(np.load(workdir / "generated.npy")) == 6
+    given: Any = {"file": "model.sqs", "batch": 2, "temperature": 0.5, "seed": 1}
+    told = generate(workdir, "Once", 7, **given)
+    assert told["text"].startswith("Once") and len(told["text"]) > 6
+    assert told["bytes"] == (workdir / "model.sqs").stat().st_size
+    assert told["tokens_per_second"] > 0 and told["host_bytes"] > 1e7
+    with pytest.raises(ValueError, match="longer than the context of 64"):
+        generate(workdir, "Once", 64, **given)
+    with pytest.raises(FileNotFoundError, match=r"has no other\.sqs"):
+        generate(workdir, "Once", 7, **{**given, "file": "other.sqs"})
 
     convert(workdir, tmp_path / "folder")
     names = load_file(tmp_path / "folder" / "model.safetensors")
