@@ -5,9 +5,10 @@
         --config.data.tokenizer=DATA/tok512.bin --workdir=runs/calibrated
 
 K and sparsity of every tensor come from `config.sqs.target_bytes` and the network's sensitivities;
-codes are then chosen block by block such that each layer's outputs stay put. Blocks that are done
-are kept: the same command goes on after the last. The folder ends up with model.sqs, dense.sqs,
-evaluation.json, calibration.json (times, device memory) and tokenizer.json.
+codes are then chosen block by block such that each layer's outputs stay put; batch statistics stay
+those of the dense network, whose outputs the layers keep. Blocks that are done are kept: the same
+command goes on after the last. The folder ends up with model.sqs, dense.sqs, evaluation.json,
+calibration.json (times, device memory) and, of a language model, tokenizer.json.
 """
 
 import json
@@ -22,12 +23,13 @@ from ml_collections import config_flags
 
 import sqs_jax
 from experiments.calibration.blocks import examples_of, recode_stages
-from experiments.calibration.sensitivity import fisher_information
+from experiments.calibration.sensitivity import sensitivities
 from experiments.data import Dataset
 from experiments.export import shipped
 from experiments.outcome import evaluate_files, show
 from experiments.problem import TOKENIZER, described, load_problem, starting_variables
 from experiments.training.workdir import claim_workdir, hold_workdir
+from experiments.trees import flat_leaves, map_leaves
 
 # Of the budget, before codes are chosen anew: codebooks may take a few bytes more after that.
 _LEAST, _AIM, _MOST = 0.993, 0.997, 0.998
@@ -46,7 +48,7 @@ def calibrate(config: Any, workdir: Path) -> dict[str, Any]:
         raise ValueError("config.sqs.target_bytes is 0; give the bytes that the file may take.")
     if (workdir / "mean.sqs").is_file():
         raise ValueError(f"{workdir} holds a training; give another --workdir.")
-    batches = examples_of(problem.splits.train, variables, config)
+    batches = examples_of(problem.splits.train, config)
     claim_workdir(workdir, config)
     hold_workdir(workdir)
     if problem.tokenizer is not None:
@@ -65,9 +67,10 @@ def calibrate(config: Any, workdir: Path) -> dict[str, Any]:
     )
     folder = workdir / "blocks"
     compressed = timed("blocks", recode_stages, model, variables, compressed, batches, folder)
+    model_state = {name: value for name, value in variables.items() if name != "params"}
 
     def write() -> None:
-        tree, options = shipped(compressed, {}, config)
+        tree, options = shipped(compressed, model_state, config)
         written = sqs_jax.save(workdir / "model.sqs", tree, **options)
         if written > config.sqs.target_bytes:
             (workdir / "model.sqs").unlink()  # which breaks its promise
@@ -91,25 +94,33 @@ def allocate(model: Any, variables: Any, train: Dataset, config: Any, workdir: P
     path = workdir / "allocation.sqs"
     if path.is_file():
         return sqs_jax.load(path)
-    sensitivity = fisher_information(model, variables, train, config.batch_size, config.seed)
-    tree, options = shipped(variables["params"], {}, config)
+    sensitivity = sensitivities(model, variables, train, config)
+    state = {name: value for name, value in variables.items() if name != "params"}
+    tree, options = shipped(variables["params"], state, config)
+    rest = {name: value for name, value in tree.items() if name != "params"}
     budget = config.sqs.target_bytes
     target, found, best = _AIM * budget, 0, None
     for _ in range(_TRIALS):
         compressed = sqs_jax.compress_to_budget(
-            tree,
+            {"params": tree["params"]},
             target_bytes=int(target),
             sensitivity={"params": sensitivity},
             rules=[sqs_jax.Rule(pattern=f"params/(?:{config.sqs.pattern})")],
             **options,
         )["params"]
-        size = sqs_jax.summarize({"params": compressed}, **options).file_bytes
+        size = sqs_jax.summarize({"params": compressed, **rest}, **options).file_bytes
         if found < size <= _MOST * budget:
             found, best = size, compressed
         if _LEAST * budget <= size <= _MOST * budget:
             break
         target *= _AIM * budget / size
-    compressed = best or compressed  # at whose size nothing lies between
+    kept = flat_leaves(best or compressed)  # at whose size nothing lies between
+
+    def unfolded(path: str, leaf: Any) -> Any:
+        return kept[path] if isinstance(kept[path], sqs_jax.CompressedLeaf) else np.asarray(leaf)
+
+    # in whose other leaves statistics are folded, as they will be when it ships
+    compressed = map_leaves(unfolded, variables["params"])
     sqs_jax.save(path, compressed)
     return compressed
 

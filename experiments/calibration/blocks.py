@@ -23,17 +23,12 @@ _COMPRESSED = (sqs_jax.CompressedLeaf, sqs_jax.GridLeaf)
 Method = Callable[[Any, Any, Any], Any]
 
 
-def examples_of(train: Dataset, variables: Any, config: Any) -> Batches:
+def examples_of(train: Dataset, config: Any) -> Batches:
     """Return the batches of examples that codes are chosen by.
 
     Raises:
-      ValueError: if there are none, or for variables that are not all params.
+      ValueError: if there are none.
     """
-    if len(variables) > 1:
-        raise ValueError(
-            "The network has batch statistics, which calibration does not know: it is for networks "
-            "of linear layers. Use experiments.train, with config.sqs.start 'weights'."
-        )
     wanted, size = config.calibration.examples, config.batch_size
     count = min(wanted, len(train.labels)) // size
     if not count:
@@ -55,7 +50,7 @@ def recode_stages(
     folder: Path,
     method: Method = sqs_jax.recode,
 ) -> Any:
-    """Compress a network's kernels anew, for its layers' outputs.
+    """Compress a network's kernels anew, for its layers' outputs; batch statistics stay.
 
     Each stage sees what the compressed stages before it give; within a stage, so does each layer.
 

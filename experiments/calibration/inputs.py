@@ -1,8 +1,8 @@
-"""What the linear layers of a stage get to see: second moments of their inputs."""
+"""What the layers of a stage get to see: second moments of their inputs, patches of images too."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -11,19 +11,33 @@ import jax.numpy as jnp
 import sqs_jax
 
 Apply = Callable[[Any, jax.Array], jax.Array]
-_LAYERS = (nn.Dense,)
+
+
+class Call(NamedTuple):
+    """A layer at work.
+
+    Attributes:
+      path: of the layer within the stage.
+      inputs: as it was given them.
+      rows: inputs -> [n, kernel rows], what each of its outputs is made of.
+    """
+
+    path: str
+    inputs: Any
+    rows: Callable[[jax.Array], jax.Array]
 
 
 def layers_by_input(apply: Apply, params: Any, x: Any) -> list[list[str]]:
-    """Return the paths of the linear layers of a stage, in order; those of one input together."""
+    """Return the paths of the layers of a stage, in order; those that see the same together."""
     groups: list[tuple[Any, list[str]]] = []
 
     def trace(params: Any, x: jax.Array) -> None:
-        for path, inputs in _record(apply, params, x):
-            if groups and groups[-1][0] is inputs:
+        for path, inputs, rows in _record(apply, params, x):
+            seen = id(inputs), rows
+            if groups and groups[-1][0] == seen:
                 groups[-1][1].append(path)
             else:
-                groups.append((inputs, [path]))
+                groups.append((seen, [path]))
 
     jax.eval_shape(trace, params, x)
     return [paths for _, paths in groups]
@@ -56,22 +70,54 @@ def _sums(
     apply: Apply, path: str, ours: Any, theirs: Any, x: jax.Array, y: jax.Array
 ) -> tuple[jax.Array, jax.Array, int]:
     def rows(params: Any, x: jax.Array) -> jax.Array:
-        inputs = dict(_record(apply, params, x))[path]
-        return inputs.reshape(-1, inputs.shape[-1]).astype(jnp.float32)
+        call = next(call for call in _record(apply, params, x) if call.path == path)
+        return call.rows(call.inputs).astype(jnp.float32)
 
     mine, wanted = rows(ours, x), rows(theirs, y)
     return mine.T @ mine, mine.T @ wanted, len(mine)
 
 
-def _record(apply: Apply, params: Any, x: jax.Array) -> list[tuple[str, jax.Array]]:
-    """Return path and input of each linear layer, in the order of the calls."""
+def _record(apply: Apply, params: Any, x: jax.Array) -> list[Call]:
+    """Return the calls of linear layers and convolutions, in their order."""
     calls = []
 
     def look(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        if isinstance(context.module, _LAYERS) and context.method_name == "__call__":
-            calls.append(("/".join(context.module.path), args[0]))
+        rows = _rows_of(context.module)
+        if rows is not None and context.method_name == "__call__":
+            calls.append(Call("/".join(context.module.path), args[0], rows))
         return call(*args, **kwargs)
 
     with nn.intercept_methods(look):
         apply(params, x)
     return calls
+
+
+def _rows_of(layer: nn.Module) -> Callable[[jax.Array], jax.Array] | None:
+    """Return what makes rows of a layer's inputs; None of layers that multiply no matrix."""
+    if isinstance(layer, nn.Dense):
+        return _features
+    plain = isinstance(layer, nn.Conv) and layer.feature_group_count == 1
+    if not plain or {*_pair(layer.kernel_dilation), *_pair(layer.input_dilation)} != {1}:
+        return None
+    # equal for layers of one window, so that they are known to see the same
+    return partial(_patches, size=tuple(layer.kernel_size), strides=_pair(layer.strides),
+                   padding=layer.padding)  # fmt: skip
+
+
+def _pair(value: Any) -> tuple[int, ...]:
+    return (1, 1) if value is None else (value, value) if isinstance(value, int) else tuple(value)
+
+
+def _features(x: jax.Array) -> jax.Array:
+    return x.reshape(-1, x.shape[-1])
+
+
+def _patches(x: jax.Array, *, size: Any, strides: Any, padding: Any) -> jax.Array:
+    """Return patches of images as rows, each in the order of a kernel's [height, width, inputs]."""
+    if isinstance(padding, int):
+        padding = [(padding, padding)] * 2
+    found = jax.lax.conv_general_dilated_patches(
+        x, size, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    channels = found.reshape(-1, x.shape[-1], size[0] * size[1])  # of lax's order
+    return channels.swapaxes(1, 2).reshape(len(channels), -1)

@@ -1,4 +1,4 @@
-"""How much the likelihood loses per squared error of a tensor's weights: its Fisher information."""
+"""What a squared error of a tensor's weights costs."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -15,6 +15,31 @@ from experiments.calibration.stages import Stage, read, run, stages_of, values
 from experiments.data import Dataset, batch_indices
 
 _BATCHES = 16
+
+
+def sensitivities(model: nn.Module, variables: Any, train: Dataset, config: Any) -> Any:
+    """Return what a squared error of each tensor's weights costs, as `config.sqs.sensitivity` says.
+
+    Of "scale", one over the tensor's root mean square: normalisations that follow undo any scale,
+    so that squared errors as they are have no common unit; over the squared scale, a first layer
+    would get no more bits than a last one, which uses every weight at fewer places.
+
+    Args:
+      model, variables: the network, its weights on the host or still in their files.
+      train: examples.
+      config: the experiment.
+
+    Returns:
+      A tree as the params, of float32 scalars.
+    """
+    if config.sqs.sensitivity == "fisher":
+        return fisher_information(model, variables, train, config.batch_size, config.seed)
+    return jax.tree.map(_per_scale, variables["params"])
+
+
+def _per_scale(weights: Any) -> np.ndarray:
+    scale = np.sqrt(np.mean(np.square(np.asarray(weights, np.float32))))
+    return np.asarray(1 / max(scale, 1e-12), np.float32)
 
 
 def fisher_information(

@@ -23,6 +23,7 @@ def get_config() -> ConfigDict:
     config.data.shift = 4
     config.data.flip = True
     config.model.name = "resnet20"
+    config.calibration.examples = 1024
     config.batch_size = 64  # more steps for the same images, see docs/results.md
     config.sqs.epochs = 30
     config.sqs.target_bytes = 44_950

@@ -1,26 +1,23 @@
 """Train towards a file of a given size: `config.sqs.target_bytes`.
 
 The allocator chooses K and sparsity of every tensor from the dense network's weights, by squared
-errors over the tensor's own scale. (As they are, they have no common unit, for a normalisation
-that follows undoes any scale; over the squared scale, a first layer would get no more bits than a
-last one, which uses every weight at fewer places.) The K become rules, and the posterior starts at
-the allocated codebooks; the sparsities become one unit per tensor for the pruning scores, so that
-a single threshold meets them all and a single number, the overall sparsity, moves the file's size.
+errors times the tensors' sensitivities. The K become rules, and the posterior starts at the
+allocated codebooks; the sparsities become one unit per tensor for the pruning scores, so that a
+single threshold meets them all and a single number, the overall sparsity, moves the file's size.
 That number is solved for at the first decision of the mask, a few times until it is frozen, and
 once more when training is over; in between it is read from the masks, so that a resumed run needs
 no memory of its own. There is no ramp: allocated levels need the zeros beside them.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 import sqs_jax
 from experiments.export import shipped
+from experiments.training.calibrated import start_near
 from experiments.training.layout import fetch
 from experiments.training.phases import Phase
 from experiments.trees import flat_leaves, map_leaves, sparsity, sub_distributions
@@ -29,7 +26,6 @@ _PROMISED = 0.98  # of the budget, at least
 _LEAST, _AIM = 0.99, 0.996  # while training: codes take a percent less once they have settled
 _MOST = 0.99  # sparsity
 _TRIALS = 24
-_REACH = 0.6  # of the way to its cell's border that a weight may lie: short codes widen theirs
 
 
 class Budget(NamedTuple):
@@ -117,7 +113,7 @@ def with_budget(
     phase: Phase,
     dense: Any,
     config: Any,
-    sensitivity: Any = None,
+    sensitivity: Any,
     recode: Callable[[Any], Any] | None = None,
 ) -> Phase:
     """Return the compression with K and sparsity as the budget has them.
@@ -127,7 +123,7 @@ def with_budget(
       dense: variables of the dense network.
       config: the experiment; `config.sqs.target_bytes` is positive.
       sensitivity: what a squared error of each tensor's weights costs, a tree of scalars as the
-        params; by default one over the tensor's root mean square.
+        params.
       recode: compressed params -> such whose codes the posterior is to start at; by default it
         starts at the weights.
 
@@ -139,8 +135,6 @@ def with_budget(
     dense = fetch(dense)
     model_state = {name: value for name, value in dense.items() if name != "params"}
     tree, options = shipped(dense["params"], model_state, config)
-    if sensitivity is None:
-        sensitivity = jax.tree.map(_per_scale, tree["params"])
     compressed = sqs_jax.compress_to_budget(
         {"params": tree["params"]},  # what normalisations keep beside them takes next to nothing
         target_bytes=sqs.target_bytes,
@@ -162,7 +156,7 @@ def with_budget(
     if recode is not None:
         recoded = flat_leaves(recode(compressed))
         found = {path: recoded[path] for path in found}
-        weights = {path: _towards(found[path], weights[path]) for path in found}
+        weights = {path: start_near(found[path], weights[path]) for path in found}
     zeros = {path: float(np.mean(leaf.codes == 0)) for path, leaf in found.items()}
     # At the allocated sparsity, every tensor's threshold is 1 in these units.
     units = {path: float(np.quantile(np.abs(weights[path]), zeros[path])) for path in zeros}
@@ -188,26 +182,6 @@ def with_budget(
     return phase._replace(transform=transform, mask=mask)
 
 
-def _towards(leaf: sqs_jax.CompressedLeaf, weights: Any) -> np.ndarray:
-    """Move each weight into the cell of its code, just so far that the code is the nearest.
-
-    A stacked tensor has a codebook for each slice.
-    """
-    stacked = leaf.codes.shape[: leaf.codebook.ndim - 2]
-    codes = np.asarray(leaf.codes).reshape(math.prod(stacked), -1)
-    books = np.asarray(leaf.codebook, np.float32).reshape(len(codes), -1)
-    wanted = np.asarray(weights, np.float32).reshape(codes.shape)
-    moved = np.empty_like(wanted)
-    for t, (code, book) in enumerate(zip(codes, books, strict=True)):
-        levels = np.append(np.float32(0), book)
-        order = np.argsort(levels, kind="stable")
-        half = _REACH / 2 * np.diff(levels[order])
-        low, high = np.full((2, levels.size), np.inf, np.float32)
-        low[order[1:]], high[order[:-1]] = half, half
-        moved[t] = np.clip(wanted[t], (levels - low)[code], (levels + high)[code])
-    return moved.reshape(leaf.codes.shape)
-
-
 def _started_at(
     codebooks: dict[str, Any], weights: dict[str, Any], transform: sqs_jax.Transform
 ) -> sqs_jax.Transform:
@@ -227,9 +201,3 @@ def _started_at(
         return sqs_jax.refit(map_leaves(start, transform.init(moved)))
 
     return transform._replace(init=init)
-
-
-def _per_scale(weights: Any) -> np.ndarray:
-    """Return the weight of a tensor's squared errors: one over its root mean square."""
-    scale = np.sqrt(np.mean(np.square(np.asarray(weights, np.float32))))
-    return np.asarray(1 / max(scale, 1e-12), np.float32)

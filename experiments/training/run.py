@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from experiments import data
 from experiments.calibration.blocks import examples_of, recode_stages
-from experiments.calibration.sensitivity import fisher_information
+from experiments.calibration.sensitivity import sensitivities
 from experiments.data import Dataset
 from experiments.data.generated import with_generated
 from experiments.problem import TOKENIZER, initial_weights, load_problem
@@ -90,21 +90,11 @@ def run_trainings(config: Any, workdir: Path) -> Trained:
         untrained = jax.jit(init, out_shardings=layout)()
         dense = variables_of(run(dense_phase, untrained, {}))
     if config.sqs.target_bytes:  # which may be impossible: found before anything more is trained
-        sensitivity = None
-        if config.sqs.sensitivity == "fisher":
-            sensitivity = fisher_information(
-                model, fetch(dense), train, config.batch_size, config.seed
-            )
-        recode = None
+        host, recode = fetch(dense), None
         if config.sqs.start == "calibration":
-            host = fetch(dense)
-            recode = partial(
-                recode_stages,
-                model,
-                host,
-                batches=examples_of(train, host, config),
-                folder=workdir / "blocks",
-            )
+            batches, folder = examples_of(train, config), workdir / "blocks"
+            recode = partial(recode_stages, model, host, batches=batches, folder=folder)
+        sensitivity = sensitivities(model, host, train, config)
         sqs_phase = with_budget(sqs_phase, dense, config, sensitivity, recode)
     if written:
         path = workdir / "generated.npy"

@@ -1,5 +1,6 @@
 """Codes of a compressed model chosen anew for the outputs of its layers, from inputs alone."""
 
+import math
 from typing import Any
 
 import jax
@@ -30,8 +31,10 @@ def recode(compressed: Any, params: Any, inputs: Any) -> Any:
 
     Args:
       compressed: as `compress_to_budget` returns it.
-      params: the weights it stands for; kernels are [inputs, outputs].
-      inputs: tree with `InputMoments` at paths of compressed kernels.
+      params: the weights it stands for; kernels are [*inputs, outputs], of a convolution
+        [height, width, inputs, outputs].
+      inputs: tree with `InputMoments` at paths of compressed kernels, of as many inputs as a
+        kernel has rows [-1, outputs]: of a convolution its patches.
 
     Returns:
       A tree like `compressed`. A kernel that cannot be coded anew in as few bits stays as it is.
@@ -65,23 +68,25 @@ def _recode(path: str, leaf: Any, weights: Any, moments: InputMoments) -> Any:
         raise ValueError(f"{path}: there are moments of its inputs, but it is not compressed.")
     second, cross = (None if m is None else jnp.asarray(m, jnp.float32) for m in moments)
     assert second is not None
-    rows = leaf.codes.shape[0]
-    if leaf.codes.ndim != 2 or second.shape != (rows, rows):
+    shape = leaf.codes.shape
+    rows = math.prod(shape[:-1])
+    if len(shape) < 2 or leaf.codebook.ndim > 2 or second.shape != (rows, rows):
         raise ValueError(
-            f"{path}: second moments of inputs have shape {second.shape}; a kernel "
-            f"{leaf.codes.shape} needs {(rows, rows)}, and two axes."
+            f"{path}: second moments of inputs have shape {second.shape}; a kernel {shape} needs "
+            f"{(rows, rows)}, two axes or more, and none of them stacked."
         )
-    if np.shape(weights) != leaf.codes.shape:
-        raise ValueError(f"{path}: params have no weights of shape {leaf.codes.shape} there.")
+    if np.shape(weights) != shape:
+        raise ValueError(f"{path}: params have no weights of shape {shape} there.")
     if cross is not None and cross.shape != second.shape:
         raise ValueError(f"{path}: cross has shape {cross.shape}, second {second.shape}.")
     if not all(bool(jnp.isfinite(m).all()) for m in (second, cross) if m is not None):
         raise ValueError(f"{path}: second moments of its inputs are not finite.")
     feedback = inverse_factor(second)
-    wanted = jnp.asarray(np.asarray(weights), jnp.float32)
+    wanted = jnp.asarray(np.asarray(weights), jnp.float32).reshape(rows, -1)
     if cross is not None:
         change = jnp.linalg.solve(feedback.moments, (cross - second) @ wanted)
         wanted = wanted + _CORRECTION * change
     levels = np.asarray(leaf.codebook)
-    codes, found = recode_kernel(wanted, np.asarray(leaf.codes), levels.reshape(-1), feedback)
-    return CompressedLeaf(codes, found.reshape(levels.shape))
+    codes = np.asarray(leaf.codes).reshape(rows, -1)
+    codes, found = recode_kernel(wanted, codes, levels.reshape(-1), feedback)
+    return CompressedLeaf(codes.reshape(shape), found.reshape(levels.shape))

@@ -11,7 +11,7 @@ import pytest
 
 import sqs_jax
 from experiments.calibrate import allocate, calibrate
-from experiments.calibration import sensitivity
+from experiments.calibration import inputs, sensitivity
 from experiments.calibration.blocks import examples_of, recode_stages
 from experiments.calibration.inputs import input_moments, layers_by_input
 from experiments.calibration.sensitivity import fisher_information
@@ -19,6 +19,7 @@ from experiments.calibration.stages import read, stages_of, values
 from experiments.data import Dataset
 from experiments.importers.huggingface import decoder_config
 from experiments.models.decoder import Decoder
+from experiments.models.resnet import ResNet
 from experiments.trees import flat_leaves
 from tests.experiments.language_models import CONFIGS, tokens
 from tests.experiments.test_text import STORY, experiment
@@ -97,6 +98,45 @@ def test_moments_are_those_of_all_batches() -> None:
     np.testing.assert_allclose(found.cross, x.T @ y / len(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("size", "strides", "padding"), [(3, 1, 1), (3, 2, "SAME"), (1, 2, 0)])
+def test_rows_of_a_convolution_times_its_kernel_are_its_outputs(
+    size: int, strides: int, padding: Any
+) -> None:
+    x = jax.random.normal(jax.random.key(0), (2, 6, 5, 3))
+    layer = nn.Conv(4, (size, size), strides, padding=padding, use_bias=False)
+    params: Any = layer.init(jax.random.key(1), x)["params"]
+
+    def apply(params: Any, x: jax.Array) -> Any:
+        return layer.apply({"params": params}, x)
+
+    (call,) = inputs._record(apply, params, x)
+    kernel = params["kernel"].reshape(-1, 4)
+    outputs = apply(params, x)
+    np.testing.assert_allclose(
+        (call.rows(call.inputs) @ kernel).reshape(outputs.shape), outputs, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_a_network_with_convolutions_and_batch_statistics(tmp_path: Path) -> None:
+    model = ResNet(blocks=(1,), widths=(8,), num_classes=4)
+    images = np.random.default_rng(0).standard_normal((48, 8, 8, 3)).astype(np.float32)
+    variables = jax.tree.map(np.asarray, jax.jit(model.init)(jax.random.key(0), images))
+    ones = {"params": jax.tree.map(lambda _: np.float32(1), variables["params"])}
+    compressed = sqs_jax.compress_to_budget(
+        {"params": variables["params"]}, target_bytes=1_600, sensitivity=ones
+    )["params"]
+    batches = [images[:16], images[16:32]]
+    found = recode_stages(model, variables, compressed, batches, tmp_path)
+
+    def error(params: Any) -> float:
+        given = {**variables, "params": sqs_jax.materialize(params)}
+        logits: list[Any] = [model.apply(v, images[32:]) for v in (given, variables)]
+        return float(jnp.sum((logits[0] - logits[1]) ** 2))
+
+    assert error(found) < 0.8 * error(compressed)
+    assert not np.array_equal(found["conv1"]["kernel"].codes, compressed["conv1"]["kernel"].codes)
+
+
 def test_outputs_stay_nearer_and_finished_stages_are_kept(tmp_path: Path) -> None:
     model = Decoder(decoder_config(CONFIGS["llama"]))
     variables = jax.tree.map(
@@ -151,12 +191,10 @@ def test_what_cannot_be_calibrated_is_refused(tmp_path: Path) -> None:
     train = Dataset(TOKENS, TOKENS, None, None)
     config.calibration.examples, config.batch_size = 0, 1
     with pytest.raises(ValueError, match=r"calibration\.examples is 0"):
-        examples_of(train, {}, config)
+        examples_of(train, config)
     config.calibration.examples, config.batch_size = 100, 3
     with pytest.raises(ValueError, match="has 2 examples: not one batch"):
-        examples_of(train, {}, config)
-    with pytest.raises(ValueError, match="has batch statistics"):
-        examples_of(train, {"params": {}, "batch_stats": {}}, config)
+        examples_of(train, config)
 
 
 def test_an_allocation_is_made_once(tmp_path: Path) -> None:

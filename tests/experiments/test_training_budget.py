@@ -1,9 +1,11 @@
 """Training towards a size: the allocation becomes rules, units and a start, and the file lands."""
 
+import dataclasses
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 
 import sqs_jax
+from experiments.calibration.sensitivity import sensitivities
 from experiments.configs import digits
 from experiments.models import build_model
 from experiments.training.budget import with_budget
@@ -22,13 +25,18 @@ from tests.experiments.test_train import SHORT
 TARGET = 12_000
 
 
+def by_scale(dense):
+    data: Any = None
+    return sensitivities(data, dense, data, digits.get_config())
+
+
 @pytest.fixture(scope="module")
 def compression():
     config = digits.get_config()
     config.sqs.target_bytes = TARGET
     model = build_model(config.model, 10)
     dense = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
-    phase = with_budget(phases(config, num_train=1280)[-1], dense, config)
+    phase = with_budget(phases(config, num_train=1280)[-1], dense, config, by_scale(dense))
     return phase, phase.transform.init(dense["params"])
 
 
@@ -62,12 +70,12 @@ def test_a_calibrated_start_has_its_codes_and_stays_near_the_weights():
             codes = np.array(leaf.codes)
             flat = codes.reshape(-1)[::7]
             flat[:] = (flat + 1) % (1 + leaf.codebook.size)
-            wanted[path] = leaf._replace(codes=codes)
+            wanted[path] = dataclasses.replace(leaf, codes=codes)
             return wanted[path]
 
         return map_leaves(one, compressed)
 
-    phase = with_budget(phases(config, num_train=1280)[-1], dense, config, recode=recode)
+    phase = with_budget(phases(config, num_train=1280)[-1], dense, config, by_scale(dense), recode)
     posterior = phase.transform.init(dense["params"])
     before = flat_leaves(dense["params"])
     pruned = phase.mask.prune(posterior, float(phase.mask.sparsity(phase.mask.end)))
@@ -154,7 +162,7 @@ def test_a_size_that_asks_for_nothing_is_named():
     model = build_model(config.model, 10)
     dense = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
     with pytest.raises(ValueError, match=r"target_bytes is 1000000.*as it is"):
-        with_budget(phases(config, num_train=1280)[-1], dense, config)
+        with_budget(phases(config, num_train=1280)[-1], dense, config, by_scale(dense))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import sqs_jax
-from sqs_jax import InputMoments
+from sqs_jax import CompressedLeaf, InputMoments
 
 RNG = np.random.default_rng(0)
 PARAMS = {
@@ -34,6 +34,19 @@ def test_only_kernels_with_inputs_change_and_the_file_does_not_grow(compressed):
     assert np.square(X @ after - wanted).sum() < 0.7 * np.square(X @ before - wanted).sum()
     sizes = [sqs_jax.summarize(t).file_bytes for t in (compressed, found)]
     assert sizes[1] <= 1.01 * sizes[0]
+
+
+def test_a_convolution_is_a_matrix_of_its_patches():
+    kernel = PARAMS["a"]["kernel"].reshape(2, 2, 8, 24)
+    compressed = sqs_jax.compress_to_budget({"kernel": kernel}, target_bytes=500)
+    found = sqs_jax.recode(compressed, {"kernel": kernel}, {"kernel": InputMoments(second(X))})
+    flat = {"kernel": kernel.reshape(32, 24)}
+    leaf = compressed["kernel"]
+    matrix = {"kernel": CompressedLeaf(np.asarray(leaf.codes).reshape(32, 24), leaf.codebook)}
+    wanted = sqs_jax.recode(matrix, flat, {"kernel": InputMoments(second(X))})["kernel"]
+    assert found["kernel"].codes.shape == kernel.shape
+    np.testing.assert_array_equal(found["kernel"].codes.reshape(32, 24), wanted.codes)
+    np.testing.assert_array_equal(found["kernel"].codebook, wanted.codebook)
 
 
 def test_outputs_follow_the_network_that_is_imitated(compressed):
