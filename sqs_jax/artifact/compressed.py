@@ -1,6 +1,7 @@
 """What a compressed tensor is, and how it becomes an array again."""
 
 import dataclasses
+import math
 from functools import partial
 from typing import Any
 
@@ -41,17 +42,19 @@ class CompressedLeaf:
          meta_fields=["levels"])  # fmt: skip
 @dataclasses.dataclass(frozen=True)
 class GridLeaf:
-    """Hold one matrix as integer codes on uniform grids, a scale and a zero for each group.
+    """Hold one kernel as integer codes on uniform grids, a scale and a zero for each group.
 
     What round-to-nearest, GPTQ and their like make of a kernel. Invariants (checked by `save`):
 
-    - `codes` is `[*S, I, O]`, integers below `levels`, uint8 if `levels` <= 256, else uint16.
-    - `scales` and `zeros` are `[*S, G, O]`; G divides I, and I / G rows in turn make a group.
+    - `codes` is `[*S, *I, O]`, integers below `levels`, uint8 if `levels` <= 256, else uint16. I is
+      one axis, or several: of a convolution height, width and inputs, together its rows.
+    - `scales` and `zeros` are `[*S, G, O]`; G divides the number of rows, and so many in turn make
+      a group.
     - A weight is `(code - zero) * scale`, in the dtype of `scales`.
     - `zeros` has the dtype of `codes` and lies below `levels`, which is 2 to 65,536.
 
     Attributes:
-        codes: unsigned array `[*S, I, O]`.
+        codes: unsigned array `[*S, *I, O]`.
         scales: floating array `[*S, G, O]`, in units of weight.
         zeros: unsigned array `[*S, G, O]`, the code of the weight 0.
         levels: How many codes there are.
@@ -90,9 +93,9 @@ def materialize(compressed: Any) -> Any:
 
 
 def _on_grid(leaf: GridLeaf) -> Any:
-    *stacked, inputs, outputs = leaf.codes.shape
-    groups, dtype = leaf.scales.shape[-2], leaf.scales.dtype
-    codes = leaf.codes.reshape(*stacked, groups, inputs // groups, outputs)
+    *stacked, groups, outputs = leaf.scales.shape
+    dtype, rows = leaf.scales.dtype, math.prod(leaf.codes.shape[len(stacked) : -1])
+    codes = leaf.codes.reshape(*stacked, groups, rows // groups, outputs)
     # 16-bit differences are exact in float32, not in the narrower dtypes
     wide = np.promote_types(dtype, np.float32)
     steps = codes.astype(np.int32) - leaf.zeros[..., None, :].astype(np.int32)

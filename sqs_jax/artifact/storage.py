@@ -99,12 +99,14 @@ def check_grid(
         dtype: Of the scales.
         levels: How many codes there are.
     """
-    groups = scales[-2] if len(scales) > 1 else 0
-    fits = len(codes) == len(scales) > 1 and tuple(scales) == (*codes[:-2], groups, codes[-1])
-    if not fits or tuple(zeros) != tuple(scales) or not groups or codes[-2] % groups:
+    stacked, groups = len(scales) - 2, scales[-2] if len(scales) > 1 else 0
+    fits = len(codes) >= len(scales) and stacked >= 0
+    fits = fits and tuple(scales) == (*codes[:stacked], groups, codes[-1])
+    rows = math.prod(codes[max(stacked, 0) : -1])
+    if not fits or tuple(zeros) != tuple(scales) or not groups or rows % groups:
         raise ValueError(
             f"codes of shape {tuple(codes)} do not go with scales {tuple(scales)} and zeros "
-            f"{tuple(zeros)}; they must be [*S, I, O] and [*S, G, O], and G must divide I"
+            f"{tuple(zeros)}; they must be [*S, *I, O] and [*S, G, O], and G must divide the rows"
         )
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"the scales are {dtype}, they must be floating")

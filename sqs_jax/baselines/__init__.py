@@ -3,6 +3,13 @@
 Methods that need no training are `compress(params, *, ..., rules) -> compressed`.
 """
 
-from sqs_jax.baselines import gptq, round_to_nearest
+from sqs_jax.baselines import (
+    deep_compression,
+    gptq,
+    obc,
+    round_to_nearest,
+    sparse_gpt,
+    wanda,
+)
 
-__all__ = ["gptq", "round_to_nearest"]
+__all__ = ["deep_compression", "gptq", "obc", "round_to_nearest", "sparse_gpt", "wanda"]

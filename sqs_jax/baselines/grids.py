@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from sqs_jax.artifact import GridLeaf
-from sqs_jax.transform.rules import Rule, assign, check_rules, flatten
+from sqs_jax.distribution.feedback import InputMoments
+from sqs_jax.transform.rules import Rule, assign, check_rules, flatten, path_string
 
 
 def lay_grids(weights: jax.Array, levels: int, group: int | None) -> tuple[jax.Array, jax.Array]:
@@ -40,10 +41,10 @@ def per_kernel(
     group: int | None,
     method: Callable[[str, jax.Array, int | None], tuple[Any, Any, Any]],
 ) -> Any:
-    """Make a grid leaf of every matrix that the rules compress.
+    """Make a grid leaf of every kernel that the rules compress.
 
     Args:
-      params: tree of arrays.
+      params: tree of arrays; a kernel has two axes or more, the last its outputs.
       rules: the first that matches a path says whether it is compressed.
       levels: of each grid.
       group: rows of a group, None: all.
@@ -61,11 +62,11 @@ def per_kernel(
     for (path, leaf), rule in zip(
         pairs, assign(check_rules(rules), [path for path, _ in pairs]), strict=True
     ):
-        matrix = np.ndim(leaf) == 2 and jnp.issubdtype(leaf.dtype, jnp.floating)
-        if not (matrix and rule is not None and rule.compresses(leaf)):
+        kernel = np.ndim(leaf) >= 2 and jnp.issubdtype(leaf.dtype, jnp.floating)
+        if not (kernel and rule is not None and rule.compresses(leaf)):
             found.append(leaf)
             continue
-        weights = jnp.asarray(np.asarray(leaf), jnp.float32)
+        weights = jnp.asarray(np.asarray(leaf), jnp.float32).reshape(-1, leaf.shape[-1])
         if group is not None and (group < 1 or weights.shape[0] % group):
             raise ValueError(
                 f"{path}: groups of {group} do not divide its {weights.shape[0]} rows; give a "
@@ -75,7 +76,51 @@ def per_kernel(
             raise ValueError(f"{path}: weights are not finite.")
         codes, scales, zeros = map(np.asarray, method(path, weights, group))
         dtype = np.uint8 if levels <= 256 else np.uint16
-        found.append(
-            GridLeaf(codes.astype(dtype), scales.astype(leaf.dtype), zeros.astype(dtype), levels)
-        )
+        codes = codes.astype(dtype).reshape(leaf.shape)
+        found.append(GridLeaf(codes, scales.astype(leaf.dtype), zeros.astype(dtype), levels))
     return treedef.unflatten(found)
+
+
+def require_sparsity(sparsity: float) -> None:
+    """Raise ValueError unless a sparsity lies in [0, 1)."""
+    if not 0 <= sparsity < 1:
+        raise ValueError(f"sparsity is {sparsity}; it must lie in [0, 1).")
+
+
+class Calibration:
+    """Second moments of kernels' inputs, by path; knows which were asked for.
+
+    Args:
+      calibration: tree with `sqs_jax.InputMoments` at paths of kernels; of these `second` is used.
+    """
+
+    def __init__(self, calibration: Any) -> None:
+        pairs, _ = jax.tree_util.tree_flatten_with_path(
+            calibration, is_leaf=lambda node: isinstance(node, InputMoments)
+        )
+        self._second = {path_string(path): jnp.asarray(found.second) for path, found in pairs}
+        self._used: set[str] = set()
+
+    def of(self, path: str, rows: int) -> jax.Array | None:
+        """Return a kernel's moments [rows, rows]; None if there are none.
+
+        Raises:
+          ValueError: naming the path, for moments that are not finite or of another size.
+        """
+        second = self._second.get(path)
+        if second is None:
+            return None
+        self._used.add(path)
+        if second.shape != (rows, rows) or not bool(jnp.isfinite(second).all()):
+            raise ValueError(
+                f"{path}: second moments have shape {second.shape}, for {rows} inputs, or are "
+                "not finite."
+            )
+        return second
+
+    def require_all_used(self) -> None:
+        """Raise ValueError if there are moments where no kernel was compressed."""
+        if unknown := sorted(self._second.keys() - self._used):
+            raise ValueError(
+                f"calibration has {', '.join(unknown)}, where no matrix is compressed."
+            )

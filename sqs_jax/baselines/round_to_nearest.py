@@ -20,16 +20,16 @@ def compress(
     group: int | None = None,
     rules: Iterable[Rule] = DEFAULT_RULES,
 ) -> Any:
-    """Round matrices to nearest.
+    """Round kernels to nearest.
 
     Kept: asymmetric min-max grids per output, or per group of an output's inputs. Different: any
     number of levels, for files are entropy-coded and a power of two is nothing special.
 
     Args:
-      params: tree of arrays; kernels are [inputs, outputs].
+      params: tree of arrays; kernels are [*inputs, outputs].
       levels: of each grid, at least 2.
       group: inputs of a group; None: one group per output.
-      rules: which matrices.
+      rules: which kernels.
 
     Returns:
       The tree with `GridLeaf`s.

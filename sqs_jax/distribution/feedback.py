@@ -155,7 +155,7 @@ def _round(
         return code, values[code]
 
     in_order = weights.astype(jnp.float32)[feedback.order]
-    codes, rounded, _ = round_rows(in_order, feedback.factor, _BLOCK, lambda _: None, choose)
+    codes, rounded, _ = round_rows(in_order, feedback.factor, _BLOCK, lambda *_: None, choose)
     weight = jnp.broadcast_to(importance[:, None], codes.shape)
     mass = jnp.zeros_like(values).at[codes].add(weight)
     moment = jnp.zeros_like(values).at[codes].add(weight * rounded)
@@ -166,7 +166,7 @@ def round_rows(
     weights: jax.Array,
     factor: jax.Array,
     block: int,
-    prepare: Callable[[jax.Array], Any],
+    prepare: Callable[[jax.Array, jax.Array], Any],
     choose: Callable[[jax.Array, jax.Array, Any], tuple[jax.Array, jax.Array]],
 ) -> tuple[jax.Array, jax.Array, Any]:
     """Round a kernel row by row, each row's error made good in those after it.
@@ -175,7 +175,8 @@ def round_rows(
       weights: [I, O], rows in the order in which they are rounded.
       factor: U, upper triangular, [I, I]; U^T U = H^-1 in that order.
       block: rows whose errors reach the rows after the block in one product.
-      prepare: (rows of a block, as they are by then) -> what `choose` is given for them.
+      prepare: (rows of a block, as they are by then, number of the first) -> what `choose` is
+        given for them.
       choose: (row [O], its number, that) -> (codes [O], the values that they stand for [O]).
 
     Returns:
@@ -204,7 +205,7 @@ def round_rows(
 
     def round_block(rows: jax.Array, start: jax.Array) -> tuple[jax.Array, Any]:
         here = jax.lax.dynamic_slice_in_dim(rows, start, block)
-        prepared = prepare(here)
+        prepared = prepare(here, start)
         _, (codes, rounded, errors) = jax.lax.scan(
             partial(round_row, start=start, prepared=prepared), here, jnp.arange(block)
         )

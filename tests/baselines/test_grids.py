@@ -35,6 +35,17 @@ def test_zero_is_on_every_grid_and_constant_groups_are_exact():
     np.testing.assert_allclose(sqs_jax.materialize(leaf), kernel, rtol=1e-3)
 
 
+def test_a_convolution_is_a_matrix_of_its_rows(tmp_path):
+    kernel = KERNEL.reshape(2, 3, 4, 10)
+    wanted = gptq.compress({"kernel": KERNEL}, levels=6, calibration=MOMENTS, group=8)["kernel"]
+    found = gptq.compress({"kernel": kernel}, levels=6, calibration=MOMENTS, group=8)["kernel"]
+    assert found.codes.shape == kernel.shape and found.scales.shape == (3, 10)
+    np.testing.assert_array_equal(found.codes.reshape(24, 10), wanted.codes)
+    sqs_jax.save(tmp_path / "m.sqs", {"kernel": found})
+    again = sqs_jax.materialize(sqs_jax.load(tmp_path / "m.sqs"))["kernel"]
+    np.testing.assert_array_equal(again.reshape(24, 10), sqs_jax.materialize(wanted))
+
+
 def test_gptq_without_correlation_is_round_to_nearest():
     wanted = round_to_nearest.compress({"kernel": KERNEL}, levels=7, group=8)["kernel"]
     alone = gptq.compress({"kernel": KERNEL}, levels=7, group=8, calibration={})["kernel"]
@@ -103,7 +114,7 @@ def test_the_file_holds_them(tmp_path):
     assert kernel.fixed_bits == 240 * 4 + 30 * (4 + 16)
     leaf = made["kernel"]
     for broken, message in (
-        (sqs_jax.GridLeaf(leaf.codes[:20], leaf.scales, leaf.zeros, 9), "G must divide I"),
+        (sqs_jax.GridLeaf(leaf.codes[:20], leaf.scales, leaf.zeros, 9), "G must divide the rows"),
         (sqs_jax.GridLeaf(leaf.codes, leaf.scales, leaf.zeros, 4), "of 4 levels"),
         (sqs_jax.GridLeaf(leaf.codes, leaf.scales, leaf.zeros, 400), "they must be uint16"),
         (sqs_jax.GridLeaf(leaf.codes, leaf.scales, leaf.zeros, 1), "a grid of 1 levels"),

@@ -1,0 +1,207 @@
+"""Optimal Brain Compression: exact greedy pruning, then exact greedy rounding, output by output.
+
+Frantar, Singh and Alistarh 2022, arXiv:2208.11580: ExactOBS and the Optimal Brain Quantiser.
+"""
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sqs_jax.baselines import wanda
+from sqs_jax.baselines.grids import Calibration, lay_grids, per_kernel, require_sparsity
+from sqs_jax.transform.rules import DEFAULT_RULES, Rule
+
+_DAMPING = 0.01  # of the mean second moment
+_FLOATS = 1 << 26  # of the inverse Hessians that are in memory together
+
+
+def compress(
+    params: Any,
+    *,
+    sparsity: float,
+    levels: int,
+    calibration: Any,
+    rules: Iterable[Rule] = DEFAULT_RULES,
+) -> Any:
+    """Prune kernels by ExactOBS and round what is left by OBQ; without calibration by magnitude.
+
+    Kept: one weight at a time, the one that costs least, with the inverse Hessian of what is left;
+    the outputs' traces merged so that a layer prunes where it loses least; rounding on what pruning
+    leaves, zeros fixed, weights beyond half a step first. Different: grids are laid from least to
+    greatest weight; unstructured masks alone.
+
+    Args:
+      params: tree of arrays; kernels are [*inputs, outputs].
+      sparsity: fraction of every kernel to prune, in [0, 1).
+      levels: of each output's grid, at least 2.
+      calibration: tree with `sqs_jax.InputMoments` at paths of kernels; of these `second` is used.
+      rules: which kernels.
+
+    Returns:
+      The tree with `GridLeaf`s; a pruned weight has the code of the grid's zero.
+
+    Raises:
+      ValueError: see `per_kernel`; and for a sparsity out of range, or bad moments.
+    """
+    require_sparsity(sparsity)
+    moments = Calibration(calibration)
+
+    def compressed(path: str, weights: jax.Array, _: int | None) -> tuple[Any, Any, Any]:
+        second = moments.of(path, len(weights))
+        if second is None:
+            return wanda.prune_and_round(weights, jnp.ones(len(weights)), sparsity, levels, None)
+        hessian = _damped(second)
+        kept = prune(weights, hessian, round(sparsity * weights.size))
+        left, inverses = reconstruct(weights, hessian, kept)
+        return quantise(left, inverses, kept, levels)
+
+    found = per_kernel(params, rules, levels, None, compressed)
+    moments.require_all_used()
+    return found
+
+
+def prune(weights: jax.Array, hessian: jax.Array, number: int) -> jax.Array:
+    """Choose the weights to keep by ExactOBS.
+
+    Args:
+      weights: [I, O].
+      hessian: second moments of the inputs, positive definite, [I, I].
+      number: of weights to prune.
+
+    Returns:
+      bool [I, O].
+    """
+    order, loss = _traces(weights, jnp.linalg.inv(hessian))
+    # What a weight costs never falls along a trace, so that what is pruned is its beginning.
+    dear = np.maximum.accumulate(np.asarray(loss), axis=1)
+    due = np.zeros(dear.size, bool)
+    due[np.argsort(dear, axis=None, kind="stable")[:number]] = True
+    kept = np.ones(dear.shape, bool)
+    np.put_along_axis(kept, np.asarray(order), ~due.reshape(dear.shape), axis=1)
+    return jnp.asarray(kept.T)
+
+
+@jax.jit
+def _traces(weights: jax.Array, inverse: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the order in which each output loses its weights, and what each costs; [O, I]."""
+
+    def of_output(w: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def step(carry: Any, _: None) -> tuple[Any, tuple[jax.Array, jax.Array]]:
+            w, inverse, alive = carry
+            cost = jnp.where(alive, w**2 / _diagonal(inverse), jnp.inf)
+            p = jnp.argmin(cost)
+            w, inverse = _eliminate(w, inverse, p, 0.0)
+            return (w, inverse, alive.at[p].set(False)), (p, cost[p])
+
+        start = w, inverse, jnp.ones(w.shape, bool)
+        return jax.lax.scan(step, start, None, w.size)[1]
+
+    return jax.lax.map(of_output, weights.T, batch_size=_batch(weights))
+
+
+@jax.jit
+def reconstruct(
+    weights: jax.Array, hessian: jax.Array, kept: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Give the kept weights of each output their best values; returns them, and inverse Hessians.
+
+    Args:
+      weights, kept: [I, O].
+      hessian: [I, I].
+
+    Returns:
+      (weights [I, O], inverses [O, I, I] of the Hessian of the kept ones, 0 elsewhere).
+    """
+
+    def of_output(given: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        w, kept = given
+        both = kept[:, None] & kept[None]
+        inverse = jnp.linalg.inv(jnp.where(both, hessian, jnp.eye(w.size)))
+        inverse = jnp.where(both, inverse, 0.0)
+        return inverse @ (hessian @ w), inverse
+
+    found, inverses = jax.lax.map(of_output, (weights.T, kept.T), batch_size=_batch(weights))
+    return found.T, inverses
+
+
+def quantise(
+    weights: jax.Array, inverses: jax.Array, kept: jax.Array, levels: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Round by the Optimal Brain Quantiser.
+
+    Args:
+      weights, kept: [I, O]; weights that are not kept are 0.
+      inverses: [O, I, I], as `reconstruct` returns them.
+      levels: of each output's grid.
+
+    Returns:
+      Codes [I, O], scales and zeros [1, O].
+    """
+    scales, zeros = lay_grids(weights, levels, None)
+    codes = _round(weights, inverses, kept, scales[0], zeros[0], levels)
+    return codes, scales, zeros
+
+
+@partial(jax.jit, static_argnums=5)
+def _round(
+    weights: jax.Array,
+    inverses: jax.Array,
+    kept: jax.Array,
+    scales: jax.Array,
+    zeros: jax.Array,
+    levels: int,
+) -> jax.Array:
+    def of_output(given: Any) -> jax.Array:
+        w, inverse, kept, scale, zero = given
+
+        def nearest(w: jax.Array) -> jax.Array:
+            return jnp.clip(jnp.round(w / scale + zero), 0, levels - 1)
+
+        def step(carry: Any, _: None) -> tuple[Any, None]:
+            w, inverse, due, codes = carry
+            code = nearest(w)
+            error = jnp.abs(w - (code - zero) * scale)
+            # beyond the grid, errors only grow: the largest one at once
+            beyond = error > 0.5001 * scale
+            cost = jnp.where(beyond, -error, error**2 / _diagonal(inverse))
+            p = jnp.argmin(jnp.where(due, cost, jnp.inf))
+            changed = _eliminate(w, inverse, p, (code[p] - zero) * scale)
+            w, inverse = (
+                jnp.where(due[p], a, b) for a, b in zip(changed, (w, inverse), strict=True)
+            )
+            codes = codes.at[p].set(jnp.where(due[p], code[p], codes[p]))
+            return (w, inverse, due.at[p].set(False), codes), None
+
+        start = w, inverse, kept, jnp.broadcast_to(zero, w.shape)
+        return jax.lax.scan(step, start, None, w.size)[0][3]
+
+    given = weights.T, inverses, kept.T, scales, zeros
+    return jax.lax.map(of_output, given, batch_size=_batch(weights)).T
+
+
+def _eliminate(
+    w: jax.Array, inverse: jax.Array, p: jax.Array, value: jax.typing.ArrayLike
+) -> tuple[jax.Array, jax.Array]:
+    """Set weight p to a value; the others make good what that changes, and p leaves the inverse."""
+    column, pivot = inverse[:, p], inverse[p, p]
+    w = (w - column * ((w[p] - value) / pivot)).at[p].set(value)
+    inverse = inverse - jnp.outer(column, column / pivot)
+    return w, inverse.at[p].set(0.0).at[:, p].set(0.0)
+
+
+def _diagonal(inverse: jax.Array) -> jax.Array:
+    return jnp.maximum(jnp.diagonal(inverse), jnp.finfo(inverse.dtype).tiny)
+
+
+def _damped(second: jax.Array) -> jax.Array:
+    mean = jnp.mean(jnp.diagonal(second)) + jnp.finfo(second.dtype).tiny
+    return second + _DAMPING * mean * jnp.eye(len(second))
+
+
+def _batch(weights: jax.Array) -> int:
+    inputs, outputs = weights.shape
+    return max(1, min(outputs, _FLOATS // inputs**2))

@@ -1,0 +1,155 @@
+"""OBC, SparseGPT and Wanda: brute force and closed forms, masks of the asked size, bad input."""
+
+import itertools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sqs_jax
+from sqs_jax import InputMoments
+from sqs_jax.baselines import obc, round_to_nearest, sparse_gpt, wanda
+
+RNG = np.random.default_rng(0)
+KERNEL = (RNG.standard_t(4, (24, 10)) * 0.1).astype(np.float32)
+X = RNG.standard_normal((300, 24)) @ RNG.standard_normal((24, 24))
+SECOND = (X.T @ X / 300).astype(np.float32)
+MOMENTS = {"kernel": InputMoments(SECOND)}
+METHODS = [obc, sparse_gpt, wanda]
+
+
+def lost(leaf, kernel=KERNEL):
+    error = sqs_jax.materialize(leaf).reshape(kernel.shape) - kernel
+    return float(np.sum(error * (SECOND @ error)))
+
+
+def greedy(weights, hessian, steps):
+    """Prune one output by the definition: each step the weight whose loss, refitted, is least."""
+    kept = list(range(weights.size))
+    current = weights.astype(np.float64)
+    for _ in range(steps):
+        inverse = np.linalg.inv(hessian[np.ix_(kept, kept)])
+        cost = current[kept] ** 2 / np.diagonal(inverse)
+        p = int(np.argmin(cost))
+        current[kept] -= inverse[:, p] * current[kept[p]] / inverse[p, p]
+        current[kept.pop(p)] = 0
+    return current, kept
+
+
+def test_exact_obs_is_the_greedy_solution():
+    hessian = SECOND[:8, :8].astype(np.float64) + 0.1 * np.eye(8)
+    weights = KERNEL[:8]
+    for number in (1, 4, 7):  # of one output at a time: the traces are not merged
+        for column in range(3):
+            wanted, kept = greedy(weights[:, column], hessian, number)
+            one, second = jnp.asarray(weights[:, column : column + 1]), jnp.asarray(hessian, "f4")
+            mask = obc.prune(one, second, number)
+            assert np.flatnonzero(np.asarray(mask)[:, 0]).tolist() == kept
+            left, inverses = obc.reconstruct(one, second, mask)
+            np.testing.assert_allclose(left[:, 0], wanted, rtol=2e-3, atol=1e-5)
+            part = np.linalg.inv(hessian[np.ix_(kept, kept)])
+            np.testing.assert_allclose(inverses[0][np.ix_(kept, kept)], part, rtol=2e-3, atol=1e-4)
+
+
+def test_greedy_pruning_is_near_the_best_mask():
+    hessian, weights = SECOND[:8, :8] + 0.1 * np.eye(8), KERNEL[:8, :1].astype(np.float64)
+
+    def loss(kept):
+        gone = [i for i in range(8) if i not in kept]
+        # what is left, at its best, loses w_M^T ((H^-1)_MM)^-1 w_M
+        part = np.linalg.inv(np.linalg.inv(hessian)[np.ix_(gone, gone)])
+        return float((weights[gone].T @ part @ weights[gone]).item())
+
+    best = min(map(loss, itertools.combinations(range(8), 4)))
+    mask = obc.prune(jnp.asarray(weights, jnp.float32), jnp.asarray(hessian, jnp.float32), 4)
+    assert loss(tuple(np.flatnonzero(np.asarray(mask)[:, 0]))) < 1.3 * best
+
+
+def test_a_layer_prunes_where_it_loses_least():
+    kernel = np.stack([KERNEL[:, 0], 100 * KERNEL[:, 1]], axis=1)
+    mask = np.asarray(
+        obc.prune(jnp.asarray(kernel), jnp.asarray(SECOND + np.eye(24, dtype="f4")), 20)
+    )
+    assert (~mask).sum() == 20 and (~mask[:, 0]).sum() > 15
+
+
+def test_obq_without_correlation_is_round_to_nearest():
+    eye = {"kernel": InputMoments(np.eye(24, dtype=np.float32))}
+    found = obc.compress({"kernel": KERNEL}, sparsity=0.0, levels=7, calibration=eye)["kernel"]
+    wanted = round_to_nearest.compress({"kernel": KERNEL}, levels=7)["kernel"]
+    np.testing.assert_array_equal(found.codes, wanted.codes)
+
+
+def test_wanda_prunes_by_its_score():
+    found = wanda.compress({"kernel": KERNEL}, sparsity=0.5, levels=300, calibration=MOMENTS)
+    pruned = sqs_jax.materialize(found["kernel"]) == 0
+    score = np.abs(KERNEL) * np.sqrt(np.diagonal(SECOND))[:, None]
+    for column in range(10):
+        order = np.argsort(score[:, column])
+        assert pruned[order[:12], column].all() and pruned[:, column].sum() <= 13
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_as_many_are_pruned_as_asked_and_codes_are_on_the_grid(method, tmp_path):
+    kernel = KERNEL.reshape(2, 3, 4, 10)
+    for sparsity in (0.0, 0.5, 0.9):
+        made = method.compress({"kernel": kernel}, sparsity=sparsity, levels=8, calibration=MOMENTS)
+        leaf = made["kernel"]
+        assert leaf.codes.shape == kernel.shape and leaf.codes.max() < 8
+        zero = (sqs_jax.materialize(leaf) == 0).mean()
+        assert zero >= sparsity - 1e-9 and (sparsity == 0 or zero < sparsity + 0.25)
+        sqs_jax.save(tmp_path / "m.sqs", made)
+        again = sqs_jax.materialize(sqs_jax.load(tmp_path / "m.sqs"))["kernel"]
+        np.testing.assert_array_equal(again, sqs_jax.materialize(leaf))
+
+
+def test_the_more_a_method_knows_the_less_it_loses():
+    def losses(sparsity):
+        given = {"sparsity": sparsity, "levels": 16, "calibration": MOMENTS}
+        return [lost(m.compress({"kernel": KERNEL}, **given)["kernel"]) for m in METHODS]
+
+    exact, together, alone = losses(0.0)
+    assert exact < together < alone
+    exact, *others = losses(0.5)
+    assert exact < 0.5 * min(others)
+
+
+def test_obq_is_the_greedy_solution():
+    leaf = obc.compress({"kernel": KERNEL}, sparsity=0.0, levels=16, calibration=MOMENTS)["kernel"]
+    hessian = np.asarray(obc._damped(jnp.asarray(SECOND)), np.float64)
+    for column in range(3):
+        scale, zero = float(leaf.scales[0, column]), float(leaf.zeros[0, column])
+        w, due = KERNEL[:, column].astype(np.float64), list(range(24))
+        codes = np.zeros(24, int)
+        while due:
+            inverse = np.linalg.inv(hessian[np.ix_(due, due)])
+            code = np.clip(np.round(w[due] / scale + zero), 0, 15)
+            error = w[due] - (code - zero) * scale
+            beyond = np.abs(error) > 0.5001 * scale
+            cost = np.where(beyond, -np.abs(error), error**2 / np.diagonal(inverse))
+            j = int(np.argmin(cost))
+            codes[due[j]] = code[j]
+            w[due] -= inverse[:, j] * (error[j] / inverse[j, j])
+            due.pop(j)
+        assert (codes == leaf.codes[:, column]).mean() > 0.95  # float32: a tie may differ
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_cannot_be_pruned_is_refused_and_the_rest_copes(method):
+    with pytest.raises(ValueError, match=r"sparsity is 1\.0"):
+        method.compress({"kernel": KERNEL}, sparsity=1.0, levels=8, calibration=MOMENTS)
+    with pytest.raises(ValueError, match="calibration has kernal"):
+        bad = {"kernal": MOMENTS["kernel"]}
+        method.compress({"kernel": KERNEL}, sparsity=0.5, levels=8, calibration=bad)
+    nan = {"kernel": InputMoments(np.full((24, 24), np.nan, "f4"))}
+    with pytest.raises(ValueError, match=r"kernel: second moments.*not finite"):
+        method.compress({"kernel": KERNEL}, sparsity=0.5, levels=8, calibration=nan)
+    few = X[:5]  # fewer samples than inputs: singular, and damped
+    singular = {"kernel": InputMoments((few.T @ few / 5).astype("f4"))}
+    kernel = KERNEL.copy()
+    kernel[:, 3], kernel[:, 4] = 0, 0.25  # zero and constant rows
+    found = method.compress({"kernel": kernel}, sparsity=0.5, levels=8, calibration=singular)
+    values = sqs_jax.materialize(found["kernel"])
+    assert np.isfinite(values).all() and (values[:, 3] == 0).all()
+    alone = method.compress({"kernel": KERNEL}, sparsity=0.5, levels=8, calibration={})
+    assert (sqs_jax.materialize(alone["kernel"]) == 0).mean() >= 0.5
