@@ -1,0 +1,1 @@
+"""Methods beside each other: the same weights, examples, bytes, coder and evaluation."""

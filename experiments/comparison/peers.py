@@ -1,0 +1,162 @@
+"""The methods that need no training, each with the one number that moves the size of its file."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import sqs_jax
+from experiments.calibrate import allocate
+from experiments.calibration.blocks import examples_of, recode_stages
+from experiments.export import shipped
+from experiments.problem import Problem
+from experiments.trees import flat_leaves, map_leaves
+from sqs_jax.baselines import (
+    deep_compression,
+    gptq,
+    obc,
+    round_to_nearest,
+    sparse_gpt,
+    wanda,
+)
+
+_GROUP = 32  # rows, or the nearest divisor of a kernel's
+_STEPS = 256  # of a sparsity
+
+
+class Peer(NamedTuple):
+    """A published method.
+
+    Attributes:
+      compress: (kernels by path, settings, calibration by path or None) -> compressed kernels.
+      settings: all that are tried, the one of the largest file first.
+      informed: whether it uses inputs.
+    """
+
+    compress: Callable[[Any, Any, Any], Any]
+    settings: list[Any]
+    informed: bool
+
+
+def _grids(method: Any, kernels: Any, settings: Any, calibration: Any, group: int | None) -> Any:
+    def one(path: str, weights: Any) -> Any:
+        rows = int(np.prod(weights.shape[:-1]))
+        given = {**settings, **({"group": _divisor(rows, group)} if group else {})}
+        if calibration is not None:
+            given["calibration"] = {"_": calibration[path]} if path in calibration else {}
+        return method.compress({"_": weights}, **given)["_"]
+
+    return {path: one(path, weights) for path, weights in kernels.items()}
+
+
+def _informed(method: Any, kernels: Any, settings: Any, calibration: Any, **more: Any) -> Any:
+    return _grids(method, kernels, settings, calibration or {}, **{"group": None, **more})
+
+
+def _plain(method: Any, kernels: Any, settings: Any, _: Any, **more: Any) -> Any:
+    return _grids(method, kernels, settings, None, **{"group": None, **more})
+
+
+def _shared(kernels: Any, settings: Any, _: Any) -> Any:
+    return deep_compression.compress(kernels, **settings)
+
+
+def _divisor(count: int, wanted: int) -> int:
+    """Return the divisor of a count that is nearest to a number, by ratio."""
+    divisors = [d for d in range(1, count + 1) if count % d == 0]
+    return min(divisors, key=lambda d: abs(np.log(d / wanted)))
+
+
+_LEVELS = [{"levels": n} for n in range(256, 1, -1)]
+_DENSE_LEVELS = [{"levels": n, "sparsity": 0.0} for n in range(256, 1, -1)]
+_KEEP = [i / _STEPS for i in range(_STEPS)]
+_PRUNED = [{"levels": 16, "sparsity": s} for s in _KEEP]
+_PRUNED_8 = [{"levels": 8, "sparsity": s} for s in _KEEP]
+_SHARED = [{"components": 32, "sparsity": s} for s in _KEEP]
+_REVERSED = [each | {"order": "quantise_first"} for each in _SHARED]
+
+# "-8" and "-16": levels; "-groups": a grid for every 32 inputs of an output, not one for all.
+PEERS = {
+    "rtn": Peer(partial(_plain, round_to_nearest), _LEVELS, False),
+    "rtn-groups": Peer(partial(_plain, round_to_nearest, group=_GROUP), _LEVELS, False),
+    "gptq": Peer(partial(_informed, gptq), _LEVELS, True),
+    "gptq-groups": Peer(partial(_informed, gptq, group=_GROUP), _LEVELS, True),
+    "obq": Peer(partial(_informed, obc), _DENSE_LEVELS, True),
+    "obc-8": Peer(partial(_informed, obc), _PRUNED_8, True),
+    "obc-16": Peer(partial(_informed, obc), _PRUNED, True),
+    "sparsegpt-16": Peer(partial(_informed, sparse_gpt), _PRUNED, True),
+    "wanda-16": Peer(partial(_informed, wanda), _PRUNED, True),
+    "prune-kmeans": Peer(_shared, _SHARED, False),
+    "kmeans-prune": Peer(_shared, _REVERSED, False),
+}
+OURS = ("ours", "ours-allocation")
+METHODS = (*OURS, *PEERS)
+
+
+def compress(
+    method: str, problem: Problem, variables: Any, config: Any, workdir: Path
+) -> tuple[Any, Any] | None:
+    """Compress a network by a method to at most `config.sqs.target_bytes`.
+
+    Args:
+      method: one of METHODS.
+      problem: the network and its data.
+      variables: on the host.
+      config: the experiment.
+      workdir: for what is done in steps.
+
+    Returns:
+      (params, compressed; the settings that were found), or None if no setting fits.
+    """
+    batches = examples_of(problem.splits.train, config)
+    model = problem.model
+    if method in OURS:
+        folder = workdir / "allocation"
+        folder.mkdir(parents=True, exist_ok=True)
+        found = allocate(model, variables, problem.splits.train, config, folder)
+        if method == "ours":
+            found = recode_stages(model, variables, found, batches, folder / "blocks")
+        return found, None
+    peer = PEERS[method]
+    params, kernels = variables["params"], _kernels(variables["params"], config)
+
+    def fits(found: Any) -> bool:
+        return file_bytes(found, variables, config) <= config.sqs.target_bytes
+
+    def at(settings: Any) -> Any:
+        leaves = peer.compress(kernels, settings, None)
+        return map_leaves(lambda path, leaf: leaves.get(path, leaf), params)
+
+    low, high = 0, len(peer.settings)  # the first that fits
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(at(peer.settings[middle])) else (middle + 1, high)
+    first = max(low - 1, 0) if peer.informed else low  # errors made good may take less, or more
+    for number, settings in enumerate(peer.settings[first:]):
+        found = at(settings)
+        if peer.informed:
+            folder = workdir / f"{method} {number}"
+
+            def by_inputs(_: Any, weights: Any, moments: Any, settings: Any = settings) -> Any:
+                return peer.compress(weights, settings, moments)
+
+            found = recode_stages(model, variables, found, batches, folder, by_inputs)
+        if fits(found):
+            return found, settings
+    return None
+
+
+def file_bytes(params: Any, variables: Any, config: Any) -> int:
+    """Return the bytes of the file that compressed params make with the rest of a network."""
+    state = {name: value for name, value in variables.items() if name != "params"}
+    tree, options = shipped(params, state, config)
+    return sqs_jax.summarize(jax.tree.map(np.asarray, tree), **options).file_bytes
+
+
+def _kernels(params: Any, config: Any) -> dict[str, Any]:
+    rule = sqs_jax.Rule(pattern=config.sqs.pattern)
+    leaves = flat_leaves(params).items()
+    return {path: w for path, w in leaves if rule.matches(path) and rule.compresses(w)}
