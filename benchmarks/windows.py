@@ -1,17 +1,21 @@
 """Windows for long tails, at equal bytes: one, equal and outlier windows on stories260K.
 
 Nothing is trained: levels by k-means in each window, nothing pruned. Bytes are the file's; the loss
-is KL(dense || compressed) of the next token on the second half of tinystories_cased_a.
+is KL(dense || compressed) of the next token on the second half of tinystories_cased_a. Draws
+windows.png: the tensor with the longest tails, as it is and compressed, both tails enlarged.
 """
 
 from pathlib import Path
 from typing import Any
 
 import jax
+import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 
 import sqs_jax
 from benchmarks.calibration import divergence, file_bytes, load
+from experiments.trees import flat_leaves
 
 _PRIOR = sqs_jax.SpikeSlabPrior(inclusion=0.5, scale=1.0)
 # levels in all; a window has its share of them
@@ -22,6 +26,7 @@ _KINDS = {
     "3, outlier": sqs_jax.Windows(kind="outlier", count=3),
     "3, outlier, 3 IQR": sqs_jax.Windows(kind="outlier", count=3, iqr_factor=3.0),
 }
+_DRAWN = 18  # levels in all, of the figure
 _BITS = (3.0, 3.5, 4.0, 4.5, 5.0)  # per weight of the whole file, at which curves are compared
 
 
@@ -55,4 +60,39 @@ def run(workdir: Path, data: Path) -> list[dict[str, Any]]:
         found = np.exp(at)
         print(f"{name:20} " + "".join(f"{loss:15.4f}" for loss in found), flush=True)
         rows.append({"windows": name, "bits": list(_BITS), "divergence": found.tolist()})
+    print(f"figure: {_draw_tails(network.params, workdir / 'windows.png')}")
     return rows
+
+
+def _draw_tails(params: Any, path: Path) -> Path:
+    """Draw the longest tails: how many weights lie where, and at which levels, in deviations."""
+    tensors = {name: w for name, w in flat_leaves(params).items() if w.ndim > 1}
+
+    def kurtosis(w: np.ndarray) -> float:
+        return float(np.mean((w - w.mean()) ** 4) / w.var() ** 2)
+
+    name = max(tensors, key=lambda each: kurtosis(tensors[each]))
+    weights = tensors[name].ravel()
+    unit, most = weights.std(), 1.05 * np.abs(weights).max() / weights.std()
+    kinds = ("one", "3, outlier")
+    with matplotlib.rc_context({"font.size": 10}):
+        figure = Figure((11, 4.2), layout="constrained")
+        figure.suptitle(f"{name}, kurtosis {kurtosis(weights):.1f}; {_DRAWN} levels in all")
+        axes = figure.subplots(2, 3, sharey=True, sharex="col", width_ratios=(2, 3, 2))
+        for row, kind in zip(axes, kinds, strict=True):
+            leaf = sqs_jax.SubDistribution.init(
+                weights, components=_DRAWN // _KINDS[kind].count, windows=_KINDS[kind]
+            )
+            levels, counts = np.unique(np.asarray(leaf.mode()), return_counts=True)
+            for plot, (low, high) in zip(row, ((-most, -2), (-3, 3), (2, most)), strict=True):
+                plot.hist(weights / unit, np.linspace(low, high, 80), color="#c9d2db")
+                inside = (levels / unit >= low) & (levels / unit <= high)
+                plot.vlines(levels[inside] / unit, 0.7, counts[inside], color="#0a5a9c", lw=1.4)
+                plot.set(yscale="log", xlim=(low, high))
+            row[0].set_ylabel(f"{kind}\nweights")
+        for plot, title in zip(axes[0], ("lower tail", "body", "upper tail"), strict=True):
+            plot.set_title(title)
+        axes[0][0].set_ylim(0.7, weights.size / 2)  # of all: they share it
+        axes[1][1].set_xlabel("standard deviations; grey: full precision, blue: compressed")
+        figure.savefig(path, metadata={"Software": None})
+    return path

@@ -57,7 +57,7 @@ def compress(
     return found
 
 
-@partial(jax.jit, static_argnums=(2, 3))
+@partial(jax.jit, static_argnames="group")
 def _round(
     weights: jax.Array, factor: jax.Array, levels: int, group: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -4,7 +4,6 @@ Frantar, Singh and Alistarh 2022, arXiv:2208.11580: ExactOBS and the Optimal Bra
 """
 
 from collections.abc import Iterable
-from functools import partial
 from typing import Any
 
 import jax
@@ -146,7 +145,7 @@ def quantise(
     return codes, scales, zeros
 
 
-@partial(jax.jit, static_argnums=5)
+@jax.jit
 def _round(
     weights: jax.Array,
     inverses: jax.Array,

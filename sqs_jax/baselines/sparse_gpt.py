@@ -4,7 +4,6 @@ Frantar and Alistarh 2023, arXiv:2301.00774.
 """
 
 from collections.abc import Iterable
-from functools import partial
 from typing import Any
 
 import jax
@@ -59,7 +58,7 @@ def compress(
     return found
 
 
-@partial(jax.jit, static_argnums=(2, 3))
+@jax.jit
 def _round(
     weights: jax.Array, factor: jax.Array, sparsity: float, levels: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:

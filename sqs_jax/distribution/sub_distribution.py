@@ -97,6 +97,7 @@ class SubDistribution:
         Returns:
           A SubDistribution with every weight kept and inclusion 0.99.
         """
+        loc = jnp.asarray(loc)  # numpy's too
         mixture = init_mixture(
             loc,
             components=components,

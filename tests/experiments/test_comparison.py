@@ -1,0 +1,107 @@
+"""Methods beside each other: every one fits its budget, and the page says what each makes of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import sqs_jax
+from experiments import compare
+from experiments.comparison.page import lost, write_comparison
+from experiments.comparison.peers import METHODS, PEERS, compress, file_bytes
+from experiments.problem import load_problem, starting_variables
+from tests.experiments.test_text import STORY, experiment
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("text")
+    (folder / "story.txt").write_text(STORY)
+    size = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "head_dim": 8}
+    config = experiment(folder, "language", "qwen3", num_attention_heads=2, **size)
+    config.batch_size, config.calibration.examples = 4, 8
+    config.sqs.pattern, config.sqs.target_bytes = ".*(kernel|embedding)", 7_000
+    problem = load_problem(config, folder)
+    return problem, jax.tree.map(np.asarray, starting_variables(problem, config)), config
+
+
+@pytest.mark.parametrize("method", ["ours", "rtn-groups", "gptq", "obc-16", "prune-kmeans"])
+def test_a_method_takes_what_it_may_and_no_more(method: str, network: Any, tmp_path: Path) -> None:
+    problem, variables, config = network
+    found = compress(method, problem, variables, config, tmp_path)
+    assert found is not None
+    params, settings = found
+    size = file_bytes(params, variables, config)
+    least = 0.5 if method == "obc-16" else 0.85  # of 16 levels at most, and in whole numbers
+    assert least * 7_000 < size <= 7_000
+    assert (settings is None) == (method == "ours")
+    kernel = params["layers_0"]["mlp"]["up_proj"]["kernel"]
+    assert isinstance(kernel, sqs_jax.CompressedLeaf | sqs_jax.GridLeaf)
+    assert not isinstance(params["norm"]["scale"], sqs_jax.CompressedLeaf | sqs_jax.GridLeaf)
+
+
+def test_what_cannot_be_made_so_small_is_none(network: Any, tmp_path: Path) -> None:
+    problem, variables, config = network
+    config = config.copy_and_resolve_references()
+    config.sqs.target_bytes = 1_200
+    assert compress("rtn", problem, variables, config, tmp_path) is None
+
+
+def test_settings_go_from_large_files_to_small_ones() -> None:
+    for peer in PEERS.values():
+        first, last = peer.settings[0], peer.settings[-1]
+        assert first.get("levels", 0) >= last.get("levels", 0)
+        assert first.get("sparsity", 0) <= last.get("sparsity", 0) < 1
+    assert len(set(METHODS)) == len(METHODS) == 13
+
+
+def result(method: str, budget: int, accuracy: float | None, **scores: float) -> dict[str, Any]:
+    found: dict[str, Any] = {"method": method, "budget": budget, "seed": 0, "bytes": None}
+    if accuracy is not None:
+        found |= {
+            "bytes": budget - 10, "seconds": 1.0, "peak_bytes": 1e8, "settings": {"levels": 4},
+            "bits_per_weight": dict.fromkeys(("paper", "fixed", "entropy", "file"), 2.0),
+            "layer_errors": {"a/kernel": 0.25}, "scores": {"accuracy": accuracy, **scores},
+        }  # fmt: skip
+    return found
+
+
+def test_the_page_has_a_row_for_each_and_the_best_first(tmp_path: Path) -> None:
+    dense = result("dense", 0, 0.95) | {"command": "python dense"}
+    results = [
+        dense,
+        *(
+            each | {"command": f"python {each['method']}"}
+            for each in (
+                result("rtn", 1000, 0.90), result("ours", 1000, 0.94), result("ours", 500, 0.91),
+                result("rtn", 500, None),
+            )
+        ),
+    ]  # fmt: skip
+    page = write_comparison(tmp_path / "comparison.html", results).read_text()
+    body = page[page.index("<tbody>") :]
+    order = [body.index(f"<code>python {name}</code>") for name in ("ours", "rtn")]
+    assert order == sorted(order)  # of the larger budget, which comes first
+    assert "cannot be made so small" in body and "1.00" in body and page.count('class="best"') == 2
+    assert lost(result("x", 1, 0.9, perplexity=11.0), result("d", 1, 0.9, perplexity=10.0)) == (
+        pytest.approx(10.0)
+    )
+
+
+def test_points_that_are_there_are_not_run_again(tmp_path: Path, monkeypatch: Any) -> None:
+    points = [("dense", 0, 0), ("ours", 900, 0)]
+    for method, size, seed in points:
+        folder = tmp_path / f"{method}_{size}_{seed}"
+        folder.mkdir()
+        (folder / "result.json").write_text(json.dumps(result(method, size, 0.9)))
+    monkeypatch.setattr("sys.argv", ["compare", "--config=c.py", "--workdir=w"])
+    assert compare.compare(None, tmp_path, points).is_file()
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert [each["method"] for each in found] == ["dense", "ours"]
+    assert "--method=ours" in found[1]["command"] and "--config=c.py" in found[1]["command"]
+    with pytest.raises(RuntimeError, match=r"rtn ended with 1; see .*log\.txt"):
+        compare.compare(None, tmp_path, [*points, ("rtn", 900, 0)])
+    assert "No such file" in (tmp_path / "rtn_900_0" / "log.txt").read_text()
