@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import sqs_jax
-from experiments.calibrate import allocate
+from experiments.calibrate import allocate, compress
 from experiments.calibration.blocks import recode_stages
 from experiments.configs import stories260k
 from experiments.data import Dataset, text
@@ -137,11 +137,10 @@ def _ours(network: Network, budget: int, blocks: bool) -> Any:
     config.sqs.target_bytes = budget
     variables = {"params": network.params}
     with tempfile.TemporaryDirectory() as folder:
-        compressed = allocate(network.model, variables, network.calibration, config, Path(folder))
-        if not blocks:
-            return compressed
-        batches = _batches(network)
-        return recode_stages(network.model, variables, compressed, batches, Path(folder) / "blocks")
+        given = network.model, variables, network.calibration
+        if blocks:
+            return compress(*given, _batches(network), config, Path(folder))
+        return allocate(*given, config, Path(folder), budget)
 
 
 def _peer(network: Network, budget: int, group: int | None, feedback: bool) -> Any:

@@ -13,6 +13,7 @@ calibration.json (times, device memory) and, of a language model, tokenizer.json
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 import sqs_jax
-from experiments.calibration.blocks import examples_of, recode_stages
+from experiments.calibration.blocks import Batches, examples_of, recode_stages
 from experiments.calibration.sensitivity import sensitivities
 from experiments.data import Dataset
 from experiments.export import shipped
@@ -53,31 +54,20 @@ def calibrate(config: Any, workdir: Path) -> dict[str, Any]:
     hold_workdir(workdir)
     if problem.tokenizer is not None:
         problem.tokenizer.save(str(workdir / TOKENIZER))
-    seconds = {}
+    seconds: dict[str, float] = {}
 
     def timed(name: str, function: Any, *args: Any) -> Any:
         started = time.monotonic()
         found = function(*args)
-        seconds[name] = round(time.monotonic() - started, 1)
+        seconds[name] = round(seconds.get(name, 0.0) + time.monotonic() - started, 1)
         return found
 
-    model = problem.model
-    compressed = timed(
-        "allocation", allocate, model, variables, problem.splits.train, config, workdir
-    )
-    folder = workdir / "blocks"
-    compressed = timed("blocks", recode_stages, model, variables, compressed, batches, folder)
-    model_state = {name: value for name, value in variables.items() if name != "params"}
+    train = problem.splits.train
+    compressed = compress(problem.model, variables, train, batches, config, workdir, timed)
 
     def write() -> None:
-        tree, options = shipped(compressed, model_state, config)
-        written = sqs_jax.save(workdir / "model.sqs", tree, **options)
-        if written > config.sqs.target_bytes:
-            (workdir / "model.sqs").unlink()  # which breaks its promise
-            raise ValueError(
-                f"model.sqs would take {written} bytes, config.sqs.target_bytes is "
-                f"{config.sqs.target_bytes}; give a little less, and another --workdir."
-            )
+        tree, options = shipped(compressed, _state(variables), config)
+        sqs_jax.save(workdir / "model.sqs", tree, **options)
         sqs_jax.save(workdir / "dense.sqs", jax.tree.map(np.asarray, variables))
 
     timed("writing", write)
@@ -89,16 +79,59 @@ def calibrate(config: Any, workdir: Path) -> dict[str, Any]:
     return json.loads((workdir / "evaluation.json").read_text())
 
 
-def allocate(model: Any, variables: Any, train: Dataset, config: Any, workdir: Path) -> Any:
-    """Return compressed params of about the budget, from the folder if they are there."""
-    path = workdir / "allocation.sqs"
+def _call(_: str, function: Any, *args: Any) -> Any:
+    return function(*args)
+
+
+def compress(
+    model: Any,
+    variables: Any,
+    train: Dataset,
+    batches: Batches,
+    config: Any,
+    workdir: Path,
+    run: Callable[..., Any] = _call,
+) -> Any:
+    """Return compressed params whose file fits in the budget.
+
+    Args:
+      model, variables: the network, its weights on the host or still in their files.
+      train: examples, of which the sensitivities are taken.
+      batches: of examples, by which codes are chosen.
+      config: the experiment.
+      workdir: of what is done already.
+      run: (name, function, *arguments) -> what it returns; for "allocation" and "blocks".
+
+    Raises:
+      ValueError: if codes chosen anew take more bytes than are left for them, again and again.
+    """
+    budget = room = config.sqs.target_bytes
+    for trial in range(_TRIALS):
+        folder = workdir / f"trial_{trial}" if trial else workdir
+        found = run("allocation", allocate, model, variables, train, config, folder, room)
+        found = run("blocks", recode_stages, model, variables, found, batches, folder / "blocks")
+        tree, options = shipped(found, _state(variables), config)
+        size = sqs_jax.summarize(jax.tree.map(np.asarray, tree), **options).file_bytes
+        if size <= budget:
+            return found
+        room = int(0.999 * room * budget / size)  # what follows the codes' order takes more now
+    raise ValueError(
+        f"The file takes {size} bytes, config.sqs.target_bytes is {budget}, after {_TRIALS} "
+        "trials; give a little less."
+    )
+
+
+def allocate(
+    model: Any, variables: Any, train: Dataset, config: Any, folder: Path, budget: int
+) -> Any:
+    """Return compressed params of about a budget, from the folder if they are there."""
+    path = folder / "allocation.sqs"
     if path.is_file():
         return sqs_jax.load(path)
+    folder.mkdir(parents=True, exist_ok=True)
     sensitivity = sensitivities(model, variables, train, config)
-    state = {name: value for name, value in variables.items() if name != "params"}
-    tree, options = shipped(variables["params"], state, config)
+    tree, options = shipped(variables["params"], _state(variables), config)
     rest = {name: value for name, value in tree.items() if name != "params"}
-    budget = config.sqs.target_bytes
     target, found, best = _AIM * budget, 0, None
     for _ in range(_TRIALS):
         compressed = sqs_jax.compress_to_budget(
@@ -123,6 +156,10 @@ def allocate(model: Any, variables: Any, train: Dataset, config: Any, workdir: P
     compressed = map_leaves(unfolded, variables["params"])
     sqs_jax.save(path, compressed)
     return compressed
+
+
+def _state(variables: Any) -> dict[str, Any]:
+    return {name: value for name, value in variables.items() if name != "params"}
 
 
 def main(_: Any) -> None:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 import sqs_jax
-from experiments.calibrate import allocate
+from experiments import calibrate
 from experiments.calibration.blocks import examples_of, recode_stages
 from experiments.export import shipped
 from experiments.problem import Problem
@@ -114,12 +114,11 @@ def compress(
     batches = examples_of(problem.splits.train, config)
     model = problem.model
     if method in OURS:
-        folder = workdir / "allocation"
-        folder.mkdir(parents=True, exist_ok=True)
-        found = allocate(model, variables, problem.splits.train, config, folder)
+        train = problem.splits.train
         if method == "ours":
-            found = recode_stages(model, variables, found, batches, folder / "blocks")
-        return found, None
+            return calibrate.compress(model, variables, train, batches, config, workdir), None
+        size = config.sqs.target_bytes
+        return calibrate.allocate(model, variables, train, config, workdir, size), None
     peer = PEERS[method]
     params, kernels = variables["params"], _kernels(variables["params"], config)
 

@@ -201,5 +201,5 @@ def test_an_allocation_is_made_once(tmp_path: Path) -> None:
     config = experiment(tmp_path, "language", "llama")
     kernel = np.ones((2, 1), np.float32)
     sqs_jax.save(tmp_path / "allocation.sqs", {"kernel": kernel})
-    found = allocate(None, None, None, config, tmp_path)  # type: ignore[arg-type]
+    found = allocate(None, None, None, config, tmp_path, 0)  # type: ignore[arg-type]
     np.testing.assert_array_equal(found["kernel"], kernel)
