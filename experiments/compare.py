@@ -15,6 +15,7 @@ import math
 import os
 import resource
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -33,6 +34,7 @@ from experiments.evaluate import predict
 from experiments.export import shipped
 from experiments.problem import described, load_problem, starting_variables
 from experiments.scores import metrics
+from experiments.training.workdir import claim_workdir, hold_workdir
 from experiments.trees import flat_leaves
 
 
@@ -105,7 +107,9 @@ def compare(config: Any, workdir: Path, points: list[tuple[str, int, int]]) -> P
         ]  # fmt: skip
         if not result.is_file():
             print(f"{number}/{len(points)}  {method}, {size:,} bytes, seed {seed}", flush=True)
-            folder.mkdir(parents=True, exist_ok=True)
+            if folder.is_dir():  # of a point that was interrupted, whose time would be a part
+                shutil.rmtree(folder)
+            folder.mkdir(parents=True)
             with (folder / "log.txt").open("w") as log:
                 ended = subprocess.run(
                     command, check=False, stdout=log, stderr=log, env={**programs, **os.environ}
@@ -143,7 +147,10 @@ def main(_: Any) -> None:
     seeds = [int(seed) for seed in given.seeds]
     methods = given.methods or METHODS
     points = [(m, size, seed) for size in sizes for m in methods for seed in seeds]
-    workdir.mkdir(parents=True, exist_ok=True)
+    if any(arg.startswith("--config") and "=" not in arg for arg in sys.argv[1:]):
+        raise app.UsageError("Write --config=FILE and --config.FIELD=VALUE, with =.")
+    claim_workdir(workdir, config)
+    hold_workdir(workdir)
     print(f"comparison: {compare(config, workdir, [('dense', 0, seeds[0]), *points])}")
 
 

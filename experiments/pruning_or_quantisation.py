@@ -27,6 +27,7 @@ from sqs_jax.checkpoints import open_checkpoint
 
 _WIDE = 16  # bits of a weight that is kept as it is
 _STEPS = 60  # widths of a grid that are tried
+_LEAST = 4096  # weights; of fewer, a file's table and header count too much
 
 
 def signal_to_noise(weights: np.ndarray, values: np.ndarray) -> float:
@@ -58,7 +59,7 @@ def quantise(weights: np.ndarray, levels: int) -> np.ndarray:
 
 
 def entropy(values: np.ndarray) -> float:
-    """Return the order-0 entropy of values, bits per value."""
+    """Return the order-0 entropy of values, bits per value; their table is not counted."""
     counts = np.unique(values, return_counts=True)[1] / values.size
     return float(-np.sum(counts * np.log2(counts)))
 
@@ -103,8 +104,8 @@ def tensors(config: Any) -> dict[str, np.ndarray]:
     }
     if config.weights:
         leaves = flat_leaves(open_checkpoint(Path(config.weights)).tree)
-        large = sorted((name for name in leaves if leaves[name].ndim > 1),
-                       key=lambda name: -leaves[name].size)  # fmt: skip
+        enough = [name for name, leaf in leaves.items() if leaf.ndim > 1 and leaf.size >= _LEAST]
+        large = sorted(enough, key=lambda name: -leaves[name].size)
         found |= {n: np.asarray(leaves[n], np.float64).ravel() for n in large[: config.tensors]}
     return {name: values.astype(np.float32) for name, values in found.items()}
 

@@ -1,5 +1,7 @@
 """What the layers of a stage get to see: second moments of their inputs, patches of images too."""
 
+import dataclasses
+import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
@@ -92,32 +94,41 @@ def _record(apply: Apply, params: Any, x: jax.Array) -> list[Call]:
     return calls
 
 
+@dataclasses.dataclass(frozen=True)
+class Patches:
+    """Makes rows of a convolution's inputs; equal for those of one window, which see the same."""
+
+    size: tuple[int, ...]
+    strides: tuple[int, ...]
+    padding: Any
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Return patches of images as rows, in the order of a kernel's [height, width, inputs]."""
+        found = jax.lax.conv_general_dilated_patches(
+            x, self.size, self.strides, self.padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        channels = found.reshape(-1, x.shape[-1], math.prod(self.size))  # of lax's order
+        return channels.swapaxes(1, 2).reshape(len(channels), -1)
+
+
 def _rows_of(layer: nn.Module) -> Callable[[jax.Array], jax.Array] | None:
     """Return what makes rows of a layer's inputs; None of layers that multiply no matrix."""
     if isinstance(layer, nn.Dense):
         return _features
     plain = isinstance(layer, nn.Conv) and layer.feature_group_count == 1
-    if not plain or {*_pair(layer.kernel_dilation), *_pair(layer.input_dilation)} != {1}:
+    if not plain or len(layer.kernel_size) != 2:
         return None
-    # equal for layers of one window, so that they are known to see the same
-    return partial(_patches, size=tuple(layer.kernel_size), strides=_pair(layer.strides),
-                   padding=layer.padding)  # fmt: skip
+    if {*_pair(layer.kernel_dilation), *_pair(layer.input_dilation)} != {1}:
+        return None
+    padding = layer.padding
+    if not isinstance(padding, str):
+        padding = tuple(_pair(side) for side in _pair(padding))
+    return Patches(tuple(layer.kernel_size), _pair(layer.strides), padding)
 
 
-def _pair(value: Any) -> tuple[int, ...]:
+def _pair(value: Any) -> tuple[Any, ...]:
     return (1, 1) if value is None else (value, value) if isinstance(value, int) else tuple(value)
 
 
 def _features(x: jax.Array) -> jax.Array:
     return x.reshape(-1, x.shape[-1])
-
-
-def _patches(x: jax.Array, *, size: Any, strides: Any, padding: Any) -> jax.Array:
-    """Return patches of images as rows, each in the order of a kernel's [height, width, inputs]."""
-    if isinstance(padding, int):
-        padding = [(padding, padding)] * 2
-    found = jax.lax.conv_general_dilated_patches(
-        x, size, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-    channels = found.reshape(-1, x.shape[-1], size[0] * size[1])  # of lax's order
-    return channels.swapaxes(1, 2).reshape(len(channels), -1)

@@ -80,7 +80,7 @@ def _row(each: dict[str, Any], dense: dict[str, Any]) -> list[str]:
     settings = each.get("settings") or {}
     return [
         *head, f"{each['bytes']:,}", _shown(each), f"{lost(each, dense):.2f}",
-        f"{max(each['layer_errors'].values()):.3f}", f"{each['seconds']:.0f}",
+        f"{max(each['layer_errors'].values(), default=0.0):.3f}", f"{each['seconds']:.0f}",
         f"{each['peak_bytes'] / 1e6:,.0f}",
         ", ".join(f"{bits[name]:.2f}" for name in ("fixed", "entropy", "file")),
         escape(", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}"

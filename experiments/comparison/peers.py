@@ -113,17 +113,23 @@ def compress(
     """
     batches = examples_of(problem.splits.train, config)
     model = problem.model
-    if method in OURS:
-        train = problem.splits.train
-        if method == "ours":
-            return calibrate.compress(model, variables, train, batches, config, workdir), None
-        size = config.sqs.target_bytes
-        return calibrate.allocate(model, variables, train, config, workdir, size), None
-    peer = PEERS[method]
-    params, kernels = variables["params"], _kernels(variables["params"], config)
 
     def fits(found: Any) -> bool:
         return file_bytes(found, variables, config) <= config.sqs.target_bytes
+
+    if method in OURS:
+        given = model, variables, problem.splits.train
+        try:
+            if method == "ours":
+                found = calibrate.compress(*given, batches, config, workdir)
+            else:
+                found = calibrate.allocate(*given, config, workdir, config.sqs.target_bytes)
+        except ValueError as error:  # which says how small the file can be
+            print(error)
+            return None
+        return (found, None) if fits(found) else None
+    peer = PEERS[method]
+    params, kernels = variables["params"], _kernels(variables["params"], config)
 
     def at(settings: Any) -> Any:
         leaves = peer.compress(kernels, settings, None)

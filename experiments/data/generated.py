@@ -1,5 +1,6 @@
 """Texts that a language model writes itself, to be trained on beside a text that is short."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,8 @@ def with_generated(
     """
     if not isinstance(model, Decoder):
         raise ValueError(
-            f"config.sqs.generated is {count}, for a language model; a {type(model).__name__} "
-            "writes no text: use 0."
+            f"config.sqs.generated is {count}, but a {type(model).__name__} writes no text: use 0, "
+            "or a language model."
         )
     length = train.labels.shape[1]
     if not path.is_file():
@@ -49,7 +50,10 @@ def with_generated(
                 zip(starts, keys, strict=True), "writing", len(keys), transient=True
             )
         ]
-        np.save(path, np.concatenate(parts)[:count])
+        part = path.with_suffix(".part")
+        with part.open("wb") as file:
+            np.save(file, np.concatenate(parts)[:count])
+        os.replace(part, path)
     tokens = np.load(path)
     return train._replace(
         examples=np.concatenate([train.examples, tokens[:, :-1]]),

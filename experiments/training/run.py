@@ -92,7 +92,7 @@ def run_trainings(config: Any, workdir: Path) -> Trained:
     if config.sqs.target_bytes:  # which may be impossible: found before anything more is trained
         host, recode = fetch(dense), None
         if config.sqs.start == "calibration":
-            batches, folder = examples_of(train, config), workdir / "blocks"
+            batches, folder = examples_of(train, config), workdir / "start"
             recode = partial(recode_stages, model, host, batches=batches, folder=folder)
         sensitivity = sensitivities(model, host, train, config)
         sqs_phase = with_budget(sqs_phase, dense, config, sensitivity, recode)

@@ -110,5 +110,18 @@ def _contradictions(config: Any, num_train: int) -> Iterator[str]:
             f"config.sqs.target_bytes, {sqs.target_bytes}, with config.sqs.order 'together', not "
             f"{sqs.order!r}: give both, or start at the 'weights'."
         )
-    if sqs.start == "calibration" and jax.process_count() > 1:
-        yield "config.sqs.start is 'calibration', which is for one process; use 'weights'."
+    if sqs.start == "calibration" and config.calibration.examples < config.batch_size:
+        yield (
+            "config.sqs.start is 'calibration', by config.calibration.examples, "
+            f"{config.calibration.examples}: fewer than config.batch_size, {config.batch_size}."
+        )
+    if sqs.generated and config.data.kind != "language":
+        yield (
+            f"config.sqs.generated is {sqs.generated}, but config.data.kind is "
+            f"{config.data.kind!r}; only 'language' models write texts: use 0."
+        )
+    if jax.process_count() > 1 and (sqs.start == "calibration" or sqs.generated):
+        yield (
+            "config.sqs.start 'calibration' and config.sqs.generated are for one process, and this "
+            f"is one of {jax.process_count()}; use 'weights' and 0."
+        )

@@ -11,10 +11,10 @@ import numpy as np
 
 from sqs_jax.artifact import CompressedLeaf
 from sqs_jax.artifact.storage import code_dtype
-from sqs_jax.baselines.grids import require_sparsity
+from sqs_jax.baselines.grids import require_sparsity, select
 from sqs_jax.distribution.codebook import init_mixture
 from sqs_jax.distribution.windows import Windows
-from sqs_jax.transform.rules import DEFAULT_RULES, Rule, assign, check_rules, flatten
+from sqs_jax.transform.rules import DEFAULT_RULES, Rule
 
 Order = Literal["prune_first", "quantise_first"]
 
@@ -51,15 +51,8 @@ def compress(
         raise ValueError(f"components is {components}; a codebook has 1 to 65,535.")
     if order not in ("prune_first", "quantise_first"):
         raise ValueError(f"order is {order!r}; it must be 'prune_first' or 'quantise_first'.")
-    pairs, treedef = flatten(params)
-    assigned = assign(check_rules(rules), [path for path, _ in pairs])
-    kernels: dict[int, np.ndarray] = {}
-    for i, ((path, leaf), rule) in enumerate(zip(pairs, assigned, strict=True)):
-        floating = np.ndim(leaf) >= 2 and jnp.issubdtype(leaf.dtype, jnp.floating)
-        if floating and rule is not None and rule.compresses(leaf):
-            kernels[i] = np.asarray(leaf, np.float32)
-            if not np.isfinite(kernels[i]).all():
-                raise ValueError(f"{path}: weights are not finite.")
+    leaves, treedef, chosen = select(params, rules)
+    kernels = {i: weights.astype(np.float32) for i, (_, weights) in chosen.items()}
     levels, nearest = {}, {}
     for i, weights in kernels.items() if order == "quantise_first" else ():
         levels[i], nearest[i] = _share(weights, components)
@@ -68,7 +61,6 @@ def compress(
         i: np.abs(levels[i][nearest[i]]) if i in levels else np.abs(w) for i, w in kernels.items()
     }
     kept = _keep(kernels, size, sparsity)
-    leaves = [leaf for _, leaf in pairs]
     for i, weights in kernels.items():
         if i not in levels:
             levels[i], found = _share(weights[kept[i]], components)

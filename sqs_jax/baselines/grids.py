@@ -57,28 +57,49 @@ def per_kernel(
     """
     if not 2 <= levels <= 65_536:
         raise ValueError(f"levels is {levels}; a grid has 2 to 65,536.")
-    pairs, treedef = flatten(params)
-    found = []
-    for (path, leaf), rule in zip(
-        pairs, assign(check_rules(rules), [path for path, _ in pairs]), strict=True
-    ):
-        kernel = np.ndim(leaf) >= 2 and jnp.issubdtype(leaf.dtype, jnp.floating)
-        if not (kernel and rule is not None and rule.compresses(leaf)):
-            found.append(leaf)
-            continue
-        weights = jnp.asarray(np.asarray(leaf), jnp.float32).reshape(-1, leaf.shape[-1])
+    leaves, treedef, kernels = select(params, rules)
+    for i, (path, leaf) in kernels.items():
+        weights = jnp.asarray(leaf, jnp.float32).reshape(-1, leaf.shape[-1])
         if group is not None and (group < 1 or weights.shape[0] % group):
             raise ValueError(
                 f"{path}: groups of {group} do not divide its {weights.shape[0]} rows; give a "
                 "divisor, or None for one group."
             )
-        if not bool(jnp.isfinite(weights).all()):
-            raise ValueError(f"{path}: weights are not finite.")
         codes, scales, zeros = map(np.asarray, method(path, weights, group))
         dtype = np.uint8 if levels <= 256 else np.uint16
         codes = codes.astype(dtype).reshape(leaf.shape)
-        found.append(GridLeaf(codes, scales.astype(leaf.dtype), zeros.astype(dtype), levels))
-    return treedef.unflatten(found)
+        leaves[i] = GridLeaf(codes, scales.astype(leaf.dtype), zeros.astype(dtype), levels)
+    return treedef.unflatten(leaves)
+
+
+def select(
+    params: Any, rules: Iterable[Rule]
+) -> tuple[list[Any], Any, dict[int, tuple[str, np.ndarray]]]:
+    """Find the kernels of a tree: floating, of two axes or more, compressed by their rule.
+
+    Returns:
+      (the leaves, their treedef, {number of a leaf: (its path, its weights)}).
+
+    Raises:
+      ValueError: for a rule that matches nothing, stacks axes or has a structure, or weights that
+        are not finite, naming the path.
+    """
+    pairs, treedef = flatten(params)
+    assigned = assign(check_rules(rules), [path for path, _ in pairs])
+    kernels = {}
+    for i, ((path, leaf), rule) in enumerate(zip(pairs, assigned, strict=True)):
+        floating = np.ndim(leaf) >= 2 and jnp.issubdtype(leaf.dtype, jnp.floating)
+        if not (floating and rule is not None and rule.compresses(leaf)):
+            continue
+        if rule.stacked or rule.structure is not None or not rule.prunable:
+            raise ValueError(
+                f"{path}: its rule stacks axes, has a structure or forbids pruning, which this "
+                "method does not know; give a rule of a pattern alone."
+            )
+        kernels[i] = path, np.asarray(leaf)
+        if not np.isfinite(kernels[i][1].astype(np.float32)).all():
+            raise ValueError(f"{path}: weights are not finite.")
+    return [leaf for _, leaf in pairs], treedef, kernels
 
 
 def require_sparsity(sparsity: float) -> None:
@@ -111,16 +132,18 @@ class Calibration:
         if second is None:
             return None
         self._used.add(path)
-        if second.shape != (rows, rows) or not bool(jnp.isfinite(second).all()):
+        if second.shape != (rows, rows):
             raise ValueError(
-                f"{path}: second moments have shape {second.shape}, for {rows} inputs, or are "
-                "not finite."
+                f"{path}: second moments have shape {second.shape}; a kernel of {rows} rows needs "
+                f"{(rows, rows)}."
             )
+        if not bool(jnp.isfinite(second).all()):
+            raise ValueError(f"{path}: second moments are not finite.")
         return second
 
     def require_all_used(self) -> None:
         """Raise ValueError if there are moments where no kernel was compressed."""
         if unknown := sorted(self._second.keys() - self._used):
             raise ValueError(
-                f"calibration has {', '.join(unknown)}, where no matrix is compressed."
+                f"calibration has {', '.join(unknown)}, where no kernel is compressed."
             )

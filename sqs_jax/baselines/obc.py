@@ -55,8 +55,7 @@ def compress(
             return wanda.prune_and_round(weights, jnp.ones(len(weights)), sparsity, levels, None)
         hessian = _damped(second)
         kept = prune(weights, hessian, round(sparsity * weights.size))
-        left, inverses = reconstruct(weights, hessian, kept)
-        return quantise(left, inverses, kept, levels)
+        return quantise(weights, hessian, kept, levels)
 
     found = per_kernel(params, rules, levels, None, compressed)
     moments.require_all_used()
@@ -75,7 +74,7 @@ def prune(weights: jax.Array, hessian: jax.Array, number: int) -> jax.Array:
       bool [I, O].
     """
     order, loss = _traces(weights, jnp.linalg.inv(hessian))
-    # What a weight costs never falls along a trace, so that what is pruned is its beginning.
+    # made never to fall along a trace, so that what is pruned of an output is its beginning
     dear = np.maximum.accumulate(np.asarray(loss), axis=1)
     due = np.zeros(dear.size, bool)
     due[np.argsort(dear, axis=None, kind="stable")[:number]] = True
@@ -102,84 +101,75 @@ def _traces(weights: jax.Array, inverse: jax.Array) -> tuple[jax.Array, jax.Arra
     return jax.lax.map(of_output, weights.T, batch_size=_batch(weights))
 
 
-@jax.jit
 def reconstruct(
     weights: jax.Array, hessian: jax.Array, kept: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Give the kept weights of each output their best values; returns them, and inverse Hessians.
+    """Give the kept weights of an output their best values.
+
+    Args:
+      weights, kept: [I].
+      hessian: [I, I].
+
+    Returns:
+      (weights [I], inverse of the Hessian of the kept ones, 0 elsewhere, [I, I]).
+    """
+    both = kept[:, None] & kept[None]
+    inverse = jnp.linalg.inv(jnp.where(both, hessian, jnp.eye(weights.size)))
+    inverse = jnp.where(both, inverse, 0.0)
+    return inverse @ (hessian @ weights), inverse
+
+
+@jax.jit
+def quantise(
+    weights: jax.Array, hessian: jax.Array, kept: jax.Array, levels: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Prune to a mask, and round what is left by the Optimal Brain Quantiser.
 
     Args:
       weights, kept: [I, O].
       hessian: [I, I].
-
-    Returns:
-      (weights [I, O], inverses [O, I, I] of the Hessian of the kept ones, 0 elsewhere).
-    """
-
-    def of_output(given: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        w, kept = given
-        both = kept[:, None] & kept[None]
-        inverse = jnp.linalg.inv(jnp.where(both, hessian, jnp.eye(w.size)))
-        inverse = jnp.where(both, inverse, 0.0)
-        return inverse @ (hessian @ w), inverse
-
-    found, inverses = jax.lax.map(of_output, (weights.T, kept.T), batch_size=_batch(weights))
-    return found.T, inverses
-
-
-def quantise(
-    weights: jax.Array, inverses: jax.Array, kept: jax.Array, levels: int
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Round by the Optimal Brain Quantiser.
-
-    Args:
-      weights, kept: [I, O]; weights that are not kept are 0.
-      inverses: [O, I, I], as `reconstruct` returns them.
       levels: of each output's grid.
 
     Returns:
       Codes [I, O], scales and zeros [1, O].
     """
-    scales, zeros = lay_grids(weights, levels, None)
-    codes = _round(weights, inverses, kept, scales[0], zeros[0], levels)
+
+    def of_output(given: tuple[jax.Array, jax.Array]) -> Any:
+        left, inverse = reconstruct(given[0], hessian, given[1])
+        scales, zeros = lay_grids(left[:, None], levels, None)
+        codes = _round(left, inverse, given[1], scales[0, 0], zeros[0, 0], levels)
+        return codes, scales[:, 0], zeros[:, 0]
+
+    found = jax.lax.map(of_output, (weights.T, kept.T), batch_size=_batch(weights))
+    codes, scales, zeros = (x.T for x in found)
     return codes, scales, zeros
 
 
-@jax.jit
 def _round(
-    weights: jax.Array,
-    inverses: jax.Array,
+    w: jax.Array,
+    inverse: jax.Array,
     kept: jax.Array,
-    scales: jax.Array,
-    zeros: jax.Array,
+    scale: jax.Array,
+    zero: jax.Array,
     levels: int,
 ) -> jax.Array:
-    def of_output(given: Any) -> jax.Array:
-        w, inverse, kept, scale, zero = given
+    """Round the kept weights of an output, one after the other; returns codes [I]."""
 
-        def nearest(w: jax.Array) -> jax.Array:
-            return jnp.clip(jnp.round(w / scale + zero), 0, levels - 1)
+    def step(carry: Any, _: None) -> tuple[Any, None]:
+        w, inverse, due, codes = carry
+        code = jnp.clip(jnp.round(w / scale + zero), 0, levels - 1)
+        error = jnp.abs(w - (code - zero) * scale)
+        # beyond the grid, errors only grow: the largest one at once
+        beyond = error > 0.5001 * scale
+        cost = jnp.where(beyond, -error, error**2 / _diagonal(inverse))
+        p = jnp.argmin(jnp.where(due, cost, jnp.inf))
+        changed = _eliminate(w, inverse, p, (code[p] - zero) * scale)
+        w, inverse = (jnp.where(due[p], a, b) for a, b in zip(changed, (w, inverse), strict=True))
+        codes = codes.at[p].set(jnp.where(due[p], code[p], codes[p]))
+        return (w, inverse, due.at[p].set(False), codes), None
 
-        def step(carry: Any, _: None) -> tuple[Any, None]:
-            w, inverse, due, codes = carry
-            code = nearest(w)
-            error = jnp.abs(w - (code - zero) * scale)
-            # beyond the grid, errors only grow: the largest one at once
-            beyond = error > 0.5001 * scale
-            cost = jnp.where(beyond, -error, error**2 / _diagonal(inverse))
-            p = jnp.argmin(jnp.where(due, cost, jnp.inf))
-            changed = _eliminate(w, inverse, p, (code[p] - zero) * scale)
-            w, inverse = (
-                jnp.where(due[p], a, b) for a, b in zip(changed, (w, inverse), strict=True)
-            )
-            codes = codes.at[p].set(jnp.where(due[p], code[p], codes[p]))
-            return (w, inverse, due.at[p].set(False), codes), None
-
-        start = w, inverse, kept, jnp.broadcast_to(zero, w.shape)
-        return jax.lax.scan(step, start, None, w.size)[0][3]
-
-    given = weights.T, inverses, kept.T, scales, zeros
-    return jax.lax.map(of_output, given, batch_size=_batch(weights)).T
+    start = w, inverse, kept, jnp.broadcast_to(zero, w.shape)
+    return jax.lax.scan(step, start, None, w.size)[0][3]
 
 
 def _eliminate(

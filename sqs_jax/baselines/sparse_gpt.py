@@ -29,7 +29,7 @@ def compress(
 
     Kept: the mask of 128 inputs at a time, by w^2 / U_ii^2 over all outputs together; pruned
     weights are rounded to 0 in the same pass, their errors made good as GPTQ does; a grid per
-    output over all of its inputs. Different: the grid is laid over the original weights.
+    output over all of its inputs, laid before any error is made good.
 
     Args:
       params: tree of arrays; kernels are [*inputs, outputs].

@@ -82,7 +82,11 @@ def whole(function: Function, *arrays: jax.Array) -> tuple[Any, Any]:
 
 
 def at_once(function: Function, *arrays: jax.Array) -> tuple[Any, Any]:
-    """Apply such a function to whole arrays so small that what it needs on the way may be large."""
+    """Apply such a function to whole arrays so small that what it needs on the way may be large.
+
+    Another function than `whole`, so that it can be told from it: soft_weight.py goes through large
+    arrays twice.
+    """
     return whole(function, *arrays)
 
 

@@ -63,7 +63,7 @@ class Way(NamedTuple):
     collect: Callable[[jax.Array, Averages, list[jax.Array]], Shared]
 
 
-Over = Callable[..., tuple[Any, Any]]  # over_blocks or whole
+Over = Callable[..., tuple[Any, Any]]  # of blocks.py
 
 # What is done with one slice of a tensor: (way, over, inputs, *arrays) -> tree. Hashable, so that
 # it is traced once for all tensors of one shape.

@@ -248,6 +248,7 @@ def _read(
     tensors: list[Tensor | None] = []
     twins: dict[int, int] = {}
     seen: dict[Any, int] = {}
+    # a twin is sorted, too, before it is known to be one: shared weights are rare
     with ThreadPoolExecutor(_THREADS) as pool:
         for i, (tensor, same) in enumerate(pool.map(read, pairs, rules)):
             first = i if same is None else seen.setdefault(same, i)

@@ -88,7 +88,7 @@ def test_what_cannot_be_rounded_is_refused():
         round_to_nearest.compress({"kernel": KERNEL}, levels=1)
     with pytest.raises(ValueError, match="kernel: weights are not finite"):
         round_to_nearest.compress(bad, levels=4)
-    with pytest.raises(ValueError, match="calibration has kernal, where no matrix"):
+    with pytest.raises(ValueError, match="calibration has kernal, where no kernel"):
         gptq.compress({"kernel": KERNEL}, levels=4, calibration={"kernal": MOMENTS["kernel"]})
     whole = {"kernel": KERNEL, "steps": np.ones((3, 3), np.int32)}
     assert round_to_nearest.compress(whole, levels=4)["steps"] is whole["steps"]

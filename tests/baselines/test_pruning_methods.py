@@ -45,10 +45,10 @@ def test_exact_obs_is_the_greedy_solution():
             one, second = jnp.asarray(weights[:, column : column + 1]), jnp.asarray(hessian, "f4")
             mask = obc.prune(one, second, number)
             assert np.flatnonzero(np.asarray(mask)[:, 0]).tolist() == kept
-            left, inverses = obc.reconstruct(one, second, mask)
-            np.testing.assert_allclose(left[:, 0], wanted, rtol=2e-3, atol=1e-5)
+            left, inverse = obc.reconstruct(one[:, 0], second, mask[:, 0])
+            np.testing.assert_allclose(left, wanted, rtol=2e-3, atol=1e-5)
             part = np.linalg.inv(hessian[np.ix_(kept, kept)])
-            np.testing.assert_allclose(inverses[0][np.ix_(kept, kept)], part, rtol=2e-3, atol=1e-4)
+            np.testing.assert_allclose(inverse[np.ix_(kept, kept)], part, rtol=2e-3, atol=1e-4)
 
 
 def test_greedy_pruning_is_near_the_best_mask():
@@ -142,7 +142,7 @@ def test_what_cannot_be_pruned_is_refused_and_the_rest_copes(method):
         bad = {"kernal": MOMENTS["kernel"]}
         method.compress({"kernel": KERNEL}, sparsity=0.5, levels=8, calibration=bad)
     nan = {"kernel": InputMoments(np.full((24, 24), np.nan, "f4"))}
-    with pytest.raises(ValueError, match=r"kernel: second moments.*not finite"):
+    with pytest.raises(ValueError, match="kernel: second moments are not finite"):
         method.compress({"kernel": KERNEL}, sparsity=0.5, levels=8, calibration=nan)
     few = X[:5]  # fewer samples than inputs: singular, and damped
     singular = {"kernel": InputMoments((few.T @ few / 5).astype("f4"))}

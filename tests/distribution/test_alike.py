@@ -116,3 +116,26 @@ def test_what_accelerators_run_is_what_cpus_run(monkeypatch, at_once):
         np.testing.assert_array_equal(a, b)
     for a, b in zip(jax.tree.leaves(here[1]), jax.tree.leaves(there[1]), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_program_for_accelerators_does_not_grow_with_the_components(monkeypatch, at_once):
+    """What was unrolled compiled for minutes on a GPU: here, its lines before it is compiled."""
+    monkeypatch.setattr(groups, "AT_ONCE", 1 << 24 if at_once else 0)
+
+    def lines(components):
+        leaves = [
+            leaf(transform(components=components).init(params(shape, seed=seed)))
+            for seed, shape in enumerate([(40, 30), (40, 30), (64, 16)])
+        ]
+
+        def loss(leaves):
+            weights, bounds = together.means_and_kls(leaves, PRIOR, 0.5)
+            modes = together.modes(leaves)
+            return sum(jnp.sum(jnp.sin(w)) for w in [*weights, *modes]) + sum(bounds)
+
+        jax.clear_caches()
+        lowered = jax.jit(jax.grad(loss, allow_int=True)).trace(leaves)
+        return lowered.lower(lowering_platforms=("cuda",)).as_text().count("\n")
+
+    assert lines(33) == lines(5) < 3000
