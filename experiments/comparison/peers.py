@@ -42,23 +42,27 @@ class Peer(NamedTuple):
     informed: bool
 
 
-def _grids(method: Any, kernels: Any, settings: Any, calibration: Any, group: int | None) -> Any:
+def _on_grids(
+    method: Any, informed: bool, kernels: Any, settings: Any, calibration: Any, *, group: int = 0
+) -> Any:
     def one(path: str, weights: Any) -> Any:
-        rows = int(np.prod(weights.shape[:-1]))
-        given = {**settings, **({"group": _divisor(rows, group)} if group else {})}
-        if calibration is not None:
-            given["calibration"] = {"_": calibration[path]} if path in calibration else {}
+        given = dict(settings)
+        if group:
+            given["group"] = _divisor(int(np.prod(weights.shape[:-1])), group)
+        if informed:
+            known = path in (calibration or {})
+            given["calibration"] = {"_": calibration[path]} if known else {}
         return method.compress({"_": weights}, **given)["_"]
 
     return {path: one(path, weights) for path, weights in kernels.items()}
 
 
-def _informed(method: Any, kernels: Any, settings: Any, calibration: Any, **more: Any) -> Any:
-    return _grids(method, kernels, settings, calibration or {}, **{"group": None, **more})
+def _plain(method: Any, settings: list[Any], **group: int) -> Peer:
+    return Peer(partial(_on_grids, method, False, **group), settings, False)
 
 
-def _plain(method: Any, kernels: Any, settings: Any, _: Any, **more: Any) -> Any:
-    return _grids(method, kernels, settings, None, **{"group": None, **more})
+def _informed(method: Any, settings: list[Any], **group: int) -> Peer:
+    return Peer(partial(_on_grids, method, True, **group), settings, True)
 
 
 def _shared(kernels: Any, settings: Any, _: Any) -> Any:
@@ -81,15 +85,15 @@ _REVERSED = [each | {"order": "quantise_first"} for each in _SHARED]
 
 # "-8" and "-16": levels; "-groups": a grid for every 32 inputs of an output, not one for all.
 PEERS = {
-    "rtn": Peer(partial(_plain, round_to_nearest), _LEVELS, False),
-    "rtn-groups": Peer(partial(_plain, round_to_nearest, group=_GROUP), _LEVELS, False),
-    "gptq": Peer(partial(_informed, gptq), _LEVELS, True),
-    "gptq-groups": Peer(partial(_informed, gptq, group=_GROUP), _LEVELS, True),
-    "obq": Peer(partial(_informed, obc), _DENSE_LEVELS, True),
-    "obc-8": Peer(partial(_informed, obc), _PRUNED_8, True),
-    "obc-16": Peer(partial(_informed, obc), _PRUNED, True),
-    "sparsegpt-16": Peer(partial(_informed, sparse_gpt), _PRUNED, True),
-    "wanda-16": Peer(partial(_informed, wanda), _PRUNED, True),
+    "rtn": _plain(round_to_nearest, _LEVELS),
+    "rtn-groups": _plain(round_to_nearest, _LEVELS, group=_GROUP),
+    "gptq": _informed(gptq, _LEVELS),
+    "gptq-groups": _informed(gptq, _LEVELS, group=_GROUP),
+    "obq": _informed(obc, _DENSE_LEVELS),
+    "obc-8": _informed(obc, _PRUNED_8),
+    "obc-16": _informed(obc, _PRUNED),
+    "sparsegpt-16": _informed(sparse_gpt, _PRUNED),
+    "wanda-16": _informed(wanda, _PRUNED),
     "prune-kmeans": Peer(_shared, _SHARED, False),
     "kmeans-prune": Peer(_shared, _REVERSED, False),
 }

@@ -95,7 +95,7 @@ def run_trainings(config: Any, workdir: Path) -> Trained:
             batches, folder = examples_of(train, config), workdir / "start"
             recode = partial(recode_stages, model, host, batches=batches, folder=folder)
         sensitivity = sensitivities(model, host, train, config)
-        sqs_phase = with_budget(sqs_phase, dense, config, sensitivity, recode)
+        sqs_phase = with_budget(sqs_phase, host, config, sensitivity, recode)
     if written:
         path = workdir / "generated.npy"
         train = with_generated(train, model, dense["params"], written, config.seed, path)

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sqs_jax.baselines.grids import Calibration, lay_grids, per_kernel
+from sqs_jax.baselines.grids import lay_grids, per_kernel
 from sqs_jax.baselines.round_to_nearest import round_kernel
 from sqs_jax.distribution.feedback import inverse_factor, round_rows
 from sqs_jax.transform.rules import DEFAULT_RULES, Rule
@@ -41,20 +41,18 @@ def compress(
       The tree with `GridLeaf`s.
 
     Raises:
-      ValueError: see `per_kernel`; and for moments that are not finite or of another size.
+      ValueError: see `per_kernel`.
     """
-    moments = Calibration(calibration)
 
-    def rounded(path: str, weights: jax.Array, group: int | None) -> tuple[Any, Any, Any]:
-        second = moments.of(path, len(weights))
+    def rounded(
+        weights: jax.Array, second: jax.Array | None, group: int | None
+    ) -> tuple[Any, Any, Any]:
         if second is None:
             return round_kernel(weights, levels, group)
         factor = inverse_factor(second, in_order=True).factor
         return _round(weights, factor, levels, group or len(weights))
 
-    found = per_kernel(params, rules, levels, group, rounded)
-    moments.require_all_used()
-    return found
+    return per_kernel(params, rules, levels, group, rounded, calibration=calibration)
 
 
 @partial(jax.jit, static_argnames="group")

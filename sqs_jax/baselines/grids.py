@@ -39,7 +39,10 @@ def per_kernel(
     rules: Iterable[Rule],
     levels: int,
     group: int | None,
-    method: Callable[[str, jax.Array, int | None], tuple[Any, Any, Any]],
+    method: Callable[[jax.Array, jax.Array | None, int | None], tuple[Any, Any, Any]],
+    *,
+    calibration: Any = None,
+    sparsity: float = 0.0,
 ) -> Any:
     """Make a grid leaf of every kernel that the rules compress.
 
@@ -48,15 +51,23 @@ def per_kernel(
       rules: the first that matches a path says whether it is compressed.
       levels: of each grid.
       group: rows of a group, None: all.
-      method: (path, weights [I, O], group) -> (codes, scales, zeros).
+      method: (weights [I, O], second moments of their inputs [I, I] or None, group) -> (codes,
+        scales, zeros).
+      calibration: tree with `sqs_jax.InputMoments` at paths of kernels; of these `second` is used.
+      sparsity: that the method was given.
 
     Raises:
-      ValueError: for fewer than 2 or more than 65,536 levels, a group that does not divide a
-        kernel's rows, or weights that are not finite, naming the path; or for a rule that matches
-        nothing.
+      ValueError: for a sparsity outside of [0, 1), fewer than 2 or more than 65,536 levels; naming
+        the path, for a group that does not divide a kernel's rows, weights or moments that are not
+        finite, moments of another size or where no kernel is compressed; or see `select`.
     """
+    require_sparsity(sparsity)
     if not 2 <= levels <= 65_536:
         raise ValueError(f"levels is {levels}; a grid has 2 to 65,536.")
+    pairs, _ = jax.tree_util.tree_flatten_with_path(
+        calibration, is_leaf=lambda node: isinstance(node, InputMoments)
+    )
+    moments = {path_string(path): jnp.asarray(found.second) for path, found in pairs}
     leaves, treedef, kernels = select(params, rules)
     for i, (path, leaf) in kernels.items():
         weights = jnp.asarray(leaf, jnp.float32).reshape(-1, leaf.shape[-1])
@@ -65,11 +76,28 @@ def per_kernel(
                 f"{path}: groups of {group} do not divide its {weights.shape[0]} rows; give a "
                 "divisor, or None for one group."
             )
-        codes, scales, zeros = map(np.asarray, method(path, weights, group))
+        second = moments.pop(path, None)
+        if second is not None:
+            _require_fit(path, second, len(weights))
+        codes, scales, zeros = map(np.asarray, method(weights, second, group))
         dtype = np.uint8 if levels <= 256 else np.uint16
         codes = codes.astype(dtype).reshape(leaf.shape)
         leaves[i] = GridLeaf(codes, scales.astype(leaf.dtype), zeros.astype(dtype), levels)
+    if moments:
+        raise ValueError(
+            f"calibration has {', '.join(sorted(moments))}, where no kernel is compressed."
+        )
     return treedef.unflatten(leaves)
+
+
+def _require_fit(path: str, second: jax.Array, rows: int) -> None:
+    if second.shape != (rows, rows):
+        raise ValueError(
+            f"{path}: second moments have shape {second.shape}; a kernel of {rows} rows needs "
+            f"{(rows, rows)}."
+        )
+    if not bool(jnp.isfinite(second).all()):
+        raise ValueError(f"{path}: second moments are not finite.")
 
 
 def select(
@@ -106,44 +134,3 @@ def require_sparsity(sparsity: float) -> None:
     """Raise ValueError unless a sparsity lies in [0, 1)."""
     if not 0 <= sparsity < 1:
         raise ValueError(f"sparsity is {sparsity}; it must lie in [0, 1).")
-
-
-class Calibration:
-    """Second moments of kernels' inputs, by path; knows which were asked for.
-
-    Args:
-      calibration: tree with `sqs_jax.InputMoments` at paths of kernels; of these `second` is used.
-    """
-
-    def __init__(self, calibration: Any) -> None:
-        pairs, _ = jax.tree_util.tree_flatten_with_path(
-            calibration, is_leaf=lambda node: isinstance(node, InputMoments)
-        )
-        self._second = {path_string(path): jnp.asarray(found.second) for path, found in pairs}
-        self._used: set[str] = set()
-
-    def of(self, path: str, rows: int) -> jax.Array | None:
-        """Return a kernel's moments [rows, rows]; None if there are none.
-
-        Raises:
-          ValueError: naming the path, for moments that are not finite or of another size.
-        """
-        second = self._second.get(path)
-        if second is None:
-            return None
-        self._used.add(path)
-        if second.shape != (rows, rows):
-            raise ValueError(
-                f"{path}: second moments have shape {second.shape}; a kernel of {rows} rows needs "
-                f"{(rows, rows)}."
-            )
-        if not bool(jnp.isfinite(second).all()):
-            raise ValueError(f"{path}: second moments are not finite.")
-        return second
-
-    def require_all_used(self) -> None:
-        """Raise ValueError if there are moments where no kernel was compressed."""
-        if unknown := sorted(self._second.keys() - self._used):
-            raise ValueError(
-                f"calibration has {', '.join(unknown)}, where no kernel is compressed."
-            )

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sqs_jax.baselines import wanda
-from sqs_jax.baselines.grids import Calibration, lay_grids, per_kernel, require_sparsity
+from sqs_jax.baselines.grids import lay_grids, per_kernel
 from sqs_jax.transform.rules import DEFAULT_RULES, Rule
 
 _DAMPING = 0.01  # of the mean second moment
@@ -44,22 +44,19 @@ def compress(
       The tree with `GridLeaf`s; a pruned weight has the code of the grid's zero.
 
     Raises:
-      ValueError: see `per_kernel`; and for a sparsity out of range, or bad moments.
+      ValueError: see `per_kernel`.
     """
-    require_sparsity(sparsity)
-    moments = Calibration(calibration)
 
-    def compressed(path: str, weights: jax.Array, _: int | None) -> tuple[Any, Any, Any]:
-        second = moments.of(path, len(weights))
+    def compressed(weights: jax.Array, second: jax.Array | None, _: Any) -> tuple[Any, Any, Any]:
         if second is None:
-            return wanda.prune_and_round(weights, jnp.ones(len(weights)), sparsity, levels, None)
+            return wanda.prune_and_round(weights, None, sparsity, levels, None)
         hessian = _damped(second)
         kept = prune(weights, hessian, round(sparsity * weights.size))
         return quantise(weights, hessian, kept, levels)
 
-    found = per_kernel(params, rules, levels, None, compressed)
-    moments.require_all_used()
-    return found
+    return per_kernel(
+        params, rules, levels, None, compressed, calibration=calibration, sparsity=sparsity
+    )
 
 
 def prune(weights: jax.Array, hessian: jax.Array, number: int) -> jax.Array:

@@ -38,7 +38,7 @@ def compress(
       ValueError: see `per_kernel`.
     """
 
-    def rounded(_: str, weights: jax.Array, group: int | None) -> tuple[Any, Any, Any]:
+    def rounded(weights: jax.Array, _: Any, group: int | None) -> tuple[Any, Any, Any]:
         return round_kernel(weights, levels, group)
 
     return per_kernel(params, rules, levels, group, rounded)

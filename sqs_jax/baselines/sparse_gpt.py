@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from sqs_jax.baselines import wanda
-from sqs_jax.baselines.grids import Calibration, lay_grids, per_kernel, require_sparsity
+from sqs_jax.baselines.grids import lay_grids, per_kernel
 from sqs_jax.distribution.feedback import inverse_factor, round_rows
 from sqs_jax.transform.rules import DEFAULT_RULES, Rule
 
@@ -42,20 +42,17 @@ def compress(
       The tree with `GridLeaf`s; a pruned weight has the code of the grid's zero.
 
     Raises:
-      ValueError: see `per_kernel`; and for a sparsity out of range, or bad moments.
+      ValueError: see `per_kernel`.
     """
-    require_sparsity(sparsity)
-    moments = Calibration(calibration)
 
-    def rounded(path: str, weights: jax.Array, _: int | None) -> tuple[Any, Any, Any]:
-        second = moments.of(path, len(weights))
+    def rounded(weights: jax.Array, second: jax.Array | None, _: Any) -> tuple[Any, Any, Any]:
         if second is None:
-            return wanda.prune_and_round(weights, jnp.ones(len(weights)), sparsity, levels, None)
+            return wanda.prune_and_round(weights, None, sparsity, levels, None)
         return _round(weights, inverse_factor(second, in_order=True).factor, sparsity, levels)
 
-    found = per_kernel(params, rules, levels, None, rounded)
-    moments.require_all_used()
-    return found
+    return per_kernel(
+        params, rules, levels, None, rounded, calibration=calibration, sparsity=sparsity
+    )
 
 
 @jax.jit

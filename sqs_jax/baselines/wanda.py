@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sqs_jax.baselines.grids import Calibration, per_kernel, require_sparsity
+from sqs_jax.baselines.grids import per_kernel
 from sqs_jax.baselines.round_to_nearest import round_kernel
 from sqs_jax.transform.rules import DEFAULT_RULES, Rule
 
@@ -41,26 +41,30 @@ def compress(
       The tree with `GridLeaf`s; a pruned weight has the code of the grid's zero.
 
     Raises:
-      ValueError: see `per_kernel`; and for a sparsity out of range, or bad moments.
+      ValueError: see `per_kernel`.
     """
-    require_sparsity(sparsity)
-    moments = Calibration(calibration)
 
-    def rounded(path: str, weights: jax.Array, group: int | None) -> tuple[Any, Any, Any]:
-        second = moments.of(path, len(weights))
-        norms = jnp.ones(len(weights)) if second is None else jnp.sqrt(jnp.diagonal(second))
-        return prune_and_round(weights, norms, sparsity, levels, group)
+    def rounded(
+        weights: jax.Array, second: jax.Array | None, group: int | None
+    ) -> tuple[Any, Any, Any]:
+        return prune_and_round(weights, second, sparsity, levels, group)
 
-    found = per_kernel(params, rules, levels, group, rounded)
-    moments.require_all_used()
-    return found
+    return per_kernel(
+        params, rules, levels, group, rounded, calibration=calibration, sparsity=sparsity
+    )
 
 
 def prune_and_round(
-    weights: jax.Array, norms: jax.Array, sparsity: float, levels: int, group: int | None
+    weights: jax.Array,
+    second: jax.Array | None,
+    sparsity: float,
+    levels: int,
+    group: int | None,
 ) -> tuple[Any, Any, Any]:
-    """Return codes [I, O], scales and zeros [G, O] of weights [I, O]; norms [I] of the inputs."""
-    score = jnp.abs(weights) * norms[:, None]
+    """Return codes [I, O], scales and zeros [G, O] of weights [I, O]; without moments by size."""
+    score = jnp.abs(weights)
+    if second is not None:
+        score = score * jnp.sqrt(jnp.diagonal(second))[:, None]
     rank = jnp.argsort(jnp.argsort(score, axis=0, stable=True), axis=0)
     kept = rank >= round(sparsity * len(weights))
     return round_kernel(jnp.where(kept, weights, 0.0), levels, group)
