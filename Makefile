@@ -19,7 +19,7 @@ demo: $(STAMP) ## train, compress and report a small digit classifier; a second 
 	@echo "The report and the compressed model are in runs/digits."
 
 test: $(STAMP) ## run the tests
-	@echo "Running the tests: eight to thirteen minutes on two cores."
+	@echo "Running the tests: six to thirteen minutes on two cores."
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
 
 test-scale: $(STAMP) ## run the tests of several processes and eight devices

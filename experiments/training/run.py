@@ -12,9 +12,9 @@ from experiments import data
 from experiments.calibration.blocks import examples_of, recode_stages
 from experiments.calibration.sensitivity import sensitivities
 from experiments.data import Dataset
-from experiments.data.generated import with_generated
 from experiments.problem import TOKENIZER, initial_weights, load_problem
 from experiments.training.budget import with_budget
+from experiments.training.generated import with_generated
 from experiments.training.layout import fetch, lay_out, make_mesh, place
 from experiments.training.loop import run_phase
 from experiments.training.normalisation import estimate_statistics

@@ -10,11 +10,11 @@ import pytest
 
 from experiments.configs import digits
 from experiments.data import Dataset
-from experiments.data.generated import with_generated
 from experiments.importers.huggingface import decoder_config
 from experiments.models import build_model
 from experiments.models.decoder import Decoder
 from experiments.models.generation import go_on
+from experiments.training.generated import with_generated
 from tests.experiments.language_models import CONFIGS, tokens
 
 TOKENS = tokens("llama")
