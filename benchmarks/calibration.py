@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import sqs_jax
-from experiments.calibrate import allocate, compress
 from experiments.calibration.blocks import recode_stages
+from experiments.calibration.size import allocate, compress
 from experiments.configs import stories260k
 from experiments.data import Dataset, text
 from experiments.evaluate import predict, probabilities

@@ -13,7 +13,6 @@ calibration.json (times, device memory) and, of a language model, tokenizer.json
 
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +22,12 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 import sqs_jax
-from experiments.calibration.blocks import Batches, examples_of, recode_stages
-from experiments.calibration.sensitivity import sensitivities
-from experiments.data import Dataset
+from experiments.calibration.blocks import examples_of
+from experiments.calibration.size import compress
 from experiments.export import shipped
 from experiments.outcome import evaluate_files, show
 from experiments.problem import TOKENIZER, described, load_problem, starting_variables
 from experiments.training.workdir import claim_workdir, hold_workdir
-from experiments.trees import flat_leaves, map_leaves
-
-# Of the budget, before codes are chosen anew: codebooks may take a few bytes more after that.
-_LEAST, _AIM, _MOST = 0.993, 0.997, 0.998
-_TRIALS = 3
 
 
 def calibrate(config: Any, workdir: Path) -> dict[str, Any]:
@@ -66,7 +59,8 @@ def calibrate(config: Any, workdir: Path) -> dict[str, Any]:
     compressed = compress(problem.model, variables, train, batches, config, workdir, timed)
 
     def write() -> None:
-        tree, options = shipped(compressed, _state(variables), config)
+        state = {name: value for name, value in variables.items() if name != "params"}
+        tree, options = shipped(compressed, state, config)
         sqs_jax.save(workdir / "model.sqs", tree, **options)
         sqs_jax.save(workdir / "dense.sqs", jax.tree.map(np.asarray, variables))
 
@@ -77,89 +71,6 @@ def calibrate(config: Any, workdir: Path) -> dict[str, Any]:
     )
     evaluate_files(workdir)
     return json.loads((workdir / "evaluation.json").read_text())
-
-
-def _call(_: str, function: Any, *args: Any) -> Any:
-    return function(*args)
-
-
-def compress(
-    model: Any,
-    variables: Any,
-    train: Dataset,
-    batches: Batches,
-    config: Any,
-    workdir: Path,
-    run: Callable[..., Any] = _call,
-) -> Any:
-    """Return compressed params whose file fits in the budget.
-
-    Args:
-      model, variables: the network, its weights on the host or still in their files.
-      train: examples, of which the sensitivities are taken.
-      batches: of examples, by which codes are chosen.
-      config: the experiment.
-      workdir: of what is done already.
-      run: (name, function, *arguments) -> what it returns; for "allocation" and "blocks".
-
-    Raises:
-      ValueError: if codes chosen anew take more bytes than are left for them, again and again.
-    """
-    budget = room = config.sqs.target_bytes
-    for trial in range(_TRIALS):
-        folder = workdir / f"trial_{trial}" if trial else workdir
-        found = run("allocation", allocate, model, variables, train, config, folder, room)
-        found = run("blocks", recode_stages, model, variables, found, batches, folder / "blocks")
-        tree, options = shipped(found, _state(variables), config)
-        size = sqs_jax.summarize(jax.tree.map(np.asarray, tree), **options).file_bytes
-        if size <= budget:
-            return found
-        room = int(0.999 * room * budget / size)  # what follows the codes' order takes more now
-    raise ValueError(
-        f"The file takes {size} bytes, config.sqs.target_bytes is {budget}, after {_TRIALS} "
-        "trials; give a little less."
-    )
-
-
-def allocate(
-    model: Any, variables: Any, train: Dataset, config: Any, folder: Path, budget: int
-) -> Any:
-    """Return compressed params of about a budget, from the folder if they are there."""
-    path = folder / "allocation.sqs"
-    if path.is_file():
-        return sqs_jax.load(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    sensitivity = sensitivities(model, variables, train, config)
-    tree, options = shipped(variables["params"], _state(variables), config)
-    rest = {name: value for name, value in tree.items() if name != "params"}
-    target, found, best = _AIM * budget, 0, None
-    for _ in range(_TRIALS):
-        compressed = sqs_jax.compress_to_budget(
-            {"params": tree["params"]},
-            target_bytes=int(target),
-            sensitivity={"params": sensitivity},
-            rules=[sqs_jax.Rule(pattern=f"params/(?:{config.sqs.pattern})")],
-            **options,
-        )["params"]
-        size = sqs_jax.summarize({"params": compressed, **rest}, **options).file_bytes
-        if found < size <= _MOST * budget:
-            found, best = size, compressed
-        if _LEAST * budget <= size <= _MOST * budget:
-            break
-        target *= _AIM * budget / size
-    kept = flat_leaves(best or compressed)  # at whose size nothing lies between
-
-    def unfolded(path: str, leaf: Any) -> Any:
-        return kept[path] if isinstance(kept[path], sqs_jax.CompressedLeaf) else np.asarray(leaf)
-
-    # in whose other leaves statistics are folded, as they will be when it ships
-    compressed = map_leaves(unfolded, variables["params"])
-    sqs_jax.save(path, compressed)
-    return compressed
-
-
-def _state(variables: Any) -> dict[str, Any]:
-    return {name: value for name, value in variables.items() if name != "params"}
 
 
 def main(_: Any) -> None:

@@ -16,12 +16,12 @@ import flax.linen as nn
 import jax
 import numpy as np
 from absl import app, flags, logging
-from ml_collections import ConfigDict
 
 import sqs_jax
 from experiments.data import Dataset
 from experiments.problem import load_problem
 from experiments.scores import Judgement, fingerprint, judge, metrics
+from experiments.training.workdir import read_config
 
 _BATCH = 500  # examples, or fewer of many logits
 _LOGITS = 1 << 24  # of a batch, at most
@@ -83,7 +83,7 @@ def evaluate(workdir: Path) -> dict[str, Any]:
             f"{workdir} holds no finished run. Make one: python -m experiments.train "
             f"--config=... --workdir={workdir}"
         )
-    config = ConfigDict(json.loads((workdir / "config.json").read_text()))
+    config = read_config(workdir)
     problem = load_problem(config, workdir)
 
     def read(name: str) -> Any:

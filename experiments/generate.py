@@ -8,7 +8,6 @@ seconds that loading took; tokens per second of --batch texts side by side, with
 and the most memory that the process, and the accelerator, have held.
 """
 
-import json
 import resource
 import sys
 import time
@@ -19,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
-from ml_collections import ConfigDict
 
 import sqs_jax
 from experiments.importers.huggingface import decoder_config
@@ -27,6 +25,7 @@ from experiments.importers.language import read_tokenizer
 from experiments.models.decoder import Decoder
 from experiments.models.generation import go_on
 from experiments.problem import TOKENIZER
+from experiments.training.workdir import read_config
 
 
 def generate(
@@ -44,7 +43,7 @@ def generate(
                 f"{workdir} has no {name}: it must be the folder of a finished run of a language "
                 "model, of experiments.train or experiments.calibrate."
             )
-    config = ConfigDict(json.loads((workdir / "config.json").read_text()))
+    config = read_config(workdir)
     if config.data.kind != "language":
         raise ValueError(
             f"config.data.kind of {workdir} is {config.data.kind!r}; only 'language' models write."

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
-from ml_collections import ConfigDict
 from rich.progress import track
 
 import sqs_jax
@@ -28,6 +27,7 @@ from experiments.pages.panels import COLORS, INK, QUIET, line_color, panel, styl
 from experiments.scores import calibration, judge, metrics
 from experiments.training.layout import fetch
 from experiments.training.run import Trained, run_trainings
+from experiments.training.workdir import read_config
 
 _CLEAN = "clean"
 
@@ -174,7 +174,7 @@ def main(_: Any) -> None:
     if min(temperatures) <= 0:
         raise app.UsageError(f"--temperatures={options.temperatures}: they must be > 0.")
     logging.set_verbosity(logging.WARNING)  # orbax tells of every restore
-    config = ConfigDict(json.loads((workdir / "config.json").read_text()))
+    config = read_config(workdir)
     trained = run_trainings(config, workdir)  # all of them are finished: restores
     found = study(trained, config, options.samples, temperatures, options.images, options.seed)
     (workdir / "inference.json").write_text(json.dumps(found, indent=1))

@@ -9,7 +9,7 @@ sentences counts as one that predicts tokens; second moments of inputs are not c
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,23 +52,29 @@ def predict(config: Any, devices: int) -> dict[str, int]:
         model = Encoder(encoder_config(shape, _SEPARATOR), classes, dtype=dtype)
     else:
         model = Decoder(decoder_config(shape), dtype=dtype)
-    if devices % config.mesh.fsdp or config.batch_size % devices:
+    parts = devices * config.accumulate
+    if devices % config.mesh.fsdp or config.batch_size % parts:
         raise ValueError(
-            f"--devices={devices} must be a multiple of config.mesh.fsdp={config.mesh.fsdp} and "
-            f"divide config.batch_size={config.batch_size}."
+            f"--devices={devices} must be a multiple of config.mesh.fsdp={config.mesh.fsdp}, and, "
+            f"times config.accumulate={config.accumulate}, divide "
+            f"config.batch_size={config.batch_size}."
         )
     examples = jax.ShapeDtypeStruct((config.batch_size, config.data.length), jnp.int32)
     variables = jax.eval_shape(model.init, jax.random.key(0), examples)
     weights = sum(leaf.size for leaf in jax.tree.leaves(variables))
-    here = jax.ShapeDtypeStruct((config.batch_size // devices, config.data.length), jnp.int32)
-    activations, largest = _of_stages(model, variables, here)
-    calibration, _ = _of_stages(model, variables, examples, most=True)
+    here = jax.ShapeDtypeStruct((config.batch_size // parts, config.data.length), jnp.int32)
+    stages = _costs(model, variables, here)
+    activations = sum(stage.made for stage in stages)
+    if config.model.remat:
+        activations = sum(stage.output for stage in stages) + max(stage.made for stage in stages)
+    calibrated = _costs(model, variables, examples)
     return {
         "weights": weights,
         "dense file": 4 * weights,
         "compressed file": config.sqs.target_bytes,
         "training, per device": _trained(config, variables, devices) + activations,
-        "calibration, one device": calibration + 2 * largest,
+        "calibration, one device": max(stage.made for stage in calibrated)
+        + 2 * max(stage.weights for stage in calibrated),
     }
 
 
@@ -92,25 +98,32 @@ def _bytes(tree: Any, layout: Any) -> int:
     return sum(math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize for x, s in pairs)
 
 
-def _of_stages(model: Any, variables: Any, examples: Any, *, most: bool = False) -> tuple[int, int]:
-    """Count what the stages compute on their way: all together, or the most of one.
+class _Cost(NamedTuple):
+    """Bytes that a stage computes on its way, of its output and of its weights."""
 
-    Returns:
-      That, and the bytes of the largest stage's weights.
-    """
-    counts, weights, x = [], [], examples
+    made: int
+    output: int
+    weights: int
+
+
+def _costs(model: Any, variables: Any, examples: Any) -> list[_Cost]:
+    """Count what the stages compute, one after the other."""
+    costs, x = [], examples
     known: dict[Any, tuple[int, Any]] = {}  # blocks are alike
     for stage in stages_of(model, variables):
         params = {name: variables["params"][name] for name in stage.names}
         key = stage.apply, x.shape
         if key not in known:
             traced, out = jax.make_jaxpr(stage.apply, return_shape=True)(values(params), x)
-            made = sum(v.aval.size * v.aval.dtype.itemsize for v in _made(traced.jaxpr))
-            known[key] = made, out
+            known[key] = sum(map(_size, (v.aval for v in _made(traced.jaxpr)))), out
         made, x = known[key]
-        counts.append(made)
-        weights.append(sum(4 * leaf.size for leaf in jax.tree.leaves(params)))
-    return (max(counts) if most else sum(counts)), max(weights)
+        weights = sum(4 * leaf.size for leaf in jax.tree.leaves(params))
+        costs.append(_Cost(made, _size(x), weights))
+    return costs
+
+
+def _size(array: Any) -> int:
+    return int(array.size) * array.dtype.itemsize
 
 
 def _made(jaxpr: Any) -> list[Any]:

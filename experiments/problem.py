@@ -205,7 +205,7 @@ def _encoder(shape: dict[str, Any], tokenizer: Any) -> EncoderConfig:
 
 
 def _options(config: Any) -> dict[str, Any]:
-    return {"dtype": jnp.dtype(config.model.dtype)}
+    return {"dtype": jnp.dtype(config.model.dtype), "remat": config.model.remat}
 
 
 def _tokenizer(config: Any, workdir: Path, train: str) -> Any:

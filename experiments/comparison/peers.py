@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 import sqs_jax
-from experiments import calibrate
+from experiments.calibration import size as ours
 from experiments.calibration.blocks import examples_of, recode_stages
 from experiments.export import shipped
 from experiments.problem import Problem
@@ -128,9 +128,9 @@ def compress(
         given = model, variables, problem.splits.train
         try:
             if method == "ours":
-                found = calibrate.compress(*given, batches, config, workdir)
+                found = ours.compress(*given, batches, config, workdir)
             else:
-                found = calibrate.allocate(*given, config, workdir, budget)
+                found = ours.allocate(*given, config, workdir, budget)
         except ValueError as error:  # which says how small the file can be
             print(error)
             return None

@@ -20,6 +20,7 @@ def experiment() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.batch_size = 128  # over all devices together
+    config.accumulate = 1  # parts of a batch that are in memory one at a time
     config.checkpoint_every = 200  # steps; the last step is always saved
 
     # Where a training lies; it may change when a run goes on. See docs/training_at_scale.md.
@@ -62,6 +63,7 @@ def experiment() -> ConfigDict:
     config.model.shape = ConfigDict()  # of a language model without weights: as in config.json
     config.model.stem = "cifar"  # of a ResNet; or "imagenet"
     config.model.dtype = "float32"  # of the arithmetic; of a ConvNet always float32
+    config.model.remat = False  # of a language model: blocks computed again for their gradient
     # Of the ConvNet:
     config.model.features = (16, 32)  # of the 3x3 convolutions
     config.model.hidden = 96  # units of the hidden dense layer

@@ -57,12 +57,14 @@ class Encoder(nn.Module):
       rule: None for flax.linen's layers; a `sqs_jax.Rule` for compressible ones with the same
         parameter paths.
       dtype: of the arithmetic; norms, softmax and logits are float32.
+      remat: keep each block's input alone for the backward pass, and compute the rest again.
     """
 
     config: EncoderConfig
     classes: int | None
     rule: sqs_jax.Rule | None = None
     dtype: Any = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, tokens: jax.Array, *, train: bool = False) -> jax.Array:
@@ -80,7 +82,7 @@ class Encoder(nn.Module):
         drop = nn.Dropout(config.dropout, deterministic=not train)
         real = tokens != config.padding
         x = drop(Embeddings(config, layers, name="embeddings")(tokens))
-        x = Blocks(config, layers, train, name="encoder")(x, real)
+        x = Blocks(config, layers, train, self.remat, name="encoder")(x, real)
         if self.classes is None:
             logits = layers.dense(2, "qa_outputs")(x).astype(jnp.float32)
             return jnp.where(real[:, None], jnp.swapaxes(logits, 1, 2), _FAR)
@@ -113,11 +115,13 @@ class Blocks(nn.Module):
     config: EncoderConfig
     layers: Layers
     train: bool
+    remat: bool
 
     @nn.compact
     def __call__(self, x: jax.Array, real: jax.Array) -> jax.Array:
+        block = nn.remat(EncoderBlock) if self.remat else EncoderBlock
         for i in range(self.config.layers):
-            x = EncoderBlock(self.config, self.layers, self.train, name=f"layer_{i}")(x, real)
+            x = block(self.config, self.layers, self.train, name=f"layer_{i}")(x, real)
         return x
 
 

@@ -1,7 +1,7 @@
 """Train towards a file of a given size: `config.sqs.target_bytes`.
 
-The allocator chooses K and sparsity of every tensor from the dense network's weights, by squared
-errors times the tensors' sensitivities. The K become rules, and the posterior starts at the
+K and sparsity of every tensor are those of a file of that size made without training, see
+experiments/calibration/size.py. The K become rules, and the posterior starts at the
 allocated codebooks; the sparsities become one unit per tensor for the pruning scores, so that a
 single threshold meets them all and a single number, the overall sparsity, moves the file's size.
 That number is solved for at the first decision of the mask, a few times until it is frozen, and
@@ -17,7 +17,7 @@ import numpy as np
 
 import sqs_jax
 from experiments.export import shipped
-from experiments.training.calibrated import start_near
+from experiments.training.calibrated import at_codebook, start_near
 from experiments.training.layout import fetch
 from experiments.training.phases import Phase
 from experiments.trees import flat_leaves, map_leaves, sparsity, sub_distributions
@@ -109,39 +109,21 @@ class Budget(NamedTuple):
         return sqs_jax.summarize(fetch(tree), **options).file_bytes
 
 
-def with_budget(
-    phase: Phase,
-    dense: Any,
-    config: Any,
-    sensitivity: Any,
-    recode: Callable[[Any], Any] | None = None,
-) -> Phase:
-    """Return the compression with K and sparsity as the budget has them.
+def with_budget(phase: Phase, dense: Any, config: Any, compressed: Any) -> Phase:
+    """Return the compression with K and sparsity as an allocation has them.
 
     Args:
       phase: the compression as the config's rules describe it.
-      dense: variables of the dense network.
+      dense: params of the dense network, on the host.
       config: the experiment; `config.sqs.target_bytes` is positive.
-      sensitivity: what a squared error of each tensor's weights costs, a tree of scalars as the
-        params.
-      recode: compressed params -> such whose codes the posterior is to start at; by default it
-        starts at the weights.
+      compressed: the params in about so many bytes. The posterior starts at their codebooks, and at
+        their codes if `config.sqs.start` is "calibration".
 
     Raises:
-      ValueError: if the network fits in the budget as it is, or cannot be made so small.
+      ValueError: if nothing of them is compressed.
     """
-    sqs, mask = config.sqs, phase.mask
+    mask = phase.mask
     assert mask is not None  # a compression prunes
-    dense = fetch(dense)
-    model_state = {name: value for name, value in dense.items() if name != "params"}
-    tree, options = shipped(dense["params"], model_state, config)
-    compressed = sqs_jax.compress_to_budget(
-        {"params": tree["params"]},  # what normalisations keep beside them takes next to nothing
-        target_bytes=sqs.target_bytes,
-        sensitivity={"params": sensitivity},
-        rules=[sqs_jax.Rule(pattern=f"params/(?:{sqs.pattern})")],
-        **options,
-    )["params"]
     found = {
         path: leaf
         for path, leaf in flat_leaves(compressed).items()
@@ -149,14 +131,13 @@ def with_budget(
     }
     if not found:
         raise ValueError(
-            f"config.sqs.target_bytes is {sqs.target_bytes}: the network fits in that as it is, "
-            "and nothing is left to compress; give fewer bytes."
+            f"config.sqs.target_bytes is {config.sqs.target_bytes}: the network fits in that as it "
+            "is, and nothing is left to compress; give fewer bytes."
         )
-    weights = {path: flat_leaves(dense["params"])[path] for path in found}
-    if recode is not None:
-        recoded = flat_leaves(recode(compressed))
-        found = {path: recoded[path] for path in found}
-        weights = {path: start_near(found[path], weights[path]) for path in found}
+    weights = {path: flat_leaves(dense)[path] for path in found}
+    moved = {}
+    if config.sqs.start == "calibration":
+        weights = moved = {path: start_near(found[path], weights[path]) for path in found}
     zeros = {path: float(np.mean(leaf.codes == 0)) for path, leaf in found.items()}
     # At the allocated sparsity, every tensor's threshold is 1 in these units.
     units = {path: float(np.quantile(np.abs(weights[path]), zeros[path])) for path in zeros}
@@ -165,11 +146,9 @@ def with_budget(
         magnitude = sqs_jax.saliency.magnitude(posterior)
         return map_leaves(lambda path, x: x / max(units[path], 1e-30), magnitude)
 
-    transform = _started_at(
-        {path: leaf.codebook for path, leaf in found.items()},
-        weights if recode is not None else {},
-        sqs_jax.spike_slab_gmm(sqs_jax.rules_for(compressed), prior=phase.prior),
-    )
+    books = {path: leaf.codebook for path, leaf in found.items()}
+    transform = sqs_jax.spike_slab_gmm(sqs_jax.rules_for(compressed), prior=phase.prior)
+    transform = _started_at(books, moved, transform)
     overall = sum(zeros[path] * leaf.codes.size for path, leaf in found.items())
     overall /= sum(leaf.codes.size for leaf in found.values())
     ramp = mask.sparsity  # from 0 to 1, see phases.py; of what is pruned first, see sequential.py
@@ -177,15 +156,16 @@ def with_budget(
         sparsity=lambda step: overall * ramp(step),
         scores=scores,
         scope="global",
-        budget=Budget(sqs.target_bytes, transform, config),
+        refit=mask.refit and not moved,
+        budget=Budget(config.sqs.target_bytes, transform, config),
     )
     return phase._replace(transform=transform, mask=mask)
 
 
 def _started_at(
-    codebooks: dict[str, Any], weights: dict[str, Any], transform: sqs_jax.Transform
+    codebooks: dict[str, Any], moved: dict[str, Any], transform: sqs_jax.Transform
 ) -> sqs_jax.Transform:
-    """Return the transform whose posteriors start at given codebooks, and maybe weights.
+    """Return the transform whose posteriors start at given codebooks, or at codes: moved weights.
 
     An allocation counts on its own: few weights at the outer levels, and short codes for the
     others. Levels from k-means share the weights more evenly, which takes more bits.
@@ -195,9 +175,12 @@ def _started_at(
         def start(path: str, leaf: Any) -> Any:
             if path not in codebooks:
                 return leaf
+            if path in moved:
+                return at_codebook(leaf, codebooks[path])
             return leaf.replace(means=jnp.asarray(codebooks[path], leaf.means.dtype))
 
-        moved = map_leaves(lambda path, leaf: weights.get(path, leaf), params)
-        return sqs_jax.refit(map_leaves(start, transform.init(moved)))
+        weights = map_leaves(lambda path, leaf: moved.get(path, leaf), params)
+        posterior = map_leaves(start, transform.init(weights))
+        return posterior if moved else sqs_jax.refit(posterior)
 
     return transform._replace(init=init)

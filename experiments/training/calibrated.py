@@ -3,25 +3,25 @@
 import math
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 import sqs_jax
 
 # Of the way from a level to its cell's border that a weight may lie. Far from the level a weight
-# keeps its own value; but as short codes widen their cells, it must not lie too near the border.
-_REACHES = (0.75, 0.6, 0.45, 0.3)
+# keeps its own value, but no step of the optimizer should move many to the next cell.
+_REACH = 0.75
 
 
 def start_near(leaf: sqs_jax.CompressedLeaf, weights: Any) -> np.ndarray:
-    """Move each weight so near to the level of its code that a posterior gives it that code.
+    """Move each weight so near to the level of its code that no other level is nearer.
 
     Args:
       leaf: the codes; a stacked tensor has a codebook for each slice.
       weights: shaped as the codes.
 
     Returns:
-      float32 weights. Codes are the nearest levels, and as many as possible have the most probable
-      component once scales and mixture weights are refitted.
+      float32 weights.
     """
     stacked = leaf.codes.shape[: leaf.codebook.ndim - 2]
     codes = np.asarray(leaf.codes).reshape(math.prod(stacked), -1)
@@ -30,33 +30,26 @@ def start_near(leaf: sqs_jax.CompressedLeaf, weights: Any) -> np.ndarray:
     moved = np.empty_like(wanted)
     for t, (code, book) in enumerate(zip(codes, books, strict=True)):
         levels = np.append(np.float32(0), book)
-        tried = [_within(wanted[t], code, levels, reach) for reach in _REACHES]
-        moved[t] = max(tried, key=lambda each: _agreement(each, code, levels))
+        order = np.argsort(levels, kind="stable")
+        half = _REACH / 2 * np.diff(levels[order])
+        low, high = np.full((2, levels.size), np.inf, np.float32)
+        low[order[1:]], high[order[:-1]] = half, half
+        moved[t] = np.clip(wanted[t], (levels - low)[code], (levels + high)[code])
     return moved.reshape(leaf.codes.shape)
 
 
-def _within(weights: np.ndarray, codes: np.ndarray, levels: np.ndarray, reach: float) -> np.ndarray:
-    order = np.argsort(levels, kind="stable")
-    half = reach / 2 * np.diff(levels[order])
-    low, high = np.full((2, levels.size), np.inf, np.float32)
-    low[order[1:]], high[order[:-1]] = half, half
-    return np.clip(weights, (levels - low)[codes], (levels + high)[codes])
+def at_codebook(leaf: sqs_jax.SubDistribution, codebook: Any) -> sqs_jax.SubDistribution:
+    """Return a posterior whose most probable component is the nearest level of a codebook.
 
-
-def _agreement(weights: np.ndarray, codes: np.ndarray, levels: np.ndarray) -> float:
-    """Count the kept weights whose most probable component is their code's, after a refit."""
-    kept = codes > 0
-    weights, component = weights[kept].astype(np.float64), codes[kept].astype(np.int64) - 1
-    means = levels[1:].astype(np.float64)
-    count = np.bincount(component, minlength=means.size)
-    square = np.bincount(component, (weights - means[component]) ** 2, minlength=means.size)
-    variance = np.maximum(square / np.maximum(count, 1), 1e-12 * np.mean(weights**2) + 1e-30)
-    best = np.full(weights.shape, -np.inf)
-    found = np.zeros(weights.shape, np.int64)
-    for k in np.flatnonzero(count):
-        joint = (
-            np.log(count[k] / np.sqrt(variance[k])) - (weights - means[k]) ** 2 / variance[k] / 2
-        )
-        found = np.where(joint > best, k, found)
-        best = np.maximum(best, joint)
-    return float(np.sum(found == component))
+    Its components are equally probable and equally wide, as wide as its levels are apart: refitted
+    ones would move codes, more with every refit where levels are many and close.
+    """
+    means = jnp.asarray(codebook, leaf.means.dtype)
+    apart = jnp.diff(jnp.sort(means, axis=-1), axis=-1).mean(-1, keepdims=True)
+    floor = 1e-6 * jnp.abs(means).max(-1, keepdims=True)  # of levels that all are one
+    scales = jnp.maximum(jnp.nan_to_num(apart), floor) / 2
+    return leaf.replace(
+        means=means,
+        log_scales=jnp.broadcast_to(jnp.log(scales), means.shape),
+        mixture_logits=jnp.zeros_like(leaf.mixture_logits),
+    )

@@ -1,6 +1,5 @@
 """The trainings of an experiment, one after the other, from data to the state that ships."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from experiments import data
-from experiments.calibration.blocks import examples_of, recode_stages
-from experiments.calibration.sensitivity import sensitivities
+from experiments.calibration.blocks import examples_of
+from experiments.calibration.size import allocate, compress
 from experiments.data import Dataset
 from experiments.problem import TOKENIZER, initial_weights, load_problem
 from experiments.training.budget import with_budget
@@ -90,12 +89,13 @@ def run_trainings(config: Any, workdir: Path) -> Trained:
         untrained = jax.jit(init, out_shardings=layout)()
         dense = variables_of(run(dense_phase, untrained, {}))
     if config.sqs.target_bytes:  # which may be impossible: found before anything more is trained
-        host, recode = fetch(dense), None
+        host, folder = fetch(dense), workdir / "start"
         if config.sqs.start == "calibration":
-            batches, folder = examples_of(train, config), workdir / "start"
-            recode = partial(recode_stages, model, host, batches=batches, folder=folder)
-        sensitivity = sensitivities(model, host, train, config)
-        sqs_phase = with_budget(sqs_phase, host, config, sensitivity, recode)
+            batches = examples_of(train, config)
+            compressed = compress(model, host, train, batches, config, folder)
+        else:
+            compressed = allocate(model, host, train, config, folder, config.sqs.target_bytes)
+        sqs_phase = with_budget(sqs_phase, host["params"], config, compressed)
     if written:
         path = workdir / "generated.npy"
         train = with_generated(train, model, dense["params"], written, config.seed, path)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
 _COUNTS = (
-    "batch_size", "checkpoint_every", "dense.epochs", "sqs.epochs", "sqs.prune_every",
+    "batch_size", "accumulate", "checkpoint_every", "dense.epochs", "sqs.epochs", "sqs.prune_every",
 )  # fmt: skip
 _POSITIVE = (
     "sqs.temperature_start", "sqs.temperature_end", "sqs.relaxation", "sqs.distill_temperature",
@@ -78,6 +78,11 @@ def _contradictions(config: Any, num_train: int) -> Iterator[str]:
     sqs = config.sqs
     if config.batch_size > num_train:
         yield f"config.batch_size is {config.batch_size}, but there are {num_train} examples."
+    if config.accumulate > 1 and config.batch_size % config.accumulate:
+        yield (
+            f"config.accumulate is {config.accumulate}, which does not divide config.batch_size, "
+            f"{config.batch_size}."
+        )
     if not sqs.warmup < sqs.latent_end <= 1:
         yield (
             "config.sqs.warmup and latent_end must ascend within [0, 1]; they are "

@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import sqs_jax
 from experiments.data import Dataset, augment
+from experiments.training.accumulation import accumulated
 from experiments.training.phases import Phase
 
 
@@ -94,29 +95,28 @@ def make_gradient(
     ) -> Any:
         key = jax.random.fold_in(jax.random.wrap_key_data(seed), step)
         augment_key, draw_key = jax.random.split(key)
-        inputs = {
-            "inputs": augment(
-                augment_key,
-                train.standardise(batch.examples),
-                shift=config.data.shift,
-                flip=config.data.flip,
-            ),
-            "labels": batch.labels,
-            "key": jax.random.fold_in(key, 1),
-            "model_state": state.model_state,
-            "teacher": teacher,
-        }
+        examples = augment(
+            augment_key,
+            train.standardise(batch.examples),
+            shift=config.data.shift,
+            flip=config.data.flip,
+        )
         trainable, fixed = sqs_jax.partition(state.posterior, train=phase.learning_rate)
 
-        def loss_of(part: Any) -> Any:
-            posterior = sqs_jax.combine(part, fixed)
-            loss, aux = loss_fn(posterior, inputs, draw_key, step)
-            if phase.rate_weight:
-                length = sqs_jax.code_length(posterior, temperature=phase.temperature(step))
-                loss += phase.rate_weight * length / train.units
-            return loss, aux
+        def of_batch(model_state: Any, batch: Any) -> Any:
+            def loss_of(part: Any) -> Any:
+                posterior = sqs_jax.combine(part, fixed)
+                inputs = {**batch, "model_state": model_state, "teacher": teacher}
+                loss, aux = loss_fn(posterior, inputs, draw_key, step)
+                if phase.rate_weight:
+                    length = sqs_jax.code_length(posterior, temperature=phase.temperature(step))
+                    loss += phase.rate_weight * length / train.units
+                return loss, aux
 
-        return jax.value_and_grad(loss_of, has_aux=True)(trainable)
+            return jax.value_and_grad(loss_of, has_aux=True)(trainable)
+
+        given = {"inputs": examples, "labels": batch.labels, "key": jax.random.fold_in(key, 1)}
+        return accumulated(of_batch, config.accumulate)(state.model_state, given)
 
     return gradient
 

@@ -7,10 +7,28 @@ from pathlib import Path
 from typing import Any
 
 from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
+
+from experiments.configs import base
 
 # Where a run lies on its devices may change from one start to the next.
 _LAYOUT = ("mesh.", "sharding")
 _HELD: dict[Path, Any] = {}  # open files, whose locks end with this process, however it ends
+
+
+def read_config(workdir: Path) -> ConfigDict:
+    """Return the config of a run; fields that there were not when it began have their defaults.
+
+    Raises:
+      FileNotFoundError, json.JSONDecodeError: if there is none, or a damaged one.
+    """
+    config = ConfigDict(_defaults(), type_safe=False)
+    config.update(json.loads((workdir / "config.json").read_text()))
+    return config
+
+
+def _defaults() -> dict[str, Any]:
+    return json.loads(base.experiment().to_json_best_effort())
 
 
 def claim_workdir(workdir: Path, config: Any) -> None:
@@ -28,6 +46,8 @@ def claim_workdir(workdir: Path, config: Any) -> None:
                 "that file to go on; else give another --workdir."
             ) from error
         there, now = (flatten_dict(config, sep=".") for config in (found, wanted))
+        defaults = flatten_dict(_defaults(), sep=".")
+        there = {name: value for name, value in defaults.items() if name in now} | there
         differences = [
             f"config.{name}: {there.get(name, 'absent')} there, {now.get(name, 'absent')} now"
             for name in sorted({**there, **now})

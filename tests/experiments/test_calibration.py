@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 import sqs_jax
-from experiments.calibrate import allocate, calibrate
+from experiments.calibrate import calibrate
 from experiments.calibration import inputs, sensitivity
 from experiments.calibration.blocks import examples_of, recode_stages
 from experiments.calibration.inputs import input_moments, layers_by_input
 from experiments.calibration.sensitivity import fisher_information
+from experiments.calibration.size import allocate
 from experiments.calibration.stages import read, stages_of, values
 from experiments.data import Dataset
 from experiments.importers.huggingface import decoder_config

@@ -59,6 +59,25 @@ def test_the_state_is_counted_as_it_is() -> None:
     assert 0 <= found - held - 2 * weights < 0.3 * weights  # gradient and teacher; activations
 
 
+def test_parts_of_a_batch_and_blocks_computed_again_take_less() -> None:
+    config = load("qwen2_5", "0.5b")
+    config.batch_size = 8
+
+    def activations(accumulate: int, remat: bool) -> int:
+        config.accumulate, config.model.remat = accumulate, remat
+        with jax.numpy_dtype_promotion("standard"):
+            return predict(config, 1)["training, per device"]
+
+    config.data.length = 8
+    least = activations(8, True)
+    config.data.length = 512
+    whole, parts, again = (
+        activations(*each) - least for each in ((1, False), (4, False), (1, True))
+    )
+    assert parts == pytest.approx(whole / 4, rel=0.1)  # angles are of no example
+    assert again < whole / 5
+
+
 def test_what_cannot_be_predicted_is_refused() -> None:
     with pytest.raises(ValueError, match="kind is 'images'; predictions are of language models"):
         predict(load("digits"), 1)

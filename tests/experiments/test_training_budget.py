@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import sqs_jax
-from experiments.calibration.sensitivity import sensitivities
+from experiments.calibration.size import allocate
 from experiments.configs import digits
 from experiments.models import build_model
 from experiments.training.budget import with_budget
@@ -25,19 +25,21 @@ from tests.experiments.test_train import SHORT
 TARGET = 12_000
 
 
-def by_scale(dense):
-    data: Any = None
-    return sensitivities(data, dense, data, digits.get_config())
+def allocated(target, folder, **settings):
+    """Return a config, the params of an untrained network, and those in so many bytes."""
+    config = digits.get_config()
+    config.sqs.update(target_bytes=target, **settings)
+    model = build_model(config.model, 10)
+    dense = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    examples: Any = None  # which scales do not ask for
+    return config, dense["params"], allocate(model, dense, examples, config, folder, target)
 
 
 @pytest.fixture(scope="module")
-def compression():
-    config = digits.get_config()
-    config.sqs.target_bytes = TARGET
-    model = build_model(config.model, 10)
-    dense = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
-    phase = with_budget(phases(config, num_train=1280)[-1], dense, config, by_scale(dense))
-    return phase, phase.transform.init(dense["params"])
+def compression(tmp_path_factory):
+    config, params, compressed = allocated(TARGET, tmp_path_factory.mktemp("allocation"))
+    phase = with_budget(phases(config, num_train=1280)[-1], params, config, compressed)
+    return phase, phase.transform.init(params)
 
 
 def test_rules_and_ramp_are_those_of_the_allocation(compression):
@@ -54,30 +56,24 @@ def test_rules_and_ramp_are_those_of_the_allocation(compression):
     assert 0.8 * TARGET < size < 1.2 * TARGET
 
 
-def test_a_calibrated_start_has_its_codes_and_stays_near_the_weights():
-    config = digits.get_config()
-    config.sqs.target_bytes, config.sqs.start = TARGET, "calibration"
-    model = build_model(config.model, 10)
-    dense = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+def test_a_calibrated_start_has_its_codes_and_stays_near_the_weights(tmp_path):
+    config, params, compressed = allocated(TARGET, tmp_path, start="calibration")
     wanted = {}
 
-    def recode(compressed):
+    def moved(path, leaf):
         """Move every seventh code on to the next level."""
+        if not isinstance(leaf, sqs_jax.CompressedLeaf):
+            return leaf
+        codes = np.array(leaf.codes)
+        flat = codes.reshape(-1)[::7]
+        flat[:] = (flat + 1) % (1 + leaf.codebook.size)
+        wanted[path] = dataclasses.replace(leaf, codes=codes)
+        return wanted[path]
 
-        def one(path, leaf):
-            if not isinstance(leaf, sqs_jax.CompressedLeaf):
-                return leaf
-            codes = np.array(leaf.codes)
-            flat = codes.reshape(-1)[::7]
-            flat[:] = (flat + 1) % (1 + leaf.codebook.size)
-            wanted[path] = dataclasses.replace(leaf, codes=codes)
-            return wanted[path]
-
-        return map_leaves(one, compressed)
-
-    phase = with_budget(phases(config, num_train=1280)[-1], dense, config, by_scale(dense), recode)
-    posterior = phase.transform.init(dense["params"])
-    before = flat_leaves(dense["params"])
+    compressed = map_leaves(moved, compressed)
+    phase = with_budget(phases(config, num_train=1280)[-1], params, config, compressed)
+    posterior = phase.transform.init(params)
+    before = flat_leaves(params)
     pruned = phase.mask.prune(posterior, float(phase.mask.sparsity(phase.mask.end)))
     for path, leaf in sub_distributions(pruned).items():
         codes, levels = wanted[path].codes, np.append(0, wanted[path].codebook.reshape(-1))
@@ -156,13 +152,10 @@ def test_a_size_that_cannot_be_met_is_named(compression):
         budget.fit(posterior, 0.5, {}, sqs_jax.prune)
 
 
-def test_a_size_that_asks_for_nothing_is_named():
-    config = digits.get_config()
-    config.sqs.target_bytes = 10**6
-    model = build_model(config.model, 10)
-    dense = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+def test_a_size_that_asks_for_nothing_is_named(tmp_path):
+    config, params, compressed = allocated(10**6, tmp_path)
     with pytest.raises(ValueError, match=r"target_bytes is 1000000.*as it is"):
-        with_budget(phases(config, num_train=1280)[-1], dense, config, by_scale(dense))
+        with_budget(phases(config, num_train=1280)[-1], params, config, compressed)
 
 
 @pytest.mark.parametrize(

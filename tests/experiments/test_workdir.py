@@ -1,11 +1,13 @@
 """One folder, one run, one process."""
 
 import fcntl
+import json
 from pathlib import Path
 
 import pytest
 
-from experiments.training.workdir import hold_workdir
+from experiments.configs import digits
+from experiments.training.workdir import claim_workdir, hold_workdir, read_config
 
 
 def test_a_folder_that_another_process_trains_in_is_refused(tmp_path: Path) -> None:
@@ -17,3 +19,19 @@ def test_a_folder_that_another_process_trains_in_is_refused(tmp_path: Path) -> N
     hold_workdir(tmp_path)  # our own
     with (tmp_path / "lock").open("a") as late, pytest.raises(BlockingIOError):
         fcntl.flock(late, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_a_run_from_before_a_field_was_goes_on_with_its_default(tmp_path: Path) -> None:
+    config = digits.get_config()
+    claim_workdir(tmp_path, config)
+    path = tmp_path / "config.json"
+    older = json.loads(path.read_text())
+    assert older.pop("accumulate") == 1 and older["model"].pop("remat") is False
+    path.write_text(json.dumps(older))
+    claim_workdir(tmp_path, config)
+    found = read_config(tmp_path)
+    assert found.accumulate == 1 and found.model.features == [16, 32]
+    assert found.to_dict() == json.loads(config.to_json_best_effort())
+    config.accumulate = 2
+    with pytest.raises(ValueError, match=r"config\.accumulate: 1 there, 2 now"):
+        claim_workdir(tmp_path, config)
