@@ -11,7 +11,7 @@ from rich.progress import track
 
 import sqs_jax
 from experiments.calibration.inputs import input_moments, layers_by_input
-from experiments.calibration.stages import Stage, read, run, stages_of, values
+from experiments.calibration.stages import Stage, outputs, read, stages_of, values
 from experiments.data import Dataset, batch_indices
 from experiments.trees import flat_leaves, map_leaves
 
@@ -79,8 +79,8 @@ def recode_stages(
             sqs_jax.save(path, mine)
         compressed |= mine
         if stage is not stages[-1]:
-            ours = _outputs(stage, sqs_jax.materialize(mine), ours)
-            theirs = _outputs(stage, dense, theirs)
+            ours = outputs(stage, jax.device_put(values(sqs_jax.materialize(mine))), ours)
+            theirs = outputs(stage, jax.device_put(values(dense)), theirs)
     return compressed
 
 
@@ -111,8 +111,3 @@ def _recode_stage(
 
 def _replaced(tree: Any, leaves: dict[str, Any]) -> Any:
     return map_leaves(lambda path, leaf: leaves.get(path, leaf), tree)
-
-
-def _outputs(stage: Stage, params: Any, batches: Batches) -> Batches:
-    its = jax.device_put(values(params))
-    return [np.asarray(run(stage.apply, its, x)) for x in batches]

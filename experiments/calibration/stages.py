@@ -1,7 +1,7 @@
 """A network as stages, run one after the other, so that one of them is in memory at a time."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -87,6 +87,11 @@ class _Part:
 def run(apply: Callable[[Any, jax.Array], Any], params: list[Any], x: jax.Array) -> Any:
     """Apply a stage to the `values` of its params, compiled."""
     return apply(params, x)
+
+
+def outputs(stage: Stage, params: list[Any], batches: Iterable[Any]) -> list[np.ndarray]:
+    """Apply a stage to the `values` of its params and batches; its outputs come to the host."""
+    return [np.asarray(run(stage.apply, params, x)) for x in batches]
 
 
 def read(params: Any, stage: Stage) -> Any:

@@ -152,7 +152,9 @@ def default_recipe() -> ConfigDict:
     # Pruning: fractions of the run.
     sqs.sparsity = 0.81
     sqs.scope = "global"
-    sqs.saliency = "magnitude"  # or "gate", for estimators that train gates
+    # Or "gate", for estimators that train gates, or "activation": magnitude times the size of its
+    # input, by config.calibration.examples.
+    sqs.saliency = "magnitude"
     sqs.prune_start = 0.0
     sqs.prune_end = 0.4  # the cubic ramp reaches the target here
     sqs.prune_freeze = 0.8  # the mask is decided anew until here

@@ -76,6 +76,11 @@ class Phase(NamedTuple):
             sqs_jax.param_labels,
         )
 
+    def scored_by(self, scores: Callable[[Any], Any]) -> "Phase":
+        """Return the phase with other pruning scores: (posterior) -> scores."""
+        assert self.mask is not None
+        return self._replace(mask=self.mask._replace(scores=scores))
+
 
 class MaskSchedule(NamedTuple):
     """When the pruning mask is decided anew, and at which sparsity (steps are counted from 0).
@@ -224,6 +229,6 @@ def _mask_schedule(sqs: Any, steps: int) -> MaskSchedule:
         freeze=max(freeze, start),
         every=sqs.prune_every,
         scope=sqs.scope,
-        scores=getattr(sqs_jax.saliency, sqs.saliency),
+        scores=sqs_jax.saliency.gate if sqs.saliency == "gate" else sqs_jax.saliency.magnitude,
         refit=sqs.refit,
     )

@@ -1,5 +1,6 @@
 """The trainings of an experiment, one after the other, from data to the state that ships."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -7,8 +8,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+import sqs_jax
 from experiments import data
 from experiments.calibration.blocks import examples_of
+from experiments.calibration.norms import input_norms
 from experiments.calibration.size import allocate, compress
 from experiments.data import Dataset
 from experiments.problem import TOKENIZER, initial_weights, load_problem
@@ -96,6 +99,9 @@ def run_trainings(config: Any, workdir: Path) -> Trained:
         else:
             compressed = allocate(model, host, train, config, folder, config.sqs.target_bytes)
         sqs_phase = with_budget(sqs_phase, host["params"], config, compressed)
+    if config.sqs.saliency == "activation":
+        norms = input_norms(model, fetch(dense), examples_of(train, config))
+        sqs_phase = sqs_phase.scored_by(partial(sqs_jax.saliency.activation, input_norms=norms))
     if written:
         path = workdir / "generated.npy"
         train = with_generated(train, model, dense["params"], written, config.seed, path)

@@ -24,7 +24,7 @@ _BELOW_ONE = ("dense.warmup", "sqs.warmup", "sqs.sparsity")
 _CHOICES = {
     "dense.optimizer": ("adamw", "sgd"),
     "sqs.estimator": ("mean", "sample", "mode"),
-    "sqs.saliency": ("magnitude", "gate"),
+    "sqs.saliency": ("magnitude", "gate", "activation"),
     "sqs.sensitivity": ("scale", "fisher"),
     "sqs.start": ("weights", "calibration"),
     "sqs.scope": ("global", "tensor"),
@@ -115,18 +115,21 @@ def _contradictions(config: Any, num_train: int) -> Iterator[str]:
             f"config.sqs.target_bytes, {sqs.target_bytes}, with config.sqs.order 'together', not "
             f"{sqs.order!r}: give both, or start at the 'weights'."
         )
-    if sqs.start == "calibration" and config.calibration.examples < config.batch_size:
-        yield (
-            "config.sqs.start is 'calibration', by config.calibration.examples, "
-            f"{config.calibration.examples}: fewer than config.batch_size, {config.batch_size}."
-        )
+    for field, value in (("start", "calibration"), ("saliency", "activation")):
+        if sqs[field] == value and config.calibration.examples < config.batch_size:
+            yield (
+                f"config.sqs.{field} is {value!r}, by config.calibration.examples, "
+                f"{config.calibration.examples}: fewer than config.batch_size, {config.batch_size}."
+            )
     if sqs.generated and config.data.kind != "language":
         yield (
             f"config.sqs.generated is {sqs.generated}, but config.data.kind is "
             f"{config.data.kind!r}; only 'language' models write texts: use 0."
         )
-    if jax.process_count() > 1 and (sqs.start == "calibration" or sqs.generated):
+    single = sqs.start == "calibration" or sqs.saliency == "activation" or sqs.generated
+    if jax.process_count() > 1 and single:
         yield (
-            "config.sqs.start 'calibration' and config.sqs.generated are for one process, and this "
-            f"is one of {jax.process_count()}; use 'weights' and 0."
+            "config.sqs.start 'calibration', config.sqs.saliency 'activation' and "
+            "config.sqs.generated are for one process, and this is one of "
+            f"{jax.process_count()}; use 'weights', 'magnitude' and 0."
         )

@@ -14,6 +14,7 @@ from experiments.calibrate import calibrate
 from experiments.calibration import inputs, sensitivity
 from experiments.calibration.blocks import examples_of, recode_stages
 from experiments.calibration.inputs import input_moments, layers_by_input
+from experiments.calibration.norms import input_norms
 from experiments.calibration.sensitivity import fisher_information
 from experiments.calibration.size import allocate
 from experiments.calibration.stages import read, stages_of, values
@@ -199,6 +200,26 @@ def test_what_cannot_be_calibrated_is_refused(tmp_path: Path) -> None:
     config.calibration.examples, config.batch_size = 100, 3
     with pytest.raises(ValueError, match="has 2 examples: not one batch"):
         examples_of(train, config)
+
+
+def test_norms_are_those_of_the_inputs(network: Any) -> None:
+    model, variables = network
+    found = input_norms(model, variables, [TOKENS[:1], TOKENS[1:]])
+    jax.tree.map(
+        lambda norms, leaf: norms.shape == leaf.shape[:-1] or pytest.fail(),
+        found,
+        variables["params"],
+    )
+    params = variables["params"]
+    counts = np.bincount(TOKENS.ravel(), minlength=len(params["embed_tokens"]["embedding"])) + 1
+    rows = found["embed_tokens"]["embedding"]
+    np.testing.assert_allclose(rows, np.sqrt(counts / counts.sum()), rtol=1e-6)
+    x = params["embed_tokens"]["embedding"][TOKENS]
+    x = x / np.sqrt(np.mean(x**2, -1, keepdims=True) + model.config.epsilon)
+    x = x * params["layers_0"]["input_layernorm"]["scale"]
+    norms = found["layers_0"]["self_attn"]["k_proj"]["kernel"]
+    np.testing.assert_allclose(norms, np.sqrt(np.mean(x**2, (0, 1))), rtol=1e-4)
+    np.testing.assert_array_equal(found["norm"]["scale"], np.ones(()))
 
 
 def test_an_allocation_is_made_once(tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ def test_a_language_model_from_text_to_file(tmp_path: Path) -> None:
     config.dense.learning_rate = 1e-2
     config.finetune, config.evaluation.average_samples = False, 0
     config.sqs.pattern, config.sqs.sparsity = ".*(kernel|embedding)", 0.5
-    config.sqs.generated = 6
+    config.sqs.generated, config.sqs.saliency = 6, "activation"
+    config.accumulate, config.model.remat = 2, True
     workdir = tmp_path / "run"
     with jax.numpy_dtype_promotion("standard"):  # optax's Adam needs it
         trained = run_trainings(config, workdir)
