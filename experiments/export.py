@@ -1,7 +1,6 @@
 """What a finished run writes: one file per way to use the posterior, each of them complete."""
 
 import json
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +39,7 @@ def export(
       config: the experiment.
     """
     transform, posterior, evaluation = phase.transform, state.posterior, config.evaluation
-    draw = transform.sample
-    assert draw is not None  # spike_slab_gmm samples
+    draw: Any = transform.sample  # or None: nothing to average
     compressed = fetch(transform.compress(posterior))
 
     @jax.jit
@@ -52,8 +50,8 @@ def export(
 
     model_state = fetch(state.model_state)
     draws = [
-        codes_of(fetch(sample(posterior, np.int32(i))), compressed)
-        for i in range(evaluation.average_samples)
+        _shortened(codes_of(fetch(sample(posterior, np.int32(i))), compressed), config)
+        for i in range(evaluation.average_samples if draw else 0)
     ]
     mean = fetch(transform.mean(posterior, temperature=evaluation.temperature))
     shipped_tree, options = shipped(compressed, model_state, config)
@@ -82,8 +80,24 @@ def shipped(params: Any, model_state: Any, config: Any) -> tuple[Any, dict[str, 
     """
     metadata = {"provenance": {"sqs_jax": sqs_jax.__version__}, "recipe": recipe(config)}
     options = {"dense_dtype": config.sqs.dense_dtype or None, "metadata": metadata}
-    params, model_state = fold_statistics(params, model_state)
+    params, model_state = fold_statistics(_shortened(params, config), model_state)
     return {"params": params, **model_state}, options
+
+
+def _shortened(compressed: Any, config: Any) -> Any:
+    """Round codebooks to `config.sqs.dense_dtype`, in which they take half the bytes."""
+
+    def rounded(_: str, leaf: Any) -> Any:
+        if not isinstance(leaf, sqs_jax.CompressedLeaf):
+            return leaf
+        return sqs_jax.CompressedLeaf(leaf.codes, _cast(leaf.codebook, config.sqs.dense_dtype))
+
+    return map_leaves(rounded, compressed) if config.sqs.dense_dtype else compressed
+
+
+def _cast(array: Any, dtype: str) -> np.ndarray:
+    """Round an array to a dtype, and return it in its own."""
+    return np.asarray(array).astype(jnp.dtype(dtype)).astype(array.dtype)
 
 
 def recipe(config: Any) -> dict[str, Any]:
@@ -110,19 +124,12 @@ def deployed(phase: Phase, state: TrainState, config: Any) -> Any:
     """Return the variables that model.sqs must give a fresh process, from the trained posterior."""
     params = fetch(phase.transform.mode(state.posterior))
     tree, options = shipped(params, fetch(state.model_state), config)
-    exact = {f"params/{path}" for path in sub_distributions(state.posterior)}
-    return sqs_jax.materialize(as_stored(tree, options["dense_dtype"], exact))
+    return as_stored(tree, options["dense_dtype"])
 
 
-def as_stored(tree: Any, dense_dtype: str | None, exact: Collection[str] = ()) -> Any:
-    """Round dense leaves as a file with this `dense_dtype` does, but for those at some paths."""
-
-    def rounded(path: str, leaf: Any) -> Any:
-        if dense_dtype is None or path in exact or isinstance(leaf, sqs_jax.CompressedLeaf):
-            return leaf
-        return np.asarray(leaf).astype(jnp.dtype(dense_dtype)).astype(leaf.dtype)
-
-    return map_leaves(rounded, tree)
+def as_stored(tree: Any, dense_dtype: str | None) -> Any:
+    """Round weights as a file with this `dense_dtype` does: dense leaves, and levels of others."""
+    return jax.tree.map(lambda leaf: _cast(leaf, dense_dtype) if dense_dtype else leaf, tree)
 
 
 def codes_of(draw: Any, compressed: Any) -> Any:

@@ -86,8 +86,8 @@ def study(
         for i in track(range(samples), f"{network:18}"):
             key = jax.random.fold_in(jax.random.key(seed), i)
             drawn.append(codes_of(fetch(sample(key, jnp.float32(temperature))), compressed))
-            stored = as_stored({"params": drawn[-1], **model_state}, options["dense_dtype"])
-            variables = sqs_jax.materialize(stored)
+            weights = sqs_jax.materialize(drawn[-1])
+            variables = as_stored({"params": weights, **model_state}, options["dense_dtype"])
             for name, dataset in conditions.items():
                 total[name] = total[name] + predicted(variables, dataset)
             if i + 1 in wanted:

@@ -36,7 +36,9 @@ def sub_distributions(posterior: Any) -> dict[str, sqs_jax.SubDistribution]:
 
 def sparsity(posterior: Any) -> float:
     """Return the pruned fraction of the compressed weights; 0 without any."""
-    kept = [leaf.kept for leaf in sub_distributions(posterior).values()]
+    leaves = flat_leaves(posterior).values()
+    kept = [leaf.kept for leaf in leaves if isinstance(leaf, sqs_jax.SubDistribution)]
+    kept += [leaf.codes > 0 for leaf in leaves if isinstance(leaf, sqs_jax.CompressedLeaf)]
     total = sum(mask.size for mask in kept)
     return 1 - sum(int(jnp.sum(mask)) for mask in kept) / total if total else 0.0
 

@@ -126,7 +126,8 @@ def default_recipe() -> ConfigDict:
     # What a squared error costs there: by its tensor's own "scale", or by its "fisher" information
     sqs.sensitivity = "scale"
     # Where the latent weights start: at the dense "weights", or as near to them as lets them have
-    # the codes that experiments.calibrate would choose, the "calibration".
+    # the codes that experiments.calibrate would choose, the "calibration". If learning_rate.loc
+    # is 0 such codes stay as they are: codebooks and what is dense are trained alone.
     sqs.start = "weights"
     sqs.components = 4  # K
     sqs.window_kind = "single"
@@ -162,7 +163,7 @@ def default_recipe() -> ConfigDict:
     sqs.refit = True  # scales and mixture weights from the assignments at each decision
     sqs.distill_weight = 0.5  # of the teacher's term; the labels get the rest
     sqs.distill_temperature = 2.0
-    sqs.dense_dtype = "float16"  # of biases and other dense leaves in the file
+    sqs.dense_dtype = "float16"  # of codebooks, biases and other dense leaves in the file
     return sqs
 
 

@@ -3,14 +3,47 @@
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 import sqs_jax
+from experiments.training.phases import Phase
+from experiments.trees import flat_leaves, map_leaves
 
 # Of the way from a level to its cell's border that a weight may lie. Far from the level a weight
 # keeps its own value, but no step of the optimizer should move many to the next cell.
 _REACH = 0.75
+
+
+def with_codes(phase: Phase, compressed: Any) -> Phase:
+    """Return the training of codebooks and dense leaves under codes that stay: so do its bytes.
+
+    Args:
+      phase: the compression.
+      compressed: the params, in a file that fits.
+    """
+    books = flat_leaves(compressed)
+
+    def init(params: Any) -> Any:
+        def start(path: str, leaf: Any) -> Any:
+            found = books[path]
+            return found if isinstance(found, sqs_jax.CompressedLeaf) else leaf
+
+        return jax.tree.map(jnp.array, map_leaves(start, params))
+
+    def weights(posterior: Any, *, temperature: Any = 1.0) -> Any:
+        return sqs_jax.materialize(posterior)
+
+    transform = sqs_jax.Transform(
+        init=init,
+        mean=weights,
+        sample=None,
+        mode=sqs_jax.materialize,
+        kl=lambda posterior, *, temperature=1.0: jnp.zeros(()),
+        compress=lambda posterior: posterior,
+    )
+    return phase._replace(transform=transform, mask=None, estimator="mode", rate_weight=0.0)
 
 
 def start_near(leaf: sqs_jax.CompressedLeaf, weights: Any) -> np.ndarray:

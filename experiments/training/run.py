@@ -16,6 +16,7 @@ from experiments.calibration.size import allocate, compress
 from experiments.data import Dataset
 from experiments.problem import TOKENIZER, initial_weights, load_problem
 from experiments.training.budget import with_budget
+from experiments.training.calibrated import with_codes
 from experiments.training.generated import with_generated
 from experiments.training.layout import fetch, lay_out, make_mesh, place
 from experiments.training.loop import run_phase
@@ -98,7 +99,10 @@ def run_trainings(config: Any, workdir: Path) -> Trained:
             compressed = compress(model, host, train, batches, config, folder)
         else:
             compressed = allocate(model, host, train, config, folder, config.sqs.target_bytes)
-        sqs_phase = with_budget(sqs_phase, host["params"], config, compressed)
+        if config.sqs.start == "calibration" and not config.sqs.learning_rate.loc:
+            sqs_phase = with_codes(sqs_phase, compressed)
+        else:
+            sqs_phase = with_budget(sqs_phase, host["params"], config, compressed)
     if config.sqs.saliency == "activation":
         norms = input_norms(model, fetch(dense), examples_of(train, config))
         sqs_phase = sqs_phase.scored_by(partial(sqs_jax.saliency.activation, input_norms=norms))

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sqs_jax.artifact import CompressedLeaf
 from sqs_jax.transform.rules import is_sub_distribution, map_tree
 
 _TWO_PARTS = "combine takes the two parts that one call of partition made."
@@ -27,11 +28,12 @@ def param_labels(posterior: Any) -> Any:
     """Label every array of a posterior by its role, for `optax.partition`.
 
     Args:
-      posterior: a posterior, or the trainable part of one.
+      posterior: a posterior, or the trainable part of one; `CompressedLeaf`s may be in it, whose
+        codes stay as they are.
 
     Returns:
-      The same tree of "loc", "gate", "means", "spread" (scales and mixture weights), "dense"
-      (floating leaves that are not compressed) and "fixed" (the rest).
+      The same tree of "loc", "gate", "means" (codebooks too), "spread" (scales and mixture
+      weights), "dense" (floating leaves that are not compressed) and "fixed" (the rest).
     """
 
     def label(leaf: Any) -> Any:
@@ -41,9 +43,18 @@ def param_labels(posterior: Any) -> Any:
                 for field, role in _FIELD_LABELS.items()
             }
             return leaf.replace(**roles)
+        if isinstance(leaf, CompressedLeaf):
+            return CompressedLeaf(
+                codes=None if leaf.codes is None else "fixed",
+                codebook=None if leaf.codebook is None else "means",
+            )
         return "dense" if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) else "fixed"
 
-    return jax.tree.map(label, posterior, is_leaf=is_sub_distribution)
+    return jax.tree.map(
+        label,
+        posterior,
+        is_leaf=lambda node: is_sub_distribution(node) or isinstance(node, CompressedLeaf),
+    )
 
 
 def partition(

@@ -17,6 +17,7 @@ from experiments.calibration.size import allocate
 from experiments.configs import digits
 from experiments.models import build_model
 from experiments.training.budget import with_budget
+from experiments.training.calibrated import with_codes
 from experiments.training.phases import phases
 from experiments.trees import flat_leaves, map_leaves, sparsity, sub_distributions
 from sqs_jax.cli import main
@@ -83,6 +84,34 @@ def test_a_calibrated_start_has_its_codes_and_stays_near_the_weights(tmp_path):
         moved = np.abs(np.asarray(leaf.loc) - before[path])
         assert 0.5 < np.mean(same) < 1 and np.mean(moved[same]) < 0.3 * np.mean(moved[~same])
         np.testing.assert_array_equal(leaf.kept, codes > 0)
+
+
+def test_codes_that_stay_have_trained_codebooks(tmp_path):
+    """Of the NLL sum(weights * x) a level's gradient is the sum of x where its code is."""
+    config, params, compressed = allocated(TARGET, tmp_path, start="calibration")
+    phase = with_codes(phases(config, num_train=1280)[-1], compressed)
+    posterior = phase.transform.init(params)
+    x = jax.tree.map(lambda w: np.random.default_rng(0).normal(size=w.shape), params)
+
+    def nll(weights, _):
+        return sum(map(jnp.vdot, jax.tree.leaves(weights), jax.tree.leaves(x))), None
+
+    loss_fn = sqs_jax.elbo(phase.transform, nll, num_data=1, estimator=phase.estimator)
+    trainable, fixed = sqs_jax.partition(posterior, train=("means", "dense"))
+
+    def loss(part):
+        return loss_fn(sqs_jax.combine(part, fixed), None, jax.random.key(0), 0)[0]
+
+    found = flat_leaves(jax.jit(jax.grad(loss))(trainable))
+    for path, leaf in flat_leaves(compressed).items():
+        inputs = flat_leaves(x)[path]
+        if isinstance(leaf, sqs_jax.CompressedLeaf):
+            assert found[path].codes is None
+            sums = np.bincount(leaf.codes.ravel(), inputs.ravel(), leaf.codebook.size + 1)[1:]
+            np.testing.assert_allclose(found[path].codebook.ravel(), sums, rtol=1e-4, atol=1e-3)
+        else:
+            np.testing.assert_allclose(found[path], inputs, rtol=1e-5)
+    assert phase.transform.compress(posterior) is posterior
 
 
 def test_the_start_errs_less_in_fewer_bytes_than_levels_that_share_the_weights(compression):
@@ -169,10 +198,13 @@ def test_contradictions_are_named(changes, said):
         phases(config, num_train=1280)
 
 
-def test_a_training_lands_and_its_file_is_whole(tmp_path: Path) -> None:
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_a_training_lands_and_its_file_is_whole(tmp_path: Path, calibrated: bool) -> None:
     command = [sys.executable, "-m", "experiments.train", *SHORT, f"--workdir={tmp_path}"]
     command += [f"--config.sqs.target_bytes={TARGET}", "--config.finetune=False"]
     command += ["--config.dense.epochs=1", "--config.sqs.epochs=4"]
+    if calibrated:
+        command += ["--config.sqs.start=calibration", "--config.sqs.learning_rate.loc=0"]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-4000:]
     path = tmp_path / "model.sqs"
@@ -180,3 +212,15 @@ def test_a_training_lands_and_its_file_is_whole(tmp_path: Path) -> None:
     assert main(["verify", str(path)]) == 0
     recipe = sqs_jax.read_metadata(path)["recipe"]
     assert recipe["sqs.target_bytes"] == TARGET
+    if calibrated:
+        start, end = (
+            {p: leaf for p, leaf in flat_leaves(tree).items() if hasattr(leaf, "codes")}
+            for tree in (
+                sqs_jax.load(sorted((tmp_path / "start" / "blocks").iterdir())[-1]),
+                sqs_jax.load(path)["params"],
+            )
+        )
+        assert start.keys() == end.keys()
+        for name, leaf in start.items():
+            np.testing.assert_array_equal(leaf.codes, end[name].codes)
+            assert not np.array_equal(leaf.codebook, end[name].codebook)
