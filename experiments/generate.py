@@ -19,13 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
 
-import sqs_jax
-from experiments.importers.huggingface import decoder_config
-from experiments.importers.language import read_tokenizer
-from experiments.models.decoder import Decoder
+from experiments.language_run import open_language_run
 from experiments.models.generation import go_on
-from experiments.problem import TOKENIZER
-from experiments.training.workdir import read_config
 
 
 def generate(
@@ -37,19 +32,9 @@ def generate(
       FileNotFoundError: if there is no such run or file.
       ValueError: if the network is no decoder, or the text longer than its context.
     """
-    for name in ("config.json", TOKENIZER, file):
-        if not (workdir / name).is_file():
-            raise FileNotFoundError(
-                f"{workdir} has no {name}: it must be the folder of a finished run of a language "
-                "model, of experiments.train or experiments.calibrate."
-            )
-    config = read_config(workdir)
-    if config.data.kind != "language":
-        raise ValueError(
-            f"config.data.kind of {workdir} is {config.data.kind!r}; only 'language' models write."
-        )
-    tokenizer = read_tokenizer(workdir / TOKENIZER)
-    model = Decoder(decoder_config(config.model.shape.to_dict()), dtype=config.model.dtype)
+    started = time.monotonic()
+    model, tokenizer, params, _ = open_language_run(workdir, file)
+    loaded = time.monotonic() - started
     ids = tokenizer.encode(prompt).ids
     if not ids:
         raise ValueError("--prompt has no token; give a word at least.")
@@ -58,10 +43,6 @@ def generate(
             f"{len(ids)} tokens of the prompt and {count} more are longer than the context of "
             f"{model.config.context}; give a smaller --tokens."
         )
-    started = time.monotonic()
-    params = jax.device_put(sqs_jax.materialize(sqs_jax.load(workdir / file))["params"])
-    jax.block_until_ready(params)
-    loaded = time.monotonic() - started
     prompts, key = jnp.tile(jnp.asarray(ids), (batch, 1)), jax.random.key(seed)
 
     def run() -> np.ndarray:
