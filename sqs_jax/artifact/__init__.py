@@ -6,6 +6,7 @@ on the ground: it knows arrays and trees of them, and nothing of how they were t
 """
 
 from sqs_jax.artifact.bits import LeafSize, SizeReport
+from sqs_jax.artifact.composed import OverlayLeaf, ProductLeaf, ScaledLeaf
 from sqs_jax.artifact.compressed import CompressedLeaf, GridLeaf, materialize
 from sqs_jax.artifact.file import inspect, load, read_metadata, save, summarize
 from sqs_jax.artifact.reader import SqsFile, SqsFileError
@@ -14,6 +15,9 @@ __all__ = [
     "CompressedLeaf",
     "GridLeaf",
     "LeafSize",
+    "OverlayLeaf",
+    "ProductLeaf",
+    "ScaledLeaf",
     "SizeReport",
     "SqsFile",
     "SqsFileError",

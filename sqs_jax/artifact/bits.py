@@ -9,14 +9,16 @@
 | file    | 8 * bytes on disk                         | the only one to be called compression    |
 
 A dense leaf counts its own dtype under fixed and entropy. A leaf of grids has log2 of its levels
-per weight as the published rate, no mask, and the scales and zeros of its groups. See "Bits" in
+per weight as the published rate, no mask, and the scales and zeros of its groups. Scales of inputs
+are free in the published rate, for other layers are said to take them; a weight that is kept as it
+is has 32 bits; factors count together, and a product has no zeros. See "Bits" in
 docs/math.md.
 """
 
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqs_jax.artifact.spec import ArraySpec, LeafSpec, Spec, SymbolsSpec
 from sqs_jax.artifact.storage import DTYPES
@@ -226,42 +228,75 @@ def leaf_size(path: str, spec: Spec, file_bytes: int, *, shared: bool = False) -
     """
     count = 0 if shared else math.prod(spec.shape)
     itemsize = DTYPES[spec.dtype].itemsize
-    kept, windows, components = count, None, None
-    paper, fixed, entropy = 0.0, 8 * count * itemsize, 8.0 * count * itemsize
-    match spec:
-        case LeafSpec("codebook", parts=(SymbolsSpec() as codes, ArraySpec() as book)):
-            windows, components = book.shape[-2:]
-            if not shared:
-                kept = codes.nonzero
-                values = 8 * math.prod(book.shape) * DTYPES[book.dtype].itemsize
-                paper = kept * math.log2(components)
-                fixed = count + kept * (codes.alphabet - 2).bit_length() + values
-                entropy = codes.entropy_bits
-        case LeafSpec(
-            "grid", parts=(SymbolsSpec() as codes, ArraySpec() as scales, SymbolsSpec() as zeros)
-        ):
-            windows, components = scales.shape[-2], codes.alphabet
-            if not shared:
-                groups = math.prod(scales.shape)
-                values = 8 * groups * DTYPES[scales.stored].itemsize
-                width = (components - 1).bit_length()
-                paper = count * math.log2(components)
-                fixed = (count + groups) * width + values
-                entropy = codes.entropy_bits + zeros.entropy_bits + values
+    found = _figures(spec)
+    if shared:
+        found = _Figures(0, found.windows, found.components, 0.0, 0, 0.0)
     return LeafSize(
         path=path,
         shape=spec.shape,
         dtype=spec.dtype,
         weights=count,
-        kept=kept,
-        components=components,
-        windows=windows,
+        kept=found.kept,
+        components=found.components,
+        windows=found.windows,
         original_bytes=count * itemsize,
-        paper_bits=paper,
-        fixed_bits=fixed,
-        entropy_bits=entropy,
+        paper_bits=found.paper,
+        fixed_bits=found.fixed,
+        entropy_bits=found.entropy,
         file_bits=8 * file_bytes,
     )
+
+
+class _Figures(NamedTuple):
+    kept: int
+    windows: int | None
+    components: int | None
+    paper: float
+    fixed: int
+    entropy: float
+
+
+def _figures(spec: Spec) -> _Figures:
+    """Count a leaf's bits, its parts' added up."""
+    count = math.prod(spec.shape)
+    dense = 8 * count * DTYPES[spec.dtype].itemsize
+    match spec:
+        case LeafSpec("codebook", parts=(SymbolsSpec() as codes, ArraySpec() as book)):
+            windows, components = book.shape[-2:]
+            values = 8 * math.prod(book.shape) * DTYPES[book.dtype].itemsize
+            paper = codes.nonzero * math.log2(components)
+            fixed = count + codes.nonzero * (codes.alphabet - 2).bit_length() + values
+            return _Figures(codes.nonzero, windows, components, paper, fixed, codes.entropy_bits)
+        case LeafSpec(
+            "grid", parts=(SymbolsSpec() as codes, ArraySpec() as scales, SymbolsSpec() as zeros)
+        ):
+            windows, components = scales.shape[-2], codes.alphabet
+            groups, values = math.prod(scales.shape), _stored_bits(scales)
+            fixed = (count + groups) * (components - 1).bit_length() + values
+            entropy = codes.entropy_bits + zeros.entropy_bits + values
+            return _Figures(
+                count, windows, components, count * math.log2(components), fixed, entropy
+            )
+        case LeafSpec("scaled", parts=(leaf, ArraySpec() as scales)):
+            inner, values = _figures(leaf), _stored_bits(scales)
+            return inner._replace(fixed=inner.fixed + values, entropy=inner.entropy + values)
+        case LeafSpec("overlay", parts=(leaf, SymbolsSpec() as places, ArraySpec() as values_spec)):
+            inner, values = _figures(leaf), _stored_bits(values_spec)
+            outliers = 32 * places.nonzero  # a value and its column in 16 bits each, as published
+            return inner._replace(
+                paper=inner.paper + outliers,
+                fixed=inner.fixed + outliers,
+                entropy=inner.entropy + places.entropy_bits + values,
+            )
+        case LeafSpec("product", parts=(left, right)):
+            a, b = _figures(left), _figures(right)
+            together = (a.paper + b.paper, a.fixed + b.fixed, a.entropy + b.entropy)
+            return _Figures(count, a.windows, a.components, *together)
+    return _Figures(count, None, None, 0.0, dense, float(dense))
+
+
+def _stored_bits(array: ArraySpec) -> int:
+    return 8 * math.prod(array.shape) * DTYPES[array.stored].itemsize
 
 
 def _row(leaf: LeafSize) -> list[str]:

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sqs_jax.artifact.composed import COMPOSED
+
 __all__ = ["LEAVES", "CompressedLeaf", "GridLeaf", "materialize"]
 
 MAX_VALUES = 65_535
@@ -66,7 +68,7 @@ class GridLeaf:
     levels: int
 
 
-LEAVES = (CompressedLeaf, GridLeaf)
+LEAVES = (CompressedLeaf, GridLeaf, *COMPOSED)
 """What stands for a tensor."""
 
 
@@ -76,15 +78,18 @@ def materialize(compressed: Any) -> Any:
     Works under `jax.jit`, `jax.vmap` and with strict dtype promotion.
 
     Args:
-        compressed: Any pytree of `CompressedLeaf`, `GridLeaf` and other leaves.
+        compressed: Any pytree of `CompressedLeaf`, `GridLeaf`, `ScaledLeaf`, `OverlayLeaf`,
+            `ProductLeaf` and other leaves.
 
     Returns:
-        The same tree with every such leaf replaced by an array of the shape of its codes and the
-        dtype of its codebook or scales: a numpy array where its arrays are numpy's, a JAX array
-        otherwise. All other leaves are returned as they are.
+        The same tree with every such leaf replaced by the array that it stands for, in the dtype of
+        its codebooks or scales: a numpy array where its arrays are numpy's, a JAX array otherwise.
+        All other leaves are returned as they are.
     """
 
     def dense(leaf: Any) -> Any:
+        if isinstance(leaf, COMPOSED):
+            return leaf.dense(dense)
         if isinstance(leaf, GridLeaf):
             return _on_grid(leaf)
         return _dense(leaf) if isinstance(leaf, CompressedLeaf) else leaf

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sqs_jax.artifact import coding, storage
+from sqs_jax.artifact import coding, composed, storage
+from sqs_jax.artifact.composed import OverlayLeaf, ProductLeaf, ScaledLeaf
 from sqs_jax.artifact.compressed import CompressedLeaf, GridLeaf
 from sqs_jax.artifact.spec import ArraySpec, LeafSpec, Spec, SymbolsSpec
 
@@ -72,6 +73,55 @@ def _check_grid(spec: LeafSpec) -> None:
         raise ValueError("a grid leaf is of another shape or dtype than its parts")
 
 
+def _check_scaled(spec: LeafSpec) -> None:
+    leaf, scales = spec.parts if len(spec.parts) == 2 else (None, None)
+    if leaf is None or not isinstance(scales, ArraySpec):
+        raise ValueError("a scaled leaf is a leaf and an array")
+    composed.check_scaled(leaf.shape, scales.shape)
+    _check_same(spec, leaf)
+    storage.check_floating(storage.DTYPES[leaf.dtype], storage.DTYPES[scales.dtype])
+
+
+def _check_overlay(spec: LeafSpec) -> None:
+    leaf, places, values = spec.parts if len(spec.parts) == 3 else (None, None, None)
+    if leaf is None or not isinstance(places, SymbolsSpec) or not isinstance(values, ArraySpec):
+        raise ValueError("an overlay leaf is a leaf, symbols and an array")
+    composed.check_overlay(leaf.shape, places.shape, values.shape)
+    _check_same(spec, leaf)
+    storage.check_floating(storage.DTYPES[leaf.dtype], storage.DTYPES[values.dtype])
+    if places.alphabet != 2:
+        raise ValueError(f"places of {places.alphabet} values, they must have two")
+
+
+def _overlay_leaf(_: dict[str, Any], parts: list[Any]) -> OverlayLeaf:
+    composed.check_places(parts[1], parts[2])
+    return OverlayLeaf(*parts)
+
+
+def _check_product(spec: LeafSpec) -> None:
+    left, right = spec.parts if len(spec.parts) == 2 else (None, None)
+    if left is None or right is None or spec.attributes != {"shape": list(spec.shape)}:
+        raise ValueError("a product leaf is two leaves, and has a shape")
+    composed.check_product(spec.shape, left.shape, right.shape)
+    if left.dtype != spec.dtype or right.dtype != spec.dtype:
+        raise ValueError("a product leaf is of another dtype than its factors")
+    storage.check_floating(storage.DTYPES[spec.dtype])
+
+
+def _check_same(spec: LeafSpec, leaf: Spec) -> None:
+    if (leaf.shape, leaf.dtype) != (spec.shape, spec.dtype):
+        raise ValueError(f"a {spec.kind} leaf is of another shape or dtype than the leaf in it")
+
+
+def _composed(type_: type, parts: Callable[[Any], Sequence[Any]], put: Any, check: Any) -> Kind:
+    def take_apart(leaf: Any) -> tuple[tuple[int, ...], str, dict[str, Any], Sequence[Any]]:
+        shape, dtype = storage.shape_and_dtype(leaf)
+        attributes = {"shape": list(shape)} if type_ is ProductLeaf else {}
+        return shape, dtype.name, attributes, parts(leaf)
+
+    return Kind(type_, take_apart, put, check)
+
+
 KINDS = {
     "codebook": Kind(
         type=CompressedLeaf,
@@ -94,6 +144,24 @@ KINDS = {
         ),
         put_together=_grid_leaf,
         check=_check_grid,
+    ),
+    "scaled": _composed(
+        ScaledLeaf,
+        lambda leaf: (leaf.leaf, leaf.scales),
+        lambda _, parts: ScaledLeaf(*parts),
+        _check_scaled,
+    ),
+    "overlay": _composed(
+        OverlayLeaf,
+        lambda leaf: (leaf.leaf, Symbols(leaf.places, 2), leaf.values),
+        _overlay_leaf,
+        _check_overlay,
+    ),
+    "product": _composed(
+        ProductLeaf,
+        lambda leaf: (leaf.left, leaf.right),
+        lambda attributes, parts: ProductLeaf(parts[0], parts[1], tuple(attributes["shape"])),
+        _check_product,
     ),
 }
 

@@ -1,7 +1,9 @@
 """Arrays to bytes and back, each leaf on its own: validation, rounding, and the narrowest dtype."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,6 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import DTypeLike
 
+from sqs_jax.artifact.composed import (
+    COMPOSED,
+    OverlayLeaf,
+    ProductLeaf,
+    ScaledLeaf,
+    check_overlay,
+    check_places,
+    check_product,
+    check_scaled,
+)
 from sqs_jax.artifact.compressed import LEAVES, MAX_VALUES, CompressedLeaf, GridLeaf
 
 __all__ = [
@@ -38,12 +50,12 @@ NARROW = ("float8_e4m3fn", "float8_e5m2", "float16", "bfloat16", "float32")
 """The dtypes that floating values are stored in, first fit first (widths ascend)."""
 
 
-def check_leaf(path: str, leaf: Any) -> CompressedLeaf | GridLeaf | np.ndarray:
+def check_leaf(path: str, leaf: Any) -> Any:
     """Return a leaf as numpy arrays, or say what is wrong with it.
 
     Args:
         path: Where the leaf is, for messages.
-        leaf: A `CompressedLeaf`, a `GridLeaf` or an array.
+        leaf: A leaf of any kind, or an array.
 
     Returns:
         The leaf, of C-contiguous numpy arrays.
@@ -54,6 +66,8 @@ def check_leaf(path: str, leaf: Any) -> CompressedLeaf | GridLeaf | np.ndarray:
     """
     if not isinstance(leaf, LEAVES):
         return _to_numpy(path, leaf)
+    if isinstance(leaf, COMPOSED):
+        return _check_composed(path, leaf)
     if isinstance(leaf, GridLeaf):
         return _check_grid_leaf(path, leaf)
     codes, codebook = (_to_numpy(path, array) for array in (leaf.codes, leaf.codebook))
@@ -69,6 +83,52 @@ def check_leaf(path: str, leaf: Any) -> CompressedLeaf | GridLeaf | np.ndarray:
     if codes.size and codes.max() > values:
         raise ValueError(f"{path!r}: code {codes.max()} points past a codebook of {values} values")
     return CompressedLeaf(codes, codebook)
+
+
+def _check_composed(path: str, leaf: Any) -> Any:
+    if isinstance(leaf, ProductLeaf):
+        left, right = (check_leaf(path, part) for part in (leaf.left, leaf.right))
+        shapes, dtypes = zip(*map(shape_and_dtype, (left, right)), strict=True)
+        arrays: dict[str, np.ndarray] = {}
+        found: Any = ProductLeaf(left, right, tuple(leaf.shape))
+        check = partial(check_product, leaf.shape, *shapes)
+    else:
+        inner = check_leaf(path, leaf.leaf)
+        shape, dtype = shape_and_dtype(inner)
+        dtypes = (dtype,)
+        names = ("scales",) if isinstance(leaf, ScaledLeaf) else ("places", "values")
+        arrays = {name: _to_numpy(path, getattr(leaf, name)) for name in names}
+        found = dataclasses.replace(leaf, leaf=inner, **arrays)
+        fits = check_scaled if isinstance(leaf, ScaledLeaf) else check_overlay
+        check = partial(fits, shape, *(array.shape for array in arrays.values()))
+    try:
+        check()
+        check_floating(*dtypes, *(x.dtype for name, x in arrays.items() if name != "places"))
+        if isinstance(leaf, OverlayLeaf):
+            check_places(arrays["places"], arrays["values"])
+    except ValueError as error:
+        raise ValueError(f"{path!r}: {error}") from error
+    return found
+
+
+def check_floating(first: np.dtype, *others: np.dtype) -> None:
+    """Raise ValueError unless the parts of a composed leaf are floating."""
+    for dtype in (first, *others):
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(f"a part is {dtype}, it must be floating")
+
+
+def shape_and_dtype(leaf: Any) -> tuple[tuple[int, ...], np.dtype]:
+    """Return those of the tensor that a leaf that was checked stands for."""
+    if isinstance(leaf, ProductLeaf):
+        return tuple(leaf.shape), shape_and_dtype(leaf.left)[1]
+    if isinstance(leaf, ScaledLeaf | OverlayLeaf):
+        return shape_and_dtype(leaf.leaf)
+    if isinstance(leaf, CompressedLeaf):
+        return leaf.codes.shape, leaf.codebook.dtype
+    if isinstance(leaf, GridLeaf):
+        return leaf.codes.shape, leaf.scales.dtype
+    return leaf.shape, leaf.dtype
 
 
 def _check_grid_leaf(path: str, leaf: GridLeaf) -> GridLeaf:

@@ -1,0 +1,97 @@
+"""Leaves made of leaves: closed forms, the file, its figures, and what does not fit."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sqs_jax
+from sqs_jax import CompressedLeaf, OverlayLeaf, ProductLeaf, ScaledLeaf
+from sqs_jax.baselines import round_to_nearest
+
+RNG = np.random.default_rng(0)
+KERNEL = RNG.standard_normal((2, 6, 5)).astype(np.float32)
+GRID = round_to_nearest.compress({"_": KERNEL}, levels=7)["_"]
+BOOK = np.array([[-1, 0.5, 2]], np.float32)
+
+
+def coded(*shape):
+    return CompressedLeaf(RNG.integers(0, 4, shape).astype(np.uint8), BOOK)
+
+
+SCALES = (0.5 + RNG.random(6)).astype(np.float16)
+PLACES = (RNG.random(KERNEL.shape) < 0.2).astype(np.uint8)
+VALUES = RNG.standard_normal(int(PLACES.sum())).astype(np.float16)
+LEAVES = {
+    "scaled": ScaledLeaf(GRID, SCALES),
+    "overlay": OverlayLeaf(GRID, PLACES, VALUES),
+    "product": ProductLeaf(coded(12, 4), coded(4, 5), (2, 6, 5)),
+    "all": OverlayLeaf(ScaledLeaf(coded(2, 6, 5), SCALES), PLACES, VALUES),
+}
+
+
+def wanted(leaf):
+    if isinstance(leaf, ScaledLeaf):
+        return np.einsum("hio,i->hio", wanted(leaf.leaf), leaf.scales.astype("f8"))
+    if isinstance(leaf, OverlayLeaf):
+        weights = wanted(leaf.leaf)
+        weights[np.nonzero(leaf.places)] = leaf.values
+        return weights
+    if isinstance(leaf, ProductLeaf):
+        return (wanted(leaf.left) @ wanted(leaf.right)).reshape(leaf.shape)
+    return sqs_jax.materialize(leaf).astype("f8")
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_they_stand_for_what_they_say(name, tmp_path):
+    leaf = LEAVES[name]
+    tree = {"kernel": leaf, "bias": np.ones(5, np.float32)}
+    found = sqs_jax.materialize(tree)["kernel"]
+    assert found.shape == KERNEL.shape and found.dtype == np.float32
+    np.testing.assert_allclose(found, wanted(leaf), rtol=1e-6, atol=1e-6)
+    on_device = jax.jit(sqs_jax.materialize)(jax.tree.map(jnp.asarray, tree))["kernel"]
+    np.testing.assert_allclose(on_device, found, rtol=1e-6, atol=1e-6)
+    written = sqs_jax.save(tmp_path / "m.sqs", tree)
+    again = sqs_jax.load(tmp_path / "m.sqs")
+    assert jax.tree.structure(again) == jax.tree.structure(tree)
+    for one, other in zip(jax.tree.leaves(again), jax.tree.leaves(tree), strict=True):
+        np.testing.assert_array_equal(one, other)
+        assert one.dtype == other.dtype
+    assert sqs_jax.inspect(tmp_path / "m.sqs").file_bytes == written
+    assert sqs_jax.summarize(tree).file_bytes == written
+
+
+def test_bits_are_those_of_the_parts():
+    sizes = {name: sqs_jax.summarize({"k": leaf}).leaves[0] for name, leaf in LEAVES.items()}
+    grid = sqs_jax.summarize({"k": GRID}).leaves[0]
+    assert sizes["scaled"].paper_bits == grid.paper_bits  # published methods fold scales away
+    assert sizes["scaled"].fixed_bits == grid.fixed_bits + 16 * SCALES.size
+    assert sizes["overlay"].paper_bits == grid.paper_bits + 32 * VALUES.size
+    assert sizes["overlay"].entropy_bits > grid.entropy_bits + 16 * VALUES.size
+    factors = [
+        sqs_jax.summarize({"k": part}).leaves[0]
+        for part in (LEAVES["product"].left, LEAVES["product"].right)
+    ]
+    assert sizes["product"].fixed_bits == sum(each.fixed_bits for each in factors)
+    assert sizes["product"].weights == KERNEL.size
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("scaled", {"scales": SCALES[:5]}, "one for each of its inputs"),
+        ("scaled", {"scales": SCALES.astype(np.int32)}, "it must be floating"),
+        ("overlay", {"places": PLACES[:1]}, "of its shape"),
+        ("overlay", {"values": VALUES[1:]}, "places are marked"),
+        ("overlay", {"places": 2 * PLACES}, "marks are 1"),
+        ("product", {"shape": (3, 4, 6)}, "do not make a tensor"),
+        ("product", {"right": coded(3, 5)}, "do not make a tensor"),
+    ],
+)
+def test_what_does_not_fit_is_refused(name, changes, message, tmp_path):
+    leaf = dataclasses.replace(LEAVES[name], **changes)
+    with pytest.raises(ValueError, match=f"'kernel': .*{message}"):
+        sqs_jax.save(tmp_path / "x.sqs", {"kernel": leaf})
+    assert not (tmp_path / "x.sqs").exists()
