@@ -81,7 +81,7 @@ def _layer_errors(params: Any, weights: Any) -> dict[str, float]:
     there = flat_leaves(weights)
     errors = {}
     for path, leaf in flat_leaves(params).items():
-        if isinstance(leaf, sqs_jax.CompressedLeaf | sqs_jax.GridLeaf):
+        if sqs_jax.is_compressed(leaf):
             wanted = np.asarray(there[path], np.float64)
             error = np.sum((sqs_jax.materialize(leaf) - wanted) ** 2)
             errors[path] = float(error / max(np.sum(wanted**2), 1e-300))

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 
 import sqs_jax
 
-_WHOLE = (sqs_jax.SubDistribution, sqs_jax.CompressedLeaf, sqs_jax.GridLeaf)
+
+def _whole(node: Any) -> bool:
+    return isinstance(node, sqs_jax.SubDistribution) or sqs_jax.is_compressed(node)
 
 
 def map_leaves(function: Callable[[str, Any], Any], tree: Any) -> Any:
@@ -16,15 +18,13 @@ def map_leaves(function: Callable[[str, Any], Any], tree: Any) -> Any:
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: function(_name(path), leaf),
         tree,
-        is_leaf=lambda node: isinstance(node, _WHOLE),
+        is_leaf=_whole,
     )
 
 
 def flat_leaves(tree: Any) -> dict[str, Any]:
     """List the leaves of a tree by their path; what is compressed is one leaf."""
-    pairs, _ = jax.tree_util.tree_flatten_with_path(
-        tree, is_leaf=lambda node: isinstance(node, _WHOLE)
-    )
+    pairs, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_whole)
     return {_name(path): leaf for path, leaf in pairs}
 
 

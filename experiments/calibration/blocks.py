@@ -16,7 +16,6 @@ from experiments.data import Dataset, batch_indices
 from experiments.trees import flat_leaves, map_leaves
 
 Batches = list[np.ndarray]
-_COMPRESSED = (sqs_jax.CompressedLeaf, sqs_jax.GridLeaf)
 
 
 # (compressed kernels, their weights, moments of their inputs), by path -> compressed kernels
@@ -93,7 +92,7 @@ def _recode_stage(
     found, weights = flat_leaves(compressed), flat_leaves(dense)
     for group in layers_by_input(stage.apply, values(current), ours[0]):
         kernels = [f"{stage.scope}{path}/kernel" for path in group]
-        kernels = [k for k in kernels if isinstance(found.get(k), _COMPRESSED)]
+        kernels = [k for k in kernels if sqs_jax.is_compressed(found.get(k))]
         if not kernels:
             continue
         moments = input_moments(

@@ -15,15 +15,17 @@ from experiments.export import shipped
 from experiments.problem import Problem
 from experiments.trees import flat_leaves, map_leaves
 from sqs_jax.baselines import (
+    awq,
     deep_compression,
     gptq,
     obc,
     round_to_nearest,
     sparse_gpt,
+    spqr,
     wanda,
 )
 
-_GROUP = 32  # rows, or the nearest divisor of a kernel's
+_GROUP, _SMALL = 32, 16  # rows, or the nearest divisor of a kernel's
 _STEPS = 256  # of a sparsity
 _MARGIN, _TRIALS = 0.01, 6
 
@@ -89,6 +91,9 @@ PEERS = {
     "rtn-groups": _plain(round_to_nearest, _LEVELS, group=_GROUP),
     "gptq": _informed(gptq, _LEVELS),
     "gptq-groups": _informed(gptq, _LEVELS, group=_GROUP),
+    "awq": _informed(awq, _LEVELS),
+    "awq-groups": _informed(awq, _LEVELS, group=_GROUP),
+    "spqr": _informed(spqr, _LEVELS, group=_SMALL),
     "obq": _informed(obc, _DENSE_LEVELS),
     "obc-8": _informed(obc, _PRUNED_8),
     "obc-16": _informed(obc, _PRUNED),

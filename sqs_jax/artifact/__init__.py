@@ -7,7 +7,7 @@ on the ground: it knows arrays and trees of them, and nothing of how they were t
 
 from sqs_jax.artifact.bits import LeafSize, SizeReport
 from sqs_jax.artifact.composed import OverlayLeaf, ProductLeaf, ScaledLeaf
-from sqs_jax.artifact.compressed import CompressedLeaf, GridLeaf, materialize
+from sqs_jax.artifact.compressed import CompressedLeaf, GridLeaf, is_compressed, materialize
 from sqs_jax.artifact.file import inspect, load, read_metadata, save, summarize
 from sqs_jax.artifact.reader import SqsFile, SqsFileError
 
@@ -22,6 +22,7 @@ __all__ = [
     "SqsFile",
     "SqsFileError",
     "inspect",
+    "is_compressed",
     "load",
     "materialize",
     "read_metadata",

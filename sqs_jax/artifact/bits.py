@@ -267,13 +267,11 @@ def _figures(spec: Spec) -> _Figures:
             paper = codes.nonzero * math.log2(components)
             fixed = count + codes.nonzero * (codes.alphabet - 2).bit_length() + values
             return _Figures(codes.nonzero, windows, components, paper, fixed, codes.entropy_bits)
-        case LeafSpec(
-            "grid", parts=(SymbolsSpec() as codes, ArraySpec() as scales, SymbolsSpec() as zeros)
-        ):
+        case LeafSpec("grid", parts=(SymbolsSpec() as codes, scales, SymbolsSpec() as zeros)):
             windows, components = scales.shape[-2], codes.alphabet
-            groups, values = math.prod(scales.shape), _stored_bits(scales)
-            fixed = (count + groups) * (components - 1).bit_length() + values
-            entropy = codes.entropy_bits + zeros.entropy_bits + values
+            groups, held = math.prod(scales.shape), _bits_of_scales(scales)
+            fixed = (count + groups) * (components - 1).bit_length() + int(held)
+            entropy = codes.entropy_bits + zeros.entropy_bits + held
             return _Figures(
                 count, windows, components, count * math.log2(components), fixed, entropy
             )
@@ -293,6 +291,10 @@ def _figures(spec: Spec) -> _Figures:
             together = (a.paper + b.paper, a.fixed + b.fixed, a.entropy + b.entropy)
             return _Figures(count, a.windows, a.components, *together)
     return _Figures(count, None, None, 0.0, dense, float(dense))
+
+
+def _bits_of_scales(spec: Spec) -> float:
+    return _stored_bits(spec) if isinstance(spec, ArraySpec) else _figures(spec).entropy
 
 
 def _stored_bits(array: ArraySpec) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 
 from sqs_jax.artifact.composed import COMPOSED
 
-__all__ = ["LEAVES", "CompressedLeaf", "GridLeaf", "materialize"]
+__all__ = ["LEAVES", "CompressedLeaf", "GridLeaf", "is_compressed", "materialize"]
 
 MAX_VALUES = 65_535
 """The most non-zero values, W * K, one codebook can hold: codes are at most 16 bits."""
@@ -57,7 +57,7 @@ class GridLeaf:
 
     Attributes:
         codes: unsigned array `[*S, *I, O]`.
-        scales: floating array `[*S, G, O]`, in units of weight.
+        scales: floating array `[*S, G, O]`, in units of weight, or a leaf that stands for one.
         zeros: unsigned array `[*S, G, O]`, the code of the weight 0.
         levels: How many codes there are.
     """
@@ -70,6 +70,11 @@ class GridLeaf:
 
 LEAVES = (CompressedLeaf, GridLeaf, *COMPOSED)
 """What stands for a tensor."""
+
+
+def is_compressed(node: Any) -> bool:
+    """Return whether a node of a tree stands for a tensor: `CompressedLeaf` and its like."""
+    return isinstance(node, LEAVES)
 
 
 def materialize(compressed: Any) -> Any:
@@ -91,20 +96,20 @@ def materialize(compressed: Any) -> Any:
         if isinstance(leaf, COMPOSED):
             return leaf.dense(dense)
         if isinstance(leaf, GridLeaf):
-            return _on_grid(leaf)
+            return _on_grid(leaf, dense(leaf.scales))
         return _dense(leaf) if isinstance(leaf, CompressedLeaf) else leaf
 
-    return jax.tree.map(dense, compressed, is_leaf=lambda node: isinstance(node, LEAVES))
+    return jax.tree.map(dense, compressed, is_leaf=is_compressed)
 
 
-def _on_grid(leaf: GridLeaf) -> Any:
-    *stacked, groups, outputs = leaf.scales.shape
-    dtype, rows = leaf.scales.dtype, math.prod(leaf.codes.shape[len(stacked) : -1])
+def _on_grid(leaf: GridLeaf, scales: Any) -> Any:
+    *stacked, groups, outputs = scales.shape
+    dtype, rows = scales.dtype, math.prod(leaf.codes.shape[len(stacked) : -1])
     codes = leaf.codes.reshape(*stacked, groups, rows // groups, outputs)
     # 16-bit differences are exact in float32, not in the narrower dtypes
     wide = np.promote_types(dtype, np.float32)
     steps = codes.astype(np.int32) - leaf.zeros[..., None, :].astype(np.int32)
-    values = steps.astype(wide) * leaf.scales[..., None, :].astype(wide)
+    values = steps.astype(wide) * scales[..., None, :].astype(wide)
     return values.astype(dtype).reshape(leaf.codes.shape)
 
 

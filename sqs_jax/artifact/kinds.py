@@ -60,12 +60,12 @@ def _grid_leaf(attributes: dict[str, Any], parts: list[Any]) -> GridLeaf:
 
 def _check_grid(spec: LeafSpec) -> None:
     codes, scales, zeros = spec.parts if len(spec.parts) == 3 else (None, None, None)
-    parts = isinstance(codes, SymbolsSpec), isinstance(scales, ArraySpec)
-    if not all(parts) or not isinstance(zeros, SymbolsSpec):
-        raise ValueError("a grid leaf is symbols, an array and symbols")
-    assert isinstance(codes, SymbolsSpec) and isinstance(scales, ArraySpec)
+    symbols = isinstance(codes, SymbolsSpec) and isinstance(zeros, SymbolsSpec)
+    if not symbols or scales is None or isinstance(scales, SymbolsSpec):
+        raise ValueError("a grid leaf is symbols, an array or a leaf, and symbols")
+    assert isinstance(codes, SymbolsSpec) and isinstance(zeros, SymbolsSpec)
     dtype = storage.DTYPES[scales.dtype]
-    storage.check_grid(codes.shape, scales.shape, zeros.shape, dtype, codes.alphabet)
+    storage.check_grid(codes.shape, scales.shape, dtype, zeros.shape, codes.alphabet)
     levels = {"levels": codes.alphabet}
     if spec.attributes != levels or codes.alphabet != zeros.alphabet:
         raise ValueError(f"codes of {codes.alphabet} levels on a grid of {spec.attributes!r:.50}")
@@ -138,7 +138,7 @@ KINDS = {
         type=GridLeaf,
         take_apart=lambda leaf: (
             leaf.codes.shape,
-            leaf.scales.dtype.name,
+            storage.shape_and_dtype(leaf)[1].name,
             {"levels": leaf.levels},
             [Symbols(leaf.codes, leaf.levels), leaf.scales, Symbols(leaf.zeros, leaf.levels)],
         ),

@@ -127,14 +127,15 @@ def shape_and_dtype(leaf: Any) -> tuple[tuple[int, ...], np.dtype]:
     if isinstance(leaf, CompressedLeaf):
         return leaf.codes.shape, leaf.codebook.dtype
     if isinstance(leaf, GridLeaf):
-        return leaf.codes.shape, leaf.scales.dtype
+        return leaf.codes.shape, shape_and_dtype(leaf.scales)[1]
     return leaf.shape, leaf.dtype
 
 
 def _check_grid_leaf(path: str, leaf: GridLeaf) -> GridLeaf:
-    codes, scales, zeros = (_to_numpy(path, x) for x in (leaf.codes, leaf.scales, leaf.zeros))
+    codes, zeros = (_to_numpy(path, x) for x in (leaf.codes, leaf.zeros))
+    scales = check_leaf(path, leaf.scales)
     try:
-        check_grid(codes.shape, scales.shape, zeros.shape, scales.dtype, leaf.levels)
+        check_grid(codes.shape, *shape_and_dtype(scales), zeros.shape, leaf.levels)
     except ValueError as error:
         raise ValueError(f"{path!r}: {error}") from error
     dtype = code_dtype(leaf.levels - 1)
@@ -150,7 +151,7 @@ def _check_grid_leaf(path: str, leaf: GridLeaf) -> GridLeaf:
 
 
 def check_grid(
-    codes: Sequence[int], scales: Sequence[int], zeros: Sequence[int], dtype: np.dtype, levels: Any
+    codes: Sequence[int], scales: Sequence[int], dtype: np.dtype, zeros: Sequence[int], levels: Any
 ) -> None:
     """Raise ValueError unless arrays of these shapes make a `GridLeaf`.
 

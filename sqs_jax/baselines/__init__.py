@@ -4,12 +4,16 @@ Methods that need no training are `compress(params, *, ..., rules) -> compressed
 """
 
 from sqs_jax.baselines import (
+    awq,
     deep_compression,
     gptq,
     obc,
     round_to_nearest,
     sparse_gpt,
+    spqr,
     wanda,
 )
 
-__all__ = ["deep_compression", "gptq", "obc", "round_to_nearest", "sparse_gpt", "wanda"]
+__all__ = [
+    "awq", "deep_compression", "gptq", "obc", "round_to_nearest", "sparse_gpt", "spqr", "wanda",
+]  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sqs_jax.baselines.grids import lay_grids, per_kernel
+from sqs_jax.baselines.grids import Kernel, lay_grids, per_kernel
 from sqs_jax.baselines.round_to_nearest import round_kernel
 from sqs_jax.distribution.feedback import inverse_factor, round_rows
 from sqs_jax.transform.rules import DEFAULT_RULES, Rule
@@ -44,13 +44,11 @@ def compress(
       ValueError: see `per_kernel`.
     """
 
-    def rounded(
-        weights: jax.Array, second: jax.Array | None, group: int | None
-    ) -> tuple[Any, Any, Any]:
-        if second is None:
-            return round_kernel(weights, levels, group)
-        factor = inverse_factor(second, in_order=True).factor
-        return _round(weights, factor, levels, group or len(weights))
+    def rounded(kernel: Kernel) -> tuple[Any, Any, Any]:
+        if kernel.second is None:
+            return round_kernel(kernel.weights, levels, group)
+        factor = inverse_factor(kernel.second, in_order=True).factor
+        return _round(kernel.weights, factor, levels, group or len(kernel.weights))
 
     return per_kernel(params, rules, levels, group, rounded, calibration=calibration)
 

@@ -1,7 +1,8 @@
 """Uniform grids over groups of a kernel's rows, as round-to-nearest, GPTQ and AWQ have them."""
 
+import dataclasses
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,22 @@ import numpy as np
 from sqs_jax.artifact import GridLeaf
 from sqs_jax.distribution.feedback import InputMoments
 from sqs_jax.transform.rules import Rule, assign, check_rules, flatten, path_string
+
+
+class Kernel(NamedTuple):
+    """What a method is given.
+
+    Attributes:
+      weights: float32 [I, O]; of a convolution height, width and inputs are its rows.
+      second: second moments of their inputs, [I, I]; None if they are not known.
+      group: rows of a group; None: all.
+      channels: the last axis but one: how many inputs there are; I is a multiple.
+    """
+
+    weights: jax.Array
+    second: jax.Array | None
+    group: int | None
+    channels: int
 
 
 def lay_grids(weights: jax.Array, levels: int, group: int | None) -> tuple[jax.Array, jax.Array]:
@@ -39,10 +56,11 @@ def per_kernel(
     rules: Iterable[Rule],
     levels: int,
     group: int | None,
-    method: Callable[[jax.Array, jax.Array | None, int | None], tuple[Any, Any, Any]],
+    method: Callable[[Kernel], tuple[Any, ...]],
     *,
     calibration: Any = None,
     sparsity: float = 0.0,
+    wrap: Callable[..., Any] | None = None,
 ) -> Any:
     """Make a grid leaf of every kernel that the rules compress.
 
@@ -51,10 +69,10 @@ def per_kernel(
       rules: the first that matches a path says whether it is compressed.
       levels: of each grid.
       group: rows of a group, None: all.
-      method: (weights [I, O], second moments of their inputs [I, I] or None, group) -> (codes,
-        scales, zeros).
+      method: (kernel) -> (codes, scales, zeros, what `wrap` asks for); scales may be a grid leaf.
       calibration: tree with `sqs_jax.InputMoments` at paths of kernels; of these `second` is used.
       sparsity: that the method was given.
+      wrap: (grid leaf, what more the method returned) -> leaf; None if that is nothing.
 
     Raises:
       ValueError: for a sparsity outside of [0, 1), fewer than 2 or more than 65,536 levels; naming
@@ -79,10 +97,16 @@ def per_kernel(
         second = moments.pop(path, None)
         if second is not None:
             _require_fit(path, second, len(weights))
-        codes, scales, zeros = map(np.asarray, method(weights, second, group))
+        kernel = Kernel(weights, second, group, leaf.shape[-2])
+        codes, scales, zeros, *more = method(kernel)
         dtype = np.uint8 if levels <= 256 else np.uint16
-        codes = codes.astype(dtype).reshape(leaf.shape)
-        leaves[i] = GridLeaf(codes, scales.astype(leaf.dtype), zeros.astype(dtype), levels)
+        codes = np.asarray(codes).astype(dtype).reshape(leaf.shape)
+        if isinstance(scales, GridLeaf):
+            scales = dataclasses.replace(scales, scales=scales.scales.astype(leaf.dtype))
+        else:
+            scales = np.asarray(scales).astype(leaf.dtype)
+        grid = GridLeaf(codes, scales, np.asarray(zeros).astype(dtype), levels)
+        leaves[i] = wrap(grid, *more) if wrap else grid
     if moments:
         raise ValueError(
             f"calibration has {', '.join(sorted(moments))}, where no kernel is compressed."

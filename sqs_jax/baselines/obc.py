@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sqs_jax.baselines import wanda
-from sqs_jax.baselines.grids import lay_grids, per_kernel
+from sqs_jax.baselines.grids import Kernel, lay_grids, per_kernel
 from sqs_jax.transform.rules import DEFAULT_RULES, Rule
 
 _DAMPING = 0.01  # of the mean second moment
@@ -47,10 +47,11 @@ def compress(
       ValueError: see `per_kernel`.
     """
 
-    def compressed(weights: jax.Array, second: jax.Array | None, _: Any) -> tuple[Any, Any, Any]:
-        if second is None:
+    def compressed(kernel: Kernel) -> tuple[Any, Any, Any]:
+        weights = kernel.weights
+        if kernel.second is None:
             return wanda.prune_and_round(weights, None, sparsity, levels, None)
-        hessian = _damped(second)
+        hessian = _damped(kernel.second)
         kept = prune(weights, hessian, round(sparsity * weights.size))
         return quantise(weights, hessian, kept, levels)
 

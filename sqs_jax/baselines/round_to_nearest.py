@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sqs_jax.baselines.grids import lay_grids, per_kernel
+from sqs_jax.baselines.grids import Kernel, lay_grids, per_kernel
 from sqs_jax.transform.rules import DEFAULT_RULES, Rule
 
 
@@ -38,8 +38,8 @@ def compress(
       ValueError: see `per_kernel`.
     """
 
-    def rounded(weights: jax.Array, _: Any, group: int | None) -> tuple[Any, Any, Any]:
-        return round_kernel(weights, levels, group)
+    def rounded(kernel: Kernel) -> tuple[Any, Any, Any]:
+        return round_kernel(kernel.weights, levels, group)
 
     return per_kernel(params, rules, levels, group, rounded)
 

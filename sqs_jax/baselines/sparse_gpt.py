@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from sqs_jax.baselines import wanda
-from sqs_jax.baselines.grids import lay_grids, per_kernel
+from sqs_jax.baselines.grids import Kernel, lay_grids, per_kernel
 from sqs_jax.distribution.feedback import inverse_factor, round_rows
 from sqs_jax.transform.rules import DEFAULT_RULES, Rule
 
@@ -45,10 +45,11 @@ def compress(
       ValueError: see `per_kernel`.
     """
 
-    def rounded(weights: jax.Array, second: jax.Array | None, _: Any) -> tuple[Any, Any, Any]:
-        if second is None:
-            return wanda.prune_and_round(weights, None, sparsity, levels, None)
-        return _round(weights, inverse_factor(second, in_order=True).factor, sparsity, levels)
+    def rounded(kernel: Kernel) -> tuple[Any, Any, Any]:
+        if kernel.second is None:
+            return wanda.prune_and_round(kernel.weights, None, sparsity, levels, None)
+        factor = inverse_factor(kernel.second, in_order=True).factor
+        return _round(kernel.weights, factor, sparsity, levels)
 
     return per_kernel(
         params, rules, levels, None, rounded, calibration=calibration, sparsity=sparsity

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sqs_jax.baselines.grids import per_kernel
+from sqs_jax.baselines.grids import Kernel, per_kernel
 from sqs_jax.baselines.round_to_nearest import round_kernel
 from sqs_jax.transform.rules import DEFAULT_RULES, Rule
 
@@ -44,10 +44,8 @@ def compress(
       ValueError: see `per_kernel`.
     """
 
-    def rounded(
-        weights: jax.Array, second: jax.Array | None, group: int | None
-    ) -> tuple[Any, Any, Any]:
-        return prune_and_round(weights, second, sparsity, levels, group)
+    def rounded(kernel: Kernel) -> tuple[Any, Any, Any]:
+        return prune_and_round(kernel.weights, kernel.second, sparsity, levels, group)
 
     return per_kernel(
         params, rules, levels, group, rounded, calibration=calibration, sparsity=sparsity
