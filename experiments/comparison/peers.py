@@ -20,6 +20,7 @@ from sqs_jax.baselines import (
     gptq,
     obc,
     round_to_nearest,
+    sparse_decomposition,
     sparse_gpt,
     spqr,
     wanda,
@@ -99,6 +100,7 @@ PEERS = {
     "obc-16": _informed(obc, _PRUNED),
     "sparsegpt-16": _informed(sparse_gpt, _PRUNED),
     "wanda-16": _informed(wanda, _PRUNED),
+    "decomposition-16": _plain(sparse_decomposition, _PRUNED),
     "prune-kmeans": Peer(_shared, _SHARED, False),
     "kmeans-prune": Peer(_shared, _REVERSED, False),
 }

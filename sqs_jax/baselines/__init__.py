@@ -9,11 +9,20 @@ from sqs_jax.baselines import (
     gptq,
     obc,
     round_to_nearest,
+    sparse_decomposition,
     sparse_gpt,
     spqr,
     wanda,
 )
 
 __all__ = [
-    "awq", "deep_compression", "gptq", "obc", "round_to_nearest", "sparse_gpt", "spqr", "wanda",
-]  # fmt: skip
+    "awq",
+    "deep_compression",
+    "gptq",
+    "obc",
+    "round_to_nearest",
+    "sparse_decomposition",
+    "sparse_gpt",
+    "spqr",
+    "wanda",
+]

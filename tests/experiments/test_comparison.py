@@ -55,7 +55,7 @@ def test_settings_go_from_large_files_to_small_ones() -> None:
         first, last = peer.settings[0], peer.settings[-1]
         assert first.get("levels", 0) >= last.get("levels", 0)
         assert first.get("sparsity", 0) <= last.get("sparsity", 0) < 1
-    assert len(set(METHODS)) == len(METHODS) == 16
+    assert len(set(METHODS)) == len(METHODS) == 17
 
 
 def result(method: str, budget: int, accuracy: float | None, **scores: float) -> dict[str, Any]:
