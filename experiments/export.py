@@ -124,12 +124,18 @@ def deployed(phase: Phase, state: TrainState, config: Any) -> Any:
     """Return the variables that model.sqs must give a fresh process, from the trained posterior."""
     params = fetch(phase.transform.mode(state.posterior))
     tree, options = shipped(params, fetch(state.model_state), config)
-    return as_stored(tree, options["dense_dtype"])
+    return sqs_jax.materialize(as_stored(tree, options["dense_dtype"]))
 
 
 def as_stored(tree: Any, dense_dtype: str | None) -> Any:
-    """Round weights as a file with this `dense_dtype` does: dense leaves, and levels of others."""
-    return jax.tree.map(lambda leaf: _cast(leaf, dense_dtype) if dense_dtype else leaf, tree)
+    """Round arrays, deployed weights among them, as a file with this `dense_dtype` does."""
+
+    def rounded(_: str, leaf: Any) -> Any:
+        if dense_dtype is None or sqs_jax.is_compressed(leaf):  # a normalisation's constants
+            return leaf
+        return _cast(leaf, dense_dtype)
+
+    return map_leaves(rounded, tree)
 
 
 def codes_of(draw: Any, compressed: Any) -> Any:

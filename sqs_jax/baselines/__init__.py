@@ -1,11 +1,13 @@
 """Published peers: one file each, all ending in a compressed tree and the same file.
 
-Methods that need no training are `compress(params, *, ..., rules) -> compressed`.
+Methods that need no training are `compress(params, *, ..., rules) -> compressed`; those that train
+are a `Transform`.
 """
 
 from sqs_jax.baselines import (
     awq,
     deep_compression,
+    dgms,
     gptq,
     obc,
     round_to_nearest,
@@ -18,6 +20,7 @@ from sqs_jax.baselines import (
 __all__ = [
     "awq",
     "deep_compression",
+    "dgms",
     "gptq",
     "obc",
     "round_to_nearest",
