@@ -1,0 +1,56 @@
+"""What a run writes: the deployed weights, to the last bit, batch normalisations among them."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sqs_jax
+from experiments.configs import digits
+from experiments.export import deployed, export
+from experiments.models.resnet import ResNet
+from experiments.training.calibrated import with_codes
+from experiments.training.phases import Phase, phases
+from experiments.training.step import init_state
+from experiments.trees import flat_leaves
+
+
+@pytest.fixture(scope="module")
+def network() -> tuple[Phase, Any, Any]:
+    config = digits.get_config()
+    config.evaluation.average_samples = 2
+    model = ResNet(blocks=(1,), widths=(8,), num_classes=4)
+    variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 8, 8, 3), np.float32))
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(lambda x: x + 0.1 * rng.random(x.shape, np.float32), variables)
+    return phases(config, num_train=1280)[-1], jax.tree.map(np.asarray, variables), config
+
+
+@pytest.mark.parametrize("dense_dtype", ["float16", "bfloat16", ""])
+@pytest.mark.parametrize("codes_stay", [False, True])
+def test_the_file_holds_the_deployed_weights(
+    network: Any, dense_dtype: str, codes_stay: bool, tmp_path: Path
+) -> None:
+    phase, variables, config = network
+    config = config.copy_and_resolve_references()
+    config.sqs.dense_dtype = dense_dtype
+    if codes_stay:
+        posterior = phase.transform.init(variables["params"])
+        phase = with_codes(phase, jax.device_get(phase.transform.compress(posterior)))
+    with jax.numpy_dtype_promotion("standard"):  # optax's Adam needs it
+        state = init_state(phase, variables)
+    export(tmp_path, phase, variables, None, state, config)
+    wanted = flat_leaves(deployed(phase, state, config))
+    tree = sqs_jax.load(tmp_path / "model.sqs")
+    found = flat_leaves(sqs_jax.materialize(tree))
+    assert found.keys() == wanted.keys()
+    for path, leaf in wanted.items():
+        np.testing.assert_array_equal(found[path], leaf, err_msg=path)
+    for leaf in flat_leaves(tree["params"]).values():
+        if sqs_jax.is_compressed(leaf) and dense_dtype:  # levels take two bytes each
+            short = leaf.codebook.astype(jnp.dtype(dense_dtype)).astype(np.float32)
+            np.testing.assert_array_equal(leaf.codebook, short)
+    assert (tmp_path / "average.sqs").is_file() != codes_stay  # nothing to draw from
