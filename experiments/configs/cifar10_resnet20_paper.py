@@ -3,7 +3,8 @@
 Command: python -m experiments.train --config=experiments/configs/cifar10_resnet20_paper.py \
     --config.data.directory=DATA --config.model.weights=DATA/cifar10_resnet20.npz \
     --workdir=runs/resnet20_paper
-Not yet measured.
+Measured: docs/results.md, one CPU core, 7 epochs, seed 0: 42.31 % in 38,447 bytes (81 % sparsity),
+    with --config.sqs.sparsity=0.5 55.75 % in 65,862; dense 91.73 %.
 """
 
 from ml_collections import ConfigDict
