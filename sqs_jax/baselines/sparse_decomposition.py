@@ -25,7 +25,7 @@ def compress(
     sparsity: float,
     levels: int,
     rank: float = 1.0,
-    steps: int = 400,
+    steps: int = 200,
     rules: Iterable[Rule] = DEFAULT_RULES,
 ) -> Any:
     """Decompose kernels, by projected gradient descent on the squared error.
@@ -95,9 +95,10 @@ def _decompose(weights: jax.Array, rank: int, keep: float, levels: int, steps: i
 
 def _largest(factor: jax.Array, keep: float) -> jax.Array:
     """Keep a fraction of the entries, the largest, and set the others to 0."""
-    rank = jnp.argsort(jnp.argsort(-jnp.abs(factor).ravel(), stable=True))
-    count = jnp.maximum(jnp.round(keep * factor.size), 1).astype(rank.dtype)
-    return jnp.where((rank < count).reshape(factor.shape), factor, 0.0)
+    size = jnp.abs(factor)
+    count = jnp.clip(jnp.round(keep * factor.size), 1, factor.size).astype(jnp.int32)
+    least = jnp.sort(size.ravel())[factor.size - count]
+    return jnp.where(size >= least, factor, 0.0)
 
 
 def _squared_norm(factor: jax.Array) -> jax.Array:
