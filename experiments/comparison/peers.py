@@ -79,6 +79,8 @@ def _divisor(count: int, wanted: int) -> int:
 
 
 _LEVELS = [{"levels": n} for n in range(256, 1, -1)]
+# at 8 levels the published threshold, and about as many outliers at others: errors are of a step
+_OUTLIERS = [{"levels": n, "threshold": 0.2 * (7 / (n - 1)) ** 2} for n in range(256, 1, -1)]
 _DENSE_LEVELS = [{"levels": n, "sparsity": 0.0} for n in range(256, 1, -1)]
 _KEEP = [i / _STEPS for i in range(_STEPS)]
 _PRUNED = [{"levels": 16, "sparsity": s} for s in _KEEP]
@@ -94,7 +96,7 @@ PEERS = {
     "gptq-groups": _informed(gptq, _LEVELS, group=_GROUP),
     "awq": _informed(awq, _LEVELS),
     "awq-groups": _informed(awq, _LEVELS, group=_GROUP),
-    "spqr": _informed(spqr, _LEVELS, group=_SMALL),
+    "spqr": _informed(spqr, _OUTLIERS, group=_SMALL),
     "obq": _informed(obc, _DENSE_LEVELS),
     "obc-8": _informed(obc, _PRUNED_8),
     "obc-16": _informed(obc, _PRUNED),
