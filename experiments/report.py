@@ -271,13 +271,17 @@ def _distribution(run: Run, path: str) -> figures.Distribution:
             for part in codes.reshape(int(np.prod(stack)), -1)
         ]
     ).reshape(-1, windows, components)
-    shares = np.array(described["shares"]).reshape(users.shape)  # within a window
+    # of a window; a component at zero, which comes first, ships as no level
+    means, scales, shares = (
+        np.array(described[name])[-users.size :] for name in ("means", "scales", "shares")
+    )
+    shares = shares.reshape(users.shape)
     return figures.Distribution(
         edges=np.array(described["edges"]),
         all=np.array(described["all"]),
         kept=np.array(described["kept"]),
-        means=np.array(described["means"]),
-        scales=np.array(described["scales"]),
+        means=means,
+        scales=scales,
         counts=(shares * users.sum(-1, keepdims=True)).ravel(),
         values=book.ravel(),
         users=users.ravel(),

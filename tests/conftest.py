@@ -18,8 +18,9 @@ os.environ["XLA_FLAGS"] = (
 import jax
 import pytest
 
-# Only the processes that tests start see these: what one has compiled, the next need not. The
-# workers of pytest-xdist have the folder from the process that starts them.
+# What one process has compiled the next need not, a worker of pytest-xdist or one that a test
+# starts: they have the folder from the process that starts them. Entries are not written at once,
+# so that another may read half of one: it says so, and compiles; pyproject.toml lets it.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)

@@ -114,6 +114,9 @@ def default_recipe() -> ConfigDict:
     """Return our own recipe."""
     sqs = ConfigDict()
     sqs.recipe = "default"
+    # Or "dgms", a published peer: a mixture with a component at zero, which learns what it prunes.
+    # Estimator "mean", and learning_rate.spread above 0; no budget.
+    sqs.method = "spike_slab"
     sqs.mistakes = ()  # of the published code, put back: experiments/training/published.py
     sqs.order = "together"  # or "prune_first", "quantise_first": experiments/training/sequential.py
     sqs.epochs = 120

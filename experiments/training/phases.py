@@ -15,6 +15,7 @@ import optax
 import sqs_jax
 from experiments.training.settings import require_trainable
 from experiments.trees import sparsity
+from sqs_jax.baselines import dgms
 
 _FITS = 10  # how often a budget is met anew: its file is measured, for seconds
 
@@ -187,7 +188,7 @@ def phases(config: Any, num_train: int) -> list[Phase]:
         weight_decay=sqs.weight_decay,
         distill_weight=sqs.distill_weight,
         distill_temperature=sqs.distill_temperature,
-        mask=_mask_schedule(sqs, steps),
+        mask=_mask_schedule(sqs, steps) if sqs.method == "spike_slab" else None,
     )
     # Frozen latent weights are a choice of the compression, not of what it is compared with.
     finetune = dense._replace(
@@ -207,10 +208,10 @@ def transform(config: Any, prior: sqs_jax.SpikeSlabPrior) -> sqs_jax.Transform:
     """Return the transform that a config describes."""
     sqs = config.sqs
     windows = sqs_jax.Windows(kind=sqs.window_kind, count=sqs.window_count)
-    return sqs_jax.spike_slab_gmm(
-        [sqs_jax.Rule(pattern=sqs.pattern, components=sqs.components, windows=windows)],
-        prior=prior,
-    )
+    rules = [sqs_jax.Rule(pattern=sqs.pattern, components=sqs.components, windows=windows)]
+    if sqs.method == "dgms":
+        return dgms.dgms(rules)
+    return sqs_jax.spike_slab_gmm(rules, prior=prior)
 
 
 def _geometric(start: float, end: float, steps: int) -> optax.Schedule:

@@ -91,8 +91,7 @@ def untrained_scores(phase: Phase, num_data: int) -> Phase:
     def scores(posterior: Any) -> Any:
         return map_leaves(drawn, sqs_jax.saliency.magnitude(posterior))
 
-    assert phase.mask is not None  # a compression prunes
-    return phase._replace(mask=phase.mask._replace(scores=scores))
+    return phase.scored_by(scores)
 
 
 MISTAKES: dict[str, Callable[[Phase, int], Phase]] = {

@@ -23,6 +23,7 @@ _NOT_NEGATIVE = (
 _BELOW_ONE = ("dense.warmup", "sqs.warmup", "sqs.sparsity")
 _CHOICES = {
     "dense.optimizer": ("adamw", "sgd"),
+    "sqs.method": ("spike_slab", "dgms"),
     "sqs.estimator": ("mean", "sample", "mode"),
     "sqs.saliency": ("magnitude", "gate", "activation"),
     "sqs.sensitivity": ("scale", "fisher"),
@@ -121,6 +122,19 @@ def _contradictions(config: Any, num_train: int) -> Iterator[str]:
                 f"config.sqs.{field} is {value!r}, by config.calibration.examples, "
                 f"{config.calibration.examples}: fewer than config.batch_size, {config.batch_size}."
             )
+    if sqs.method == "dgms" and (
+        sqs.estimator != "mean"
+        or sqs.target_bytes
+        or sqs.order != "together"
+        or sqs.mistakes
+        or sqs.saliency != "magnitude"
+    ):
+        yield (
+            "config.sqs.method is 'dgms', which trains by estimator 'mean' and prunes what its "
+            f"component at zero holds; config.sqs.estimator is {sqs.estimator!r}, target_bytes "
+            f"{sqs.target_bytes}, order {sqs.order!r}, mistakes {tuple(sqs.mistakes)}, saliency "
+            f"{sqs.saliency!r}: use 'mean', 0, 'together', none and 'magnitude'."
+        )
     if sqs.generated and config.data.kind != "language":
         yield (
             f"config.sqs.generated is {sqs.generated}, but config.data.kind is "

@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 
 from experiments.configs import digits, digits_paper
@@ -39,6 +40,13 @@ def test_a_mask_that_freezes_at_the_end_still_reaches_its_target() -> None:
     assert float(phase.mask.sparsity(last)) == pytest.approx(0.8, abs=1e-6)
 
 
+def test_a_peer_that_learns_what_it_prunes_has_no_mask() -> None:
+    phase = sqs_phase(method="dgms", estimator="mean", components=6)
+    assert phase.mask is None and phase.transform.sample is None
+    posterior = phase.transform.init({"kernel": np.ones((4, 4), np.float32)})
+    assert posterior["kernel"].means.shape[-1] == 7  # six, and zero
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -47,6 +55,8 @@ def test_a_mask_that_freezes_at_the_end_still_reaches_its_target() -> None:
         ({"prune_start": 0.9}, "must ascend"),
         ({"window_kind": "outlier", "window_count": 2}, "Windows.count"),
         ({"estimator": "guess"}, "guess"),
+        ({"method": "dgms"}, "use 'mean', 0, 'together', none"),
+        ({"start": "calibration"}, "give both, or start at the 'weights'"),
     ],
 )
 def test_contradictions_are_named(changes: dict[str, object], said: str) -> None:
