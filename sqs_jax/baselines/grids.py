@@ -17,12 +17,14 @@ class Kernel(NamedTuple):
     """What a method is given.
 
     Attributes:
+      path: in the tree.
       weights: float32 [I, O]; of a convolution height, width and inputs are its rows.
       second: second moments of their inputs, [I, I]; None if they are not known.
       group: rows of a group; None: all.
       channels: the last axis but one: how many inputs there are; I is a multiple.
     """
 
+    path: str
     weights: jax.Array
     second: jax.Array | None
     group: int | None
@@ -97,7 +99,7 @@ def per_kernel(
         second = moments.pop(path, None)
         if second is not None:
             _require_fit(path, second, len(weights))
-        kernel = Kernel(weights, second, group, leaf.shape[-2])
+        kernel = Kernel(path, weights, second, group, leaf.shape[-2])
         codes, scales, zeros, *more = method(kernel)
         dtype = np.uint8 if levels <= 256 else np.uint16
         codes = np.asarray(codes).astype(dtype).reshape(leaf.shape)

@@ -4,6 +4,7 @@ Frantar, Singh and Alistarh 2022, arXiv:2208.11580: ExactOBS and the Optimal Bra
 """
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,7 +22,8 @@ _FLOATS = 1 << 26  # of the inverse Hessians that are in memory together
 def compress(
     params: Any,
     *,
-    sparsity: float,
+    sparsity: float = 0.0,
+    structure: tuple[int, int] | None = None,
     levels: int,
     calibration: Any,
     rules: Iterable[Rule] = DEFAULT_RULES,
@@ -31,11 +33,12 @@ def compress(
     Kept: one weight at a time, the one that costs least, with the inverse Hessian of what is left;
     the outputs' traces merged so that a layer prunes where it loses least; rounding on what pruning
     leaves, zeros fixed, weights beyond half a step first. Different: grids are laid from least to
-    greatest weight; unstructured masks alone.
+    greatest weight; no blocks.
 
     Args:
       params: tree of arrays; kernels are [*inputs, outputs].
       sparsity: fraction of every kernel to prune, in [0, 1).
+      structure: (n, m) keeps n of every m inputs in turn of each output, in place of a sparsity.
       levels: of each output's grid, at least 2.
       calibration: tree with `sqs_jax.InputMoments` at paths of kernels; of these `second` is used.
       rules: which kernels.
@@ -44,11 +47,27 @@ def compress(
       The tree with `GridLeaf`s; a pruned weight has the code of the grid's zero.
 
     Raises:
-      ValueError: see `per_kernel`.
+      ValueError: for a sparsity and a structure, or a structure that is no n <= m, or, naming the
+        path, divides no rows; or see `per_kernel`.
     """
+    if structure is not None and (sparsity or not 0 < structure[0] <= structure[1]):
+        raise ValueError(
+            f"structure is {structure} and sparsity {sparsity}; give one of them, (n, m) with "
+            "0 < n <= m or a fraction."
+        )
 
     def compressed(kernel: Kernel) -> tuple[Any, Any, Any]:
         weights = kernel.weights
+        if structure is not None:
+            if len(weights) % structure[1]:
+                raise ValueError(
+                    f"{kernel.path}: structure {structure} needs rows that are a multiple of "
+                    f"{structure[1]}; it has {len(weights)}."
+                )
+            second = jnp.eye(len(weights)) if kernel.second is None else kernel.second
+            hessian = _damped(second)
+            kept = prune_in_groups(weights, hessian, *structure)
+            return quantise(weights, hessian, kept, levels)
         if kernel.second is None:
             return wanda.prune_and_round(weights, None, sparsity, levels, None)
         hessian = _damped(kernel.second)
@@ -71,7 +90,8 @@ def prune(weights: jax.Array, hessian: jax.Array, number: int) -> jax.Array:
     Returns:
       bool [I, O].
     """
-    order, loss = _traces(weights, jnp.linalg.inv(hessian))
+    rows = len(weights)
+    order, loss = _traces(weights, jnp.linalg.inv(hessian), rows, rows)  # one group, all of it
     # made never to fall along a trace, so that what is pruned of an output is its beginning
     dear = np.maximum.accumulate(np.asarray(loss), axis=1)
     due = np.zeros(dear.size, bool)
@@ -81,20 +101,38 @@ def prune(weights: jax.Array, hessian: jax.Array, number: int) -> jax.Array:
     return jnp.asarray(kept.T)
 
 
-@jax.jit
-def _traces(weights: jax.Array, inverse: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return the order in which each output loses its weights, and what each costs; [O, I]."""
+def prune_in_groups(weights: jax.Array, hessian: jax.Array, keep: int, group: int) -> jax.Array:
+    """Choose the weights to keep by ExactOBS, so many of every group of inputs; bool [I, O]."""
+    kept = np.ones(weights.T.shape, bool)
+    if keep == group:
+        return jnp.asarray(kept.T)
+    order, _ = _traces(weights, jnp.linalg.inv(hessian), group, group - keep)
+    np.put_along_axis(kept, np.asarray(order), False, axis=1)
+    return jnp.asarray(kept.T)
+
+
+@partial(jax.jit, static_argnames=("group", "lost"))
+def _traces(
+    weights: jax.Array, inverse: jax.Array, group: int, lost: int
+) -> tuple[jax.Array, jax.Array]:
+    """Return the order in which each output loses its weights, and what each costs.
+
+    Of every group of inputs so many are lost; both arrays are [O, how many that are in all].
+    """
+    count = len(weights) // group * lost
 
     def of_output(w: jax.Array) -> tuple[jax.Array, jax.Array]:
         def step(carry: Any, _: None) -> tuple[Any, tuple[jax.Array, jax.Array]]:
             w, inverse, alive = carry
-            cost = jnp.where(alive, w**2 / _diagonal(inverse), jnp.inf)
+            left = jnp.sum(alive.reshape(-1, group), axis=1, keepdims=True) > group - lost
+            free = (alive.reshape(-1, group) & left).ravel()
+            cost = jnp.where(free, w**2 / _diagonal(inverse), jnp.inf)
             p = jnp.argmin(cost)
             w, inverse = _eliminate(w, inverse, p, 0.0)
             return (w, inverse, alive.at[p].set(False)), (p, cost[p])
 
         start = w, inverse, jnp.ones(w.shape, bool)
-        return jax.lax.scan(step, start, None, w.size)[1]
+        return jax.lax.scan(step, start, None, count)[1]
 
     return jax.lax.map(of_output, weights.T, batch_size=_batch(weights))
 

@@ -23,13 +23,19 @@ def lost(leaf, kernel=KERNEL):
     return float(np.sum(error * (SECOND @ error)))
 
 
-def greedy(weights, hessian, steps):
-    """Prune one output by the definition: each step the weight whose loss, refitted, is least."""
+def greedy(weights, hessian, steps, group=None, keep=0):
+    """Prune one output by the definition: each step the weight whose loss, refitted, is least.
+
+    Of each group of so many inputs some are kept.
+    """
     kept = list(range(weights.size))
+    group = group or weights.size
     current = weights.astype(np.float64)
     for _ in range(steps):
         inverse = np.linalg.inv(hessian[np.ix_(kept, kept)])
         cost = current[kept] ** 2 / np.diagonal(inverse)
+        there = np.bincount(np.array(kept) // group, minlength=weights.size // group)
+        cost[there[np.array(kept) // group] <= keep] = np.inf
         p = int(np.argmin(cost))
         current[kept] -= inverse[:, p] * current[kept[p]] / inverse[p, p]
         current[kept.pop(p)] = 0
@@ -49,6 +55,37 @@ def test_exact_obs_is_the_greedy_solution():
             np.testing.assert_allclose(left, wanted, rtol=2e-3, atol=1e-5)
             part = np.linalg.inv(hessian[np.ix_(kept, kept)])
             np.testing.assert_allclose(inverse[np.ix_(kept, kept)], part, rtol=2e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("structure", [(2, 4), (1, 3), (4, 4)])
+def test_groups_keep_what_the_greedy_solution_keeps(structure):
+    keep, group = structure
+    hessian = SECOND[:12, :12].astype(np.float64) + 0.1 * np.eye(12)
+    weights = KERNEL[:12, :4]
+    mask = obc.prune_in_groups(jnp.asarray(weights), jnp.asarray(hessian, "f4"), keep, group)
+    assert (np.asarray(mask).reshape(-1, group, 4).sum(1) == keep).all()
+    for column in range(4):
+        _, kept = greedy(weights[:, column], hessian, 12 // group * (group - keep), group, keep)
+        assert np.flatnonzero(np.asarray(mask)[:, column]).tolist() == kept
+    given = {"levels": 16, "calibration": MOMENTS, "structure": structure}
+    leaf = obc.compress({"kernel": KERNEL}, **given)["kernel"]
+    zeros = (leaf.codes == leaf.zeros).reshape(-1, group, 10).sum(1)
+    assert (zeros >= group - keep).all()  # a kept weight may be rounded to 0 too
+    alone = obc.compress({"kernel": KERNEL}, **{**given, "calibration": {}})["kernel"]
+    size = np.abs(KERNEL).reshape(-1, group, 10)
+    largest = np.argsort(np.argsort(-size, axis=1), axis=1) < keep  # without inputs, by magnitude
+    pruned = (alone.codes == alone.zeros).reshape(-1, group, 10)
+    assert pruned[~largest].all()
+
+
+def test_structures_that_cannot_be_are_refused():
+    given = {"levels": 16, "calibration": MOMENTS}
+    with pytest.raises(ValueError, match="give one of them"):
+        obc.compress({"kernel": KERNEL}, sparsity=0.5, structure=(2, 4), **given)
+    with pytest.raises(ValueError, match="give one of them"):
+        obc.compress({"kernel": KERNEL}, structure=(5, 4), **given)
+    with pytest.raises(ValueError, match=r"kernel: structure .2, 7. needs rows.*it has 24"):
+        obc.compress({"kernel": KERNEL}, structure=(2, 7), **given)
 
 
 def test_greedy_pruning_is_near_the_best_mask():
