@@ -79,8 +79,10 @@ def _divisor(count: int, wanted: int) -> int:
 
 
 _LEVELS = [{"levels": n} for n in range(256, 1, -1)]
-# at 8 levels the published threshold, and about as many outliers at others: errors are of a step
-_OUTLIERS = [{"levels": n, "threshold": 0.2 * (7 / (n - 1)) ** 2} for n in range(256, 1, -1)]
+# the published threshold, and below 8 levels as many outliers as there: errors are of a step
+_OUTLIERS = [
+    {"levels": n, "threshold": 0.2 * max(1, (7 / (n - 1)) ** 2)} for n in range(256, 1, -1)
+]
 _DENSE_LEVELS = [{"levels": n, "sparsity": 0.0} for n in range(256, 1, -1)]
 _KEEP = [i / _STEPS for i in range(_STEPS)]
 _PRUNED = [{"levels": 16, "sparsity": s} for s in _KEEP]
