@@ -128,12 +128,14 @@ def _contradictions(config: Any, num_train: int) -> Iterator[str]:
         or sqs.order != "together"
         or sqs.mistakes
         or sqs.saliency != "magnitude"
+        or sqs.rate_weight
     ):
         yield (
             "config.sqs.method is 'dgms', which trains by estimator 'mean' and prunes what its "
             f"component at zero holds; config.sqs.estimator is {sqs.estimator!r}, target_bytes "
             f"{sqs.target_bytes}, order {sqs.order!r}, mistakes {tuple(sqs.mistakes)}, saliency "
-            f"{sqs.saliency!r}: use 'mean', 0, 'together', none and 'magnitude'."
+            f"{sqs.saliency!r}, rate_weight {sqs.rate_weight}: use 'mean', 0, 'together', none, "
+            "'magnitude' and 0."
         )
     if sqs.generated and config.data.kind != "language":
         yield (

@@ -11,6 +11,7 @@ from sqs_jax.artifact.bits import SizeReport, leaf_size
 from sqs_jax.artifact.container import CHECKSUM, DAMAGED, read_header, read_index, unsealed
 from sqs_jax.artifact.parallel import mapping
 from sqs_jax.artifact.spec import (
+    LeafSpec,
     Spec,
     SymbolsSpec,
     parts_of,
@@ -35,6 +36,12 @@ def most_codes(file_bytes: int) -> int:
     amount of memory. `save` and `load` agree on this bound.
     """
     return (1 << 26) + 4096 * file_bytes
+
+
+def _multiplies(spec: Spec) -> bool:
+    if not isinstance(spec, LeafSpec):
+        return False
+    return spec.kind == "product" or any(map(_multiplies, spec.parts))
 
 
 class Leaf(NamedTuple):
@@ -176,6 +183,8 @@ class SqsFile:
             part for leaf in leaves if leaf.shared_with is None for part in parts_of(leaf.spec)
         )
         codes = sum(math.prod(part.shape) for part in parts if isinstance(part, SymbolsSpec))
+        # a product is as large as its factors are long, whatever they take
+        codes += sum(math.prod(leaf.spec.shape) for leaf in leaves if _multiplies(leaf.spec))
         if codes > most_codes(self.file_bytes):
             raise ValueError("the index claims more weights than a file of this size may hold")
         if not isinstance(index.get("metadata"), dict):

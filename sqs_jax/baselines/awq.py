@@ -67,7 +67,8 @@ def _round(
     """Return codes [I, O], scales and zeros [G, O], and the factors of the inputs [channels]."""
     repeats = len(weights) // channels
     size = jnp.sqrt(jnp.mean(jnp.diagonal(second).reshape(repeats, channels), axis=0))
-    size = jnp.maximum(size, 1e-4 * jnp.max(size) + jnp.finfo(size.dtype).tiny)
+    most = jnp.max(size)  # 0 of inputs that never come
+    size = jnp.maximum(size / jnp.where(most > 0, most, 1.0), jnp.where(most > 0, 1e-4, 1.0))
 
     def factors(exponent: jax.Array) -> jax.Array:
         found = size**exponent
