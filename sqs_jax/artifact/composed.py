@@ -70,7 +70,7 @@ class ProductLeaf:
     """Hold a tensor as the product of two matrices, each a leaf of its own.
 
     Attributes:
-        left: leaf `[I, R]`.
+        left: leaf `[I, R]`, R at least 1.
         right: leaf `[R, O]`, of the same dtype.
         shape: Of the tensor, `[*inputs, O]`; the product of the first axes is I.
     """
@@ -110,18 +110,20 @@ def check_overlay(shape: Sequence[int], places: Sequence[int], values: Sequence[
 
 
 def check_places(places: np.ndarray, values: np.ndarray) -> None:
-    """Raise ValueError unless there are as many places as values."""
+    """Raise ValueError unless places are marks, uint8, and as many as there are values."""
     marked = int(np.count_nonzero(places))
-    if (places.size and int(places.max()) > 1) or marked != values.size:
+    if places.dtype != np.uint8:
+        raise ValueError(f"places are {places.dtype}, they must be uint8; cast them")
+    if places.max(initial=0) > 1 or marked != values.size:
         raise ValueError(
-            f"{marked} places are marked with up to {places.max()}, for {values.size} "
+            f"{marked} places are marked with up to {places.max(initial=0)}, for {values.size} "
             "values; marks are 1, one for each value"
         )
 
 
 def check_product(shape: Sequence[int], left: Sequence[int], right: Sequence[int]) -> None:
     """Raise ValueError unless factors of these shapes make a `ProductLeaf` of a shape."""
-    fits = len(left) == len(right) == 2 and len(shape) >= 1 and left[1] == right[0]
+    fits = len(left) == len(right) == 2 and len(shape) >= 1 and left[1] == right[0] > 0
     if not fits or (math.prod(shape[:-1]), shape[-1]) != (left[0], right[1]):
         raise ValueError(
             f"factors of shapes {tuple(left)} and {tuple(right)} do not make a tensor of "

@@ -23,7 +23,7 @@ from sqs_jax.artifact.compressed import LEAVES
 from sqs_jax.artifact.container import sealed, write_header, write_index
 from sqs_jax.artifact.parallel import mapping
 from sqs_jax.artifact.reader import Path, SqsFile, most_codes
-from sqs_jax.artifact.spec import ArraySpec, Spec, SymbolsSpec, parts_of, write_spec
+from sqs_jax.artifact.spec import ArraySpec, Spec, SymbolsSpec, parts_of, unfolded, write_spec
 
 __all__ = ["inspect", "load", "read_metadata", "save", "summarize"]
 
@@ -62,12 +62,12 @@ def save(
             `dense_dtype`.
         OSError: If the file cannot be written; what stood at `path` is then untouched.
     """
-    pieces, report = _pack(compressed, dense_dtype, metadata, mapping(workers))
-    if report.compressed_weights > most_codes(report.file_bytes):
+    pieces, report, codes = _pack(compressed, dense_dtype, metadata, mapping(workers))
+    if codes > most_codes(report.file_bytes):
         raise ValueError(
-            f"{report.compressed_weights} codes in a file of {report.file_bytes} bytes are more "
-            f"than a reader accepts ({most_codes(report.file_bytes)}); leave out leaves that are "
-            "pruned entirely"
+            f"{codes} codes in a file of {report.file_bytes} bytes are more than a reader accepts "
+            f"({most_codes(report.file_bytes)}); leave out leaves that are pruned entirely, and "
+            "products of next to no rank"
         )
     with replacing(os.fspath(path)) as file:
         file.writelines(pieces)
@@ -155,8 +155,8 @@ def _pack(
     dense_dtype: DTypeLike | None,
     metadata: dict[str, Any] | None,
     map: Callable[..., Any],
-) -> tuple[list[bytes], SizeReport]:
-    """Return a file's bytes in pieces, and its report."""
+) -> tuple[list[bytes], SizeReport, int]:
+    """Return a file's bytes in pieces, its report, and how much it unfolds to."""
     rounding = storage.rounding_dtype(dense_dtype)
     _check_metadata(metadata)
     specs: list[Spec] = []
@@ -197,7 +197,7 @@ def _pack(
             f"the paths of the leaves have more than {tree.MAX_PATHS} characters together, more "
             "than a reader accepts; shorten the keys"
         )
-    return pieces, SizeReport(tuple(sizes), sum(map(len, pieces)))
+    return pieces, SizeReport(tuple(sizes), sum(map(len, pieces))), sum(map(unfolded, specs))
 
 
 def _check_metadata(metadata: dict[str, Any] | None) -> None:

@@ -1,7 +1,6 @@
 """Read a file leaf by leaf."""
 
 import contextlib
-import math
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -11,13 +10,11 @@ from sqs_jax.artifact.bits import SizeReport, leaf_size
 from sqs_jax.artifact.container import CHECKSUM, DAMAGED, read_header, read_index, unsealed
 from sqs_jax.artifact.parallel import mapping
 from sqs_jax.artifact.spec import (
-    LeafSpec,
     Spec,
-    SymbolsSpec,
-    parts_of,
     read_arrays,
     read_spec,
     read_symbols,
+    unfolded,
 )
 
 __all__ = ["Leaf", "Path", "SqsFile", "SqsFileError", "most_codes"]
@@ -30,18 +27,13 @@ class SqsFileError(ValueError):
 
 
 def most_codes(file_bytes: int) -> int:
-    """Return how many codes a file may unfold to: 2**26, and 4,096 per byte of it.
+    """Return how much a file may unfold to, by `unfolded`: 2**26, and 4,096 per byte of it.
 
-    A pruned tensor takes a few bytes whatever its size, so a file of a kilobyte could ask for any
-    amount of memory. `save` and `load` agree on this bound.
+    A pruned tensor takes a few bytes whatever its size, and a product of two vectors as many as
+    they are long, so a file of a kilobyte could ask for any amount of memory. `save` and `load`
+    agree on this bound.
     """
     return (1 << 26) + 4096 * file_bytes
-
-
-def _multiplies(spec: Spec) -> bool:
-    if not isinstance(spec, LeafSpec):
-        return False
-    return spec.kind == "product" or any(map(_multiplies, spec.parts))
 
 
 class Leaf(NamedTuple):
@@ -179,12 +171,7 @@ class SqsFile:
             raise ValueError("a table of the index is longer than the tree")
         if start != end:
             raise ValueError(f"the index claims {start} bytes of {end}")
-        parts = (
-            part for leaf in leaves if leaf.shared_with is None for part in parts_of(leaf.spec)
-        )
-        codes = sum(math.prod(part.shape) for part in parts if isinstance(part, SymbolsSpec))
-        # a product is as large as its factors are long, whatever they take
-        codes += sum(math.prod(leaf.spec.shape) for leaf in leaves if _multiplies(leaf.spec))
+        codes = sum(unfolded(leaf.spec) for leaf in leaves if leaf.shared_with is None)
         if codes > most_codes(self.file_bytes):
             raise ValueError("the index claims more weights than a file of this size may hold")
         if not isinstance(index.get("metadata"), dict):

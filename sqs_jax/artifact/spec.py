@@ -10,8 +10,18 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Union
 
 from sqs_jax.artifact import storage
+from sqs_jax.artifact.storage import MAX_DEPTH
 
-__all__ = ["ArraySpec", "LeafSpec", "Spec", "SymbolsSpec", "parts_of", "read_spec", "rows"]
+__all__ = [
+    "ArraySpec",
+    "LeafSpec",
+    "Spec",
+    "SymbolsSpec",
+    "parts_of",
+    "read_spec",
+    "rows",
+    "unfolded",
+]
 
 
 class ArraySpec(NamedTuple):
@@ -77,6 +87,17 @@ def parts_of(spec: Spec) -> Iterator[ArraySpec | SymbolsSpec]:
         yield spec
 
 
+def unfolded(spec: Spec) -> int:
+    """Count the symbols of a leaf, and the weights of products in it, for which no byte stands."""
+    match spec:
+        case SymbolsSpec():
+            return math.prod(spec.shape)
+        case LeafSpec():
+            product = math.prod(spec.shape) if spec.kind == "product" else 0
+            return product + sum(map(unfolded, spec.parts))
+    return 0
+
+
 def read_spec(
     node: Any, arrays: Iterator[ArraySpec], symbols: Iterator[SymbolsSpec], depth: int = 0
 ) -> Spec:
@@ -102,7 +123,7 @@ def read_spec(
             book = read_spec("d", arrays, symbols)
             assert isinstance(book, ArraySpec)
             return LeafSpec("codebook", codes.shape, book.dtype, {}, (codes, book))
-        case ["k", str(kind), shape, str(dtype), dict(attributes), *parts] if depth < 8:
+        case ["k", str(kind), shape, str(dtype), dict(attributes), *parts] if depth < MAX_DEPTH:
             if not is_shape(shape) or dtype not in storage.DTYPES:
                 raise ValueError(f"a leaf of kind {kind!r:.50} has no shape or no dtype")
             children = (read_spec(part, arrays, symbols, depth + 1) for part in parts)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -46,16 +46,20 @@ _NAMES = [
 DTYPES = {name: np.dtype(name) for name in _NAMES}
 """The dtypes a leaf can have. One element takes `itemsize` bytes, little-endian, also in a file."""
 
+MAX_DEPTH = 8
+"""How deep leaves may lie in leaves, the outermost included."""
+
 NARROW = ("float8_e4m3fn", "float8_e5m2", "float16", "bfloat16", "float32")
 """The dtypes that floating values are stored in, first fit first (widths ascend)."""
 
 
-def check_leaf(path: str, leaf: Any) -> Any:
+def check_leaf(path: str, leaf: Any, depth: int = 0) -> Any:
     """Return a leaf as numpy arrays, or say what is wrong with it.
 
     Args:
         path: Where the leaf is, for messages.
         leaf: A leaf of any kind, or an array.
+        depth: Of leaves within leaves.
 
     Returns:
         The leaf, of C-contiguous numpy arrays.
@@ -66,10 +70,13 @@ def check_leaf(path: str, leaf: Any) -> Any:
     """
     if not isinstance(leaf, LEAVES):
         return _to_numpy(path, leaf)
+    if depth >= MAX_DEPTH:
+        raise ValueError(f"{path!r}: leaves lie {MAX_DEPTH} deep in leaves, deeper than a file has")
+    check_inner = partial(check_leaf, path, depth=depth + 1)
     if isinstance(leaf, COMPOSED):
-        return _check_composed(path, leaf)
+        return _check_composed(path, leaf, check_inner)
     if isinstance(leaf, GridLeaf):
-        return _check_grid_leaf(path, leaf)
+        return _check_grid_leaf(path, leaf, check_inner)
     codes, codebook = (_to_numpy(path, array) for array in (leaf.codes, leaf.codebook))
     try:
         values = check_codebook(codes.shape, codebook.shape, codebook.dtype)
@@ -85,15 +92,15 @@ def check_leaf(path: str, leaf: Any) -> Any:
     return CompressedLeaf(codes, codebook)
 
 
-def _check_composed(path: str, leaf: Any) -> Any:
+def _check_composed(path: str, leaf: Any, check_inner: Callable[[Any], Any]) -> Any:
     if isinstance(leaf, ProductLeaf):
-        left, right = (check_leaf(path, part) for part in (leaf.left, leaf.right))
+        left, right = map(check_inner, (leaf.left, leaf.right))
         shapes, dtypes = zip(*map(shape_and_dtype, (left, right)), strict=True)
         arrays: dict[str, np.ndarray] = {}
         found: Any = ProductLeaf(left, right, tuple(leaf.shape))
         check = partial(check_product, leaf.shape, *shapes)
     else:
-        inner = check_leaf(path, leaf.leaf)
+        inner = check_inner(leaf.leaf)
         shape, dtype = shape_and_dtype(inner)
         dtypes = (dtype,)
         names = ("scales",) if isinstance(leaf, ScaledLeaf) else ("places", "values")
@@ -131,9 +138,9 @@ def shape_and_dtype(leaf: Any) -> tuple[tuple[int, ...], np.dtype]:
     return leaf.shape, leaf.dtype
 
 
-def _check_grid_leaf(path: str, leaf: GridLeaf) -> GridLeaf:
+def _check_grid_leaf(path: str, leaf: GridLeaf, check_inner: Callable[[Any], Any]) -> GridLeaf:
     codes, zeros = (_to_numpy(path, x) for x in (leaf.codes, leaf.zeros))
-    scales = check_leaf(path, leaf.scales)
+    scales = check_inner(leaf.scales)
     try:
         check_grid(codes.shape, *shape_and_dtype(scales), zeros.shape, leaf.levels)
     except ValueError as error:

@@ -86,7 +86,9 @@ def test_bits_are_those_of_the_parts():
         ("overlay", {"places": PLACES[:1]}, "of its shape"),
         ("overlay", {"values": VALUES[1:]}, "places are marked"),
         ("overlay", {"places": 2 * PLACES}, "marks are 1"),
+        ("overlay", {"places": PLACES.astype(bool)}, "places are bool, they must be uint8"),
         ("product", {"shape": (3, 4, 6)}, "do not make a tensor"),
+        ("product", {"left": coded(12, 0), "right": coded(0, 5)}, "do not make a tensor"),
         ("product", {"right": coded(3, 5)}, "do not make a tensor"),
     ],
 )
@@ -95,3 +97,51 @@ def test_what_does_not_fit_is_refused(name, changes, message, tmp_path):
     with pytest.raises(ValueError, match=f"'kernel': .*{message}"):
         sqs_jax.save(tmp_path / "x.sqs", {"kernel": leaf})
     assert not (tmp_path / "x.sqs").exists()
+
+
+def nested(depth):
+    leaf = GRID
+    for _ in range(depth - 1):
+        leaf = ScaledLeaf(leaf, np.ones(6, np.float32))
+    return {"kernel": leaf}
+
+
+def test_what_is_saved_can_be_loaded_however_deep(tmp_path):
+    sqs_jax.save(tmp_path / "m.sqs", nested(8))
+    found = sqs_jax.materialize(sqs_jax.load(tmp_path / "m.sqs"))["kernel"]
+    np.testing.assert_array_equal(found, sqs_jax.materialize(GRID))
+    with pytest.raises(ValueError, match="'kernel': leaves lie 8 deep in leaves"):
+        sqs_jax.save(tmp_path / "x.sqs", nested(9))
+
+
+@pytest.mark.parametrize("size", [8, 1 << 15])
+def test_a_product_counts_towards_what_a_file_may_unfold_to(size, tmp_path):
+    """Whatever lies in it: arrays too, and products whose own product is small."""
+    column, row = np.ones((size, 1), np.float32), np.ones((1, size), np.float32)
+    square = ProductLeaf(column, row, (size, size))
+    trees = {"square": square, "hidden": ProductLeaf(square, column, (size, 1))}
+    for name, leaf in trees.items():
+        path = tmp_path / f"{name}.sqs"
+        if size == 8:
+            sqs_jax.save(path, {"k": leaf})
+            found = sqs_jax.materialize(sqs_jax.load(path))["k"]
+            np.testing.assert_array_equal(found, np.full(leaf.shape, size ** (name == "hidden")))
+            continue
+        with pytest.raises(ValueError, match=r"codes in a file of .* more than a reader accepts"):
+            sqs_jax.save(path, {"k": leaf})
+
+
+def test_a_reader_refuses_what_a_writer_would(tmp_path, monkeypatch):
+    size = 1 << 15
+    column, row = np.ones((size, 1), np.float32), np.ones((1, size), np.float32)
+    tree = {"k": ProductLeaf(column, row, (size, size))}
+    monkeypatch.setattr("sqs_jax.artifact.file.most_codes", lambda _: 1 << 40)
+    sqs_jax.save(tmp_path / "m.sqs", tree)
+    with pytest.raises(sqs_jax.SqsFileError, match="more weights than a file of this size"):
+        sqs_jax.load(tmp_path / "m.sqs")
+
+
+def test_an_overlay_counts_its_places_in_the_writer_too(tmp_path, monkeypatch):
+    monkeypatch.setattr("sqs_jax.artifact.file.most_codes", lambda _: 2 * KERNEL.size)
+    with pytest.raises(ValueError, match="more than a reader accepts"):
+        sqs_jax.save(tmp_path / "m.sqs", {"k": LEAVES["overlay"]})  # codes, zeros and places
