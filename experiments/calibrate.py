@@ -28,6 +28,7 @@ from experiments.export import shipped
 from experiments.outcome import evaluate_files, show
 from experiments.problem import TOKENIZER, described, load_problem, starting_variables
 from experiments.training.workdir import claim_workdir, hold_workdir
+from experiments.trees import other_collections
 
 
 def calibrate(config: Any, workdir: Path) -> dict[str, Any]:
@@ -59,7 +60,7 @@ def calibrate(config: Any, workdir: Path) -> dict[str, Any]:
     compressed = compress(problem.model, variables, train, batches, config, workdir, timed)
 
     def write() -> None:
-        state = {name: value for name, value in variables.items() if name != "params"}
+        state = other_collections(variables)
         tree, options = shipped(compressed, state, config)
         sqs_jax.save(workdir / "model.sqs", tree, **options)
         sqs_jax.save(workdir / "dense.sqs", jax.tree.map(np.asarray, variables))

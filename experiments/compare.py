@@ -35,7 +35,7 @@ from experiments.export import shipped
 from experiments.problem import described, load_problem, starting_variables
 from experiments.scores import metrics
 from experiments.training.workdir import claim_workdir, hold_workdir
-from experiments.trees import flat_leaves
+from experiments.trees import flat_leaves, other_collections
 
 
 def run_point(config: Any, method: str, workdir: Path) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def run_point(config: Any, method: str, workdir: Path) -> dict[str, Any]:
     """
     problem = load_problem(config, workdir)
     variables = jax.tree.map(np.asarray, starting_variables(problem, config))
-    state = {name: value for name, value in variables.items() if name != "params"}
+    state = other_collections(variables)
     started = time.monotonic()
     found: dict[str, Any] = {"method": method, "budget": config.sqs.target_bytes,
                              "seed": config.seed, "bytes": None}  # fmt: skip

@@ -87,17 +87,29 @@ def shipped(params: Any, model_state: Any, config: Any) -> tuple[Any, dict[str, 
 def _shortened(compressed: Any, config: Any) -> Any:
     """Round codebooks to `config.sqs.dense_dtype`, in which they take half the bytes."""
 
-    def rounded(_: str, leaf: Any) -> Any:
+    def rounded(path: str, leaf: Any) -> Any:
         if not isinstance(leaf, sqs_jax.CompressedLeaf):
             return leaf
-        return sqs_jax.CompressedLeaf(leaf.codes, _cast(leaf.codebook, config.sqs.dense_dtype))
+        short = _cast(path, leaf.codebook, config.sqs.dense_dtype)
+        return sqs_jax.CompressedLeaf(leaf.codes, short)
 
     return map_leaves(rounded, compressed) if config.sqs.dense_dtype else compressed
 
 
-def _cast(array: Any, dtype: str) -> np.ndarray:
-    """Round an array to a dtype, and return it in its own."""
-    return np.asarray(array).astype(jnp.dtype(dtype)).astype(array.dtype)
+def _cast(path: str, array: Any, dtype: str) -> np.ndarray:
+    """Round a floating array to a narrower dtype, and return it in its own."""
+    array, short = np.asarray(array), jnp.dtype(dtype)
+    floating = jnp.issubdtype(array.dtype, jnp.floating)
+    if not floating or short.itemsize >= array.dtype.itemsize:
+        return array
+    with np.errstate(over="ignore"):
+        found = array.astype(short).astype(array.dtype)
+    if not np.isfinite(found[np.isfinite(array)]).all():
+        raise ValueError(
+            f"{path}: {np.abs(array).max()} is more than config.sqs.dense_dtype {dtype!r} holds; "
+            "use one of a wider range, such as 'bfloat16'."
+        )
+    return found
 
 
 def recipe(config: Any) -> dict[str, Any]:
@@ -130,10 +142,10 @@ def deployed(phase: Phase, state: TrainState, config: Any) -> Any:
 def as_stored(tree: Any, dense_dtype: str | None) -> Any:
     """Round arrays, deployed weights among them, as a file with this `dense_dtype` does."""
 
-    def rounded(_: str, leaf: Any) -> Any:
+    def rounded(path: str, leaf: Any) -> Any:
         if dense_dtype is None or sqs_jax.is_compressed(leaf):  # a normalisation's constants
             return leaf
-        return _cast(leaf, dense_dtype)
+        return _cast(path, leaf, dense_dtype)
 
     return map_leaves(rounded, tree)
 

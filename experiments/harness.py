@@ -33,7 +33,8 @@ _LENGTH = 32  # tokens; sequences are padded to it times a power of two: few pro
 class HarnessModel(TemplateLM):
     """What the harness asks a language model: how likely texts are, and how it goes on.
 
-    Every text begins with the token that the tokenizer begins texts with, if it has one.
+    A text begins with the token that the tokenizer begins texts with, if it has one, and if it is
+    not cut: of one that is longer than the context the end is read.
 
     Args:
       run: the model.
@@ -110,7 +111,8 @@ class HarnessModel(TemplateLM):
         for request in track(requests, "answers", transient=True):
             text, asked = request.args
             count = min(int(asked.get("max_gen_toks", 128)), self.context - 1)
-            tokens = [*self.begin, *self.tok_encode(text)][-(self.context - count) :]
+            tokens = [*self.begin, *self.tok_encode(text)] or [self.eot_token_id]
+            tokens = tokens[-(self.context - count) :]
             whole = go_on(
                 self.run.model, self.run.params, jnp.asarray([tokens]), count,
                 jax.random.key(0), temperature=0.0,

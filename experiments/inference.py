@@ -57,7 +57,10 @@ def study(
     model_state = fetch(state.model_state)
     compressed = fetch(phase.transform.compress(state.posterior))
     draw = phase.transform.sample
-    assert draw is not None  # spike_slab_gmm samples
+    if draw is None:
+        raise ValueError(
+            "This run has nothing to draw from: codes that stay, and DGMS, have one network each."
+        )
     rows: list[dict[str, Any]] = []
     reliability: dict[str, Any] = {}
 

@@ -28,6 +28,11 @@ def flat_leaves(tree: Any) -> dict[str, Any]:
     return {_name(path): leaf for path, leaf in pairs}
 
 
+def other_collections(variables: Any) -> dict[str, Any]:
+    """Return a network's variables without its params: batch statistics, if it has any."""
+    return {name: value for name, value in variables.items() if name != "params"}
+
+
 def sub_distributions(posterior: Any) -> dict[str, sqs_jax.SubDistribution]:
     """List the compressed leaves of a posterior by their path."""
     leaves = flat_leaves(posterior).items()

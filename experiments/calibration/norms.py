@@ -14,7 +14,7 @@ from experiments.trees import map_leaves
 
 
 def input_norms(model: nn.Module, variables: Any, batches: Batches) -> Any:
-    """Return root mean squares of the inputs of each weight, in one pass, a stage in memory.
+    """Return root mean squares of the inputs of each weight, a stage in memory.
 
     The input of an embedding is 1 for a token and 0 for the others: its rows have the square root
     of how often their tokens come; each is counted once more than it is seen, so that none is worth

@@ -67,7 +67,7 @@ def fisher_information(
     inputs: list[list[Any]] = [[train.inputs(chosen) for chosen in batches]]
     for stage in track(stages[:-1], "inputs of each part", transient=True):
         its = jax.device_put(values(read(params, stage)))
-        inputs.append(list(outputs(stage, its, inputs[-1])))
+        inputs.append(outputs(stage, its, inputs[-1]))
     found = jax.tree.map(lambda leaf: np.float32(0), params)
     back: list[Any] = [jax.random.fold_in(jax.random.key(seed), i) for i in range(_BATCHES)]
     for stage in track(stages[::-1], "sensitivities", transient=True):

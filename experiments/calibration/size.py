@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import sqs_jax
@@ -12,7 +13,7 @@ from experiments.calibration.blocks import Batches, recode_stages
 from experiments.calibration.sensitivity import sensitivities
 from experiments.data import Dataset
 from experiments.export import shipped
-from experiments.trees import flat_leaves, map_leaves
+from experiments.trees import flat_leaves, map_leaves, other_collections
 
 # Of the budget, before codes are chosen anew: codebooks may take a few bytes more after that.
 _LEAST, _AIM, _MOST = 0.993, 0.997, 0.998
@@ -31,6 +32,8 @@ def compress(
     config: Any,
     workdir: Path,
     run: Callable[..., Any] = _call,
+    *,
+    trained: bool = False,
 ) -> Any:
     """Return compressed params whose file fits in the budget.
 
@@ -41,6 +44,8 @@ def compress(
       config: the experiment.
       workdir: of what is done already.
       run: (name, function, *arguments) -> what it returns; for "allocation" and "blocks".
+      trained: whether the file must fit with any values of codebooks and what is dense, as if they
+        had been trained: the values there are may be such that few bytes hold them.
 
     Raises:
       ValueError: if codes chosen anew take more bytes than are left for them, again and again.
@@ -50,15 +55,30 @@ def compress(
         folder = workdir / f"trial_{trial}" if trial else workdir
         found = run("allocation", allocate, model, variables, train, config, folder, room)
         found = run("blocks", recode_stages, model, variables, found, batches, folder / "blocks")
-        tree, options = shipped(found, _state(variables), config)
+        ships = _with_any_values(found) if trained else found
+        tree, options = shipped(ships, other_collections(variables), config)
         size = sqs_jax.summarize(jax.tree.map(np.asarray, tree), **options).file_bytes
         if size <= budget:
             return found
-        room = int(0.999 * room * budget / size)  # what follows the codes' order takes more now
+        room = int(0.999 * (room - (size - budget)))  # what follows the codes' order takes more now
     raise ValueError(
         f"The file takes {size} bytes, config.sqs.target_bytes is {budget}, after {_TRIALS} "
         "trials; give a little less."
     )
+
+
+def _with_any_values(compressed: Any) -> Any:
+    """Replace floating values by others that no narrower dtype holds; codes stay."""
+    rng = np.random.default_rng(0)
+
+    def drawn(_: str, leaf: Any) -> Any:
+        if isinstance(leaf, sqs_jax.CompressedLeaf):
+            return sqs_jax.CompressedLeaf(leaf.codes, drawn("", leaf.codebook))
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return leaf
+        return rng.uniform(1, 2, np.shape(leaf)).astype(leaf.dtype)
+
+    return map_leaves(drawn, compressed)
 
 
 def allocate(
@@ -70,8 +90,8 @@ def allocate(
         return sqs_jax.load(path)
     folder.mkdir(parents=True, exist_ok=True)
     sensitivity = sensitivities(model, variables, train, config)
-    tree, options = shipped(variables["params"], _state(variables), config)
-    rest = {name: value for name, value in tree.items() if name != "params"}
+    tree, options = shipped(variables["params"], other_collections(variables), config)
+    rest = other_collections(tree)
     target, found, best = _AIM * budget, 0, None
     for _ in range(_TRIALS):
         compressed = sqs_jax.compress_to_budget(
@@ -96,7 +116,3 @@ def allocate(
     compressed = map_leaves(unfolded, variables["params"])
     sqs_jax.save(path, compressed)
     return compressed
-
-
-def _state(variables: Any) -> dict[str, Any]:
-    return {name: value for name, value in variables.items() if name != "params"}

@@ -11,6 +11,7 @@ import numpy as np
 
 from experiments.models.decoder import Decoder, DecoderBlock
 from experiments.models.layers import Layers
+from experiments.trees import other_collections
 
 
 class Stage(NamedTuple):
@@ -36,7 +37,7 @@ def stages_of(model: nn.Module, variables: Any) -> list[Stage]:
       variables: its variables, of which only the names and what is not params are used.
     """
     if not isinstance(model, Decoder):
-        state = {name: value for name, value in variables.items() if name != "params"}
+        state = other_collections(variables)
 
         names = tuple(sorted(variables["params"]))
 
@@ -89,7 +90,7 @@ def run(apply: Callable[[Any, jax.Array], Any], params: list[Any], x: jax.Array)
     return apply(params, x)
 
 
-def outputs(stage: Stage, params: list[Any], batches: Iterable[Any]) -> list[np.ndarray]:
+def outputs(stage: Stage, params: list[Any], batches: Iterable[Any]) -> list[Any]:
     """Apply a stage to the `values` of its params and batches; its outputs come to the host."""
     return [np.asarray(run(stage.apply, params, x)) for x in batches]
 

@@ -13,7 +13,7 @@ from experiments.calibration import size as ours
 from experiments.calibration.blocks import examples_of, recode_stages
 from experiments.export import shipped
 from experiments.problem import Problem
-from experiments.trees import flat_leaves, map_leaves
+from experiments.trees import flat_leaves, map_leaves, other_collections
 from sqs_jax.baselines import (
     awq,
     deep_compression,
@@ -187,7 +187,7 @@ def compress(
 
 def file_bytes(params: Any, variables: Any, config: Any) -> int:
     """Return the bytes of the file that compressed params make with the rest of a network."""
-    state = {name: value for name, value in variables.items() if name != "params"}
+    state = other_collections(variables)
     tree, options = shipped(params, state, config)
     return sqs_jax.summarize(jax.tree.map(np.asarray, tree), **options).file_bytes
 

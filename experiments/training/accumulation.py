@@ -39,8 +39,12 @@ def accumulated(gradient: Gradient, parts: int) -> Gradient:
             model_state, accuracy = aux.model_aux
             share = jnp.sum(part["labels"] >= 0) / jnp.maximum(asked, 1)
             found = loss, aux._replace(model_aux=accuracy), grads
-            sums = jax.tree.map(lambda total, x: total + share.astype(x.dtype) * x, sums, found)
-            return (model_state, sums), None
+
+            def plus(total: jax.Array, x: jax.Array) -> jax.Array:
+                # the mean of no label is no number, and counts for nothing
+                return total + jnp.where(share > 0, share.astype(x.dtype) * x, 0)
+
+            return (model_state, jax.tree.map(plus, sums, found)), None
 
         first = jax.tree.map(lambda x: x[0], cut) | {"key": key}
         (loss, aux), grads = jax.eval_shape(gradient, model_state, first)

@@ -109,6 +109,15 @@ class Budget(NamedTuple):
         return sqs_jax.summarize(fetch(tree), **options).file_bytes
 
 
+def require_compressed(compressed: Any, config: Any) -> None:
+    """Raise ValueError if nothing of an allocation is compressed."""
+    if not any(map(sqs_jax.is_compressed, flat_leaves(compressed).values())):
+        raise ValueError(
+            f"config.sqs.target_bytes is {config.sqs.target_bytes}: the network fits in that as it "
+            "is, and nothing is left to compress; give fewer bytes."
+        )
+
+
 def with_budget(phase: Phase, dense: Any, config: Any, compressed: Any) -> Phase:
     """Return the compression with K and sparsity as an allocation has them.
 
@@ -118,9 +127,6 @@ def with_budget(phase: Phase, dense: Any, config: Any, compressed: Any) -> Phase
       config: the experiment; `config.sqs.target_bytes` is positive.
       compressed: the params in about so many bytes. The posterior starts at their codebooks, and at
         their codes if `config.sqs.start` is "calibration".
-
-    Raises:
-      ValueError: if nothing of them is compressed.
     """
     mask = phase.mask
     assert mask is not None  # a compression prunes
@@ -129,11 +135,6 @@ def with_budget(phase: Phase, dense: Any, config: Any, compressed: Any) -> Phase
         for path, leaf in flat_leaves(compressed).items()
         if isinstance(leaf, sqs_jax.CompressedLeaf)
     }
-    if not found:
-        raise ValueError(
-            f"config.sqs.target_bytes is {config.sqs.target_bytes}: the network fits in that as it "
-            "is, and nothing is left to compress; give fewer bytes."
-        )
     weights = {path: flat_leaves(dense)[path] for path in found}
     moved = {}
     if config.sqs.start == "calibration":

@@ -15,7 +15,7 @@ from experiments.calibration.norms import input_norms
 from experiments.calibration.size import allocate, compress
 from experiments.data import Dataset
 from experiments.problem import TOKENIZER, initial_weights, load_problem
-from experiments.training.budget import with_budget
+from experiments.training.budget import require_compressed, with_budget
 from experiments.training.calibrated import with_codes
 from experiments.training.generated import with_generated
 from experiments.training.layout import fetch, lay_out, make_mesh, place
@@ -94,12 +94,14 @@ def run_trainings(config: Any, workdir: Path) -> Trained:
         dense = variables_of(run(dense_phase, untrained, {}))
     if config.sqs.target_bytes:  # which may be impossible: found before anything more is trained
         host, folder = fetch(dense), workdir / "start"
+        codes_stay = config.sqs.start == "calibration" and not config.sqs.learning_rate.loc
         if config.sqs.start == "calibration":
-            batches = examples_of(train, config)
-            compressed = compress(model, host, train, batches, config, folder)
+            given = model, host, train, examples_of(train, config), config, folder
+            compressed = compress(*given, trained=codes_stay)
         else:
             compressed = allocate(model, host, train, config, folder, config.sqs.target_bytes)
-        if config.sqs.start == "calibration" and not config.sqs.learning_rate.loc:
+        require_compressed(compressed, config)
+        if codes_stay:
             sqs_phase = with_codes(sqs_phase, compressed)
         else:
             sqs_phase = with_budget(sqs_phase, host["params"], config, compressed)

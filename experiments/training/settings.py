@@ -129,13 +129,25 @@ def _contradictions(config: Any, num_train: int) -> Iterator[str]:
         or sqs.mistakes
         or sqs.saliency != "magnitude"
         or sqs.rate_weight
+        or not sqs.learning_rate.spread
     ):
         yield (
             "config.sqs.method is 'dgms', which trains by estimator 'mean' and prunes what its "
             f"component at zero holds; config.sqs.estimator is {sqs.estimator!r}, target_bytes "
             f"{sqs.target_bytes}, order {sqs.order!r}, mistakes {tuple(sqs.mistakes)}, saliency "
-            f"{sqs.saliency!r}, rate_weight {sqs.rate_weight}: use 'mean', 0, 'together', none, "
-            "'magnitude' and 0."
+            f"{sqs.saliency!r}, rate_weight {sqs.rate_weight}, learning_rate.spread "
+            f"{sqs.learning_rate.spread}: use 'mean', 0, 'together', none, 'magnitude', 0 and a "
+            "positive rate."
+        )
+    if sqs.mistakes and sqs.start == "calibration":
+        yield (
+            f"config.sqs.mistakes is {tuple(sqs.mistakes)}, of the published recipe, which starts "
+            "at the weights; config.sqs.start is 'calibration': use 'weights', or no mistakes."
+        )
+    if "untrained_scores" in sqs.mistakes and sqs.saliency == "activation":
+        yield (
+            "config.sqs.mistakes has 'untrained_scores', which takes the place of "
+            "config.sqs.saliency, 'activation': use one of them."
         )
     if sqs.generated and config.data.kind != "language":
         yield (

@@ -13,6 +13,7 @@ import sqs_jax
 from experiments.data import Dataset, augment
 from experiments.training.accumulation import accumulated
 from experiments.training.phases import Phase
+from experiments.trees import other_collections
 
 
 class TrainState(NamedTuple):
@@ -31,7 +32,7 @@ class TrainState(NamedTuple):
 
 def init_state(phase: Phase, variables: Any) -> TrainState:
     """Return the state that a phase starts from."""
-    model_state = {name: value for name, value in variables.items() if name != "params"}
+    model_state = other_collections(variables)
     posterior = phase.transform.init(variables["params"])
     trainable, _ = sqs_jax.partition(posterior, train=phase.learning_rate)
     return TrainState(posterior, model_state, phase.optimizer().init(trainable))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sqs_jax.artifact import GridLeaf, ScaledLeaf
-from sqs_jax.baselines.grids import Kernel, lay_grids, per_kernel
+from sqs_jax.baselines.grids import Kernel, lay_grids, nearest, on_grids, per_kernel
 from sqs_jax.transform.rules import DEFAULT_RULES, Rule
 
 _EXPONENTS = np.linspace(0, 1, 20, endpoint=False).astype(np.float32)
@@ -27,7 +27,7 @@ def compress(
     group: int | None = None,
     rules: Iterable[Rule] = DEFAULT_RULES,
 ) -> Any:
-    """Round kernels by AWQ; those without calibration to nearest.
+    """Round kernels by AWQ; those without calibration as if their inputs were alike.
 
     Kept: weights of input i are rounded as s_i w_i, s = |x|^a, with the one a of twenty in [0, 1)
     that loses least of the outputs; then each group's range is clipped to where it loses least.
@@ -80,9 +80,12 @@ def _round(
         by_row = jnp.tile(factors(exponent), repeats)[:, None]
         return weights * by_row, second / (by_row * by_row.T)
 
+    def rounded(rows: jax.Array, scales: jax.Array, zeros: jax.Array) -> jax.Array:
+        return on_grids(nearest(rows, scales, zeros, levels), scales, zeros)
+
     def lost(exponent: jax.Array) -> jax.Array:
         rows, moments = scaled(exponent)
-        error = rows - _at(rows, *lay_grids(rows, levels, group), levels)
+        error = rows - rounded(rows, *lay_grids(rows, levels, group))
         return jnp.sum(error * (moments @ error))
 
     best = jnp.asarray(_EXPONENTS)[jnp.argmin(jax.lax.map(lost, jnp.asarray(_EXPONENTS)))]
@@ -94,22 +97,10 @@ def _round(
     def clipped(clip: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         low, high = (clip * edge(groups, axis=1, keepdims=True) for edge in (jnp.min, jnp.max))
         scales, zeros = lay_grids(jnp.clip(groups, low, high).reshape(rows.shape), levels, group)
-        error = (rows - _at(rows, scales, zeros, levels)).reshape(groups.shape)
+        error = (rows - rounded(rows, scales, zeros)).reshape(groups.shape)
         return jnp.einsum("gio,gij,gjo->go", error, own, error), scales, zeros
 
     loss, scales, zeros = jax.lax.map(clipped, jnp.asarray(_CLIPS))
     chosen = jnp.argmin(loss, axis=0)[None]
     scales, zeros = (jnp.take_along_axis(x, chosen, axis=0)[0] for x in (scales, zeros))
-    return _codes(rows, scales, zeros, levels), scales, zeros, factors(best)
-
-
-def _codes(rows: jax.Array, scales: jax.Array, zeros: jax.Array, levels: int) -> jax.Array:
-    groups = rows.reshape(len(scales), -1, rows.shape[1])
-    codes = jnp.clip(jnp.round(groups / scales[:, None] + zeros[:, None]), 0, levels - 1)
-    return codes.reshape(rows.shape)
-
-
-def _at(rows: jax.Array, scales: jax.Array, zeros: jax.Array, levels: int) -> jax.Array:
-    """Return the weights that codes stand for."""
-    codes = _codes(rows, scales, zeros, levels).reshape(len(scales), -1, rows.shape[1])
-    return ((codes - zeros[:, None]) * scales[:, None]).reshape(rows.shape)
+    return nearest(rows, scales, zeros, levels), scales, zeros, factors(best)

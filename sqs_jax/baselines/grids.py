@@ -53,6 +53,19 @@ def lay_grids(weights: jax.Array, levels: int, group: int | None) -> tuple[jax.A
     return scales, jnp.clip(jnp.round(-low / scales), 0, levels - 1)
 
 
+def nearest(weights: jax.Array, scales: jax.Array, zeros: jax.Array, levels: int) -> jax.Array:
+    """Return the codes of the nearest points on grids, [I, O]; scales and zeros are [G, O]."""
+    groups = weights.reshape(len(scales), -1, weights.shape[1])
+    codes = jnp.clip(jnp.round(groups / scales[:, None] + zeros[:, None]), 0, levels - 1)
+    return codes.reshape(weights.shape)
+
+
+def on_grids(codes: jax.Array, scales: jax.Array, zeros: jax.Array) -> jax.Array:
+    """Return the weights that codes stand for, [I, O]."""
+    groups = codes.reshape(len(scales), -1, codes.shape[1])
+    return ((groups - zeros[:, None]) * scales[:, None]).reshape(codes.shape)
+
+
 def per_kernel(
     params: Any,
     rules: Iterable[Rule],

@@ -7,9 +7,8 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from sqs_jax.baselines.grids import Kernel, lay_grids, per_kernel
+from sqs_jax.baselines.grids import Kernel, lay_grids, nearest, per_kernel
 from sqs_jax.transform.rules import DEFAULT_RULES, Rule
 
 
@@ -47,6 +46,4 @@ def compress(
 def round_kernel(weights: jax.Array, levels: int, group: int | None) -> tuple[Any, Any, Any]:
     """Return codes [I, O], scales and zeros [G, O] of a kernel's weights, each at its nearest."""
     scales, zeros = lay_grids(weights, levels, group)
-    rows = weights.reshape(len(scales), -1, weights.shape[1])
-    codes = jnp.clip(jnp.round(rows / scales[:, None] + zeros[:, None]), 0, levels - 1)
-    return codes.reshape(weights.shape), scales, zeros
+    return nearest(weights, scales, zeros, levels), scales, zeros

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sqs_jax.artifact import GridLeaf, ProductLeaf
-from sqs_jax.baselines.grids import require_sparsity, select
+from sqs_jax.baselines.grids import on_grids, require_sparsity, select
 from sqs_jax.baselines.round_to_nearest import round_kernel
 from sqs_jax.transform.rules import DEFAULT_RULES, Rule
 
@@ -88,7 +88,7 @@ def _decompose(weights: jax.Array, rank: int, keep: float, levels: int, steps: i
 
     (left, right), _ = jax.lax.scan(both, start, None, steps)
     rounded = round_kernel(left, levels, None)
-    left = (rounded[0] - rounded[2]) * rounded[1]
+    left = on_grids(*rounded)
     right, _ = jax.lax.scan(lambda r, _: (descend_right(left, r), None), right, None, steps // 2)
     return rounded, round_kernel(right, levels, None)
 

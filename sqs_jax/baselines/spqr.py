@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sqs_jax.artifact import GridLeaf, OverlayLeaf
-from sqs_jax.baselines.grids import Kernel, lay_grids, per_kernel
+from sqs_jax.artifact import GridLeaf, OverlayLeaf, materialize
+from sqs_jax.baselines.grids import Kernel, lay_grids, nearest, on_grids, per_kernel
 from sqs_jax.baselines.round_to_nearest import round_kernel
 from sqs_jax.distribution.feedback import inverse_factor, round_rows
 from sqs_jax.transform.rules import DEFAULT_RULES, Rule
@@ -64,8 +64,9 @@ def compress(
         outliers = _outliers(kernel.weights, factor, levels, group or rows, threshold)
         ordinary = jnp.where(outliers, 0.0, kernel.weights)
         scales = _rounded_scales(lay_grids(ordinary, levels, group)[0])
+        found = jnp.asarray(materialize(scales))
         codes, values, zeros = _round(
-            kernel.weights, outliers, factor, _dense(scales), levels, group or rows
+            kernel.weights, outliers, factor, found, levels, group or rows
         )
         return codes, scales, zeros, outliers, values
 
@@ -88,11 +89,10 @@ def _outliers(
     def lost(left_out: jax.Array) -> jax.Array:
         """Return what groups lose without their row of this number; -1: with all."""
         counted = (jnp.arange(group) != left_out)[None, :, None]
-        scales, zeros = lay_grids(
-            jnp.where(counted, groups, 0.0).reshape(weights.shape), levels, group
-        )
-        codes = jnp.clip(jnp.round(groups / scales[:, None] + zeros[:, None]), 0, levels - 1)
-        error = groups - (codes - zeros[:, None]) * scales[:, None]
+        others = jnp.where(counted, groups, 0.0).reshape(weights.shape)
+        scales, zeros = lay_grids(others, levels, group)
+        found = on_grids(nearest(weights, scales, zeros, levels), scales, zeros)
+        error = groups - found.reshape(groups.shape)
         return jnp.sum(jnp.where(counted, cost * jnp.square(error), 0.0), axis=1)
 
     whole = lost(jnp.int32(-1))
@@ -107,11 +107,6 @@ def _rounded_scales(scales: jax.Array) -> GridLeaf:
     codes, steps, zeros = round_kernel(scales, _SCALE_LEVELS, size)
     low = np.maximum(np.asarray(codes), 1).astype(np.uint8)
     return GridLeaf(low, np.asarray(steps), np.asarray(zeros).astype(np.uint8), _SCALE_LEVELS)
-
-
-def _dense(scales: GridLeaf) -> jax.Array:
-    steps = np.repeat(scales.scales, len(scales.codes) // len(scales.scales), axis=0)
-    return jnp.asarray(scales.codes * steps, jnp.float32)
 
 
 @partial(jax.jit, static_argnames="group")

@@ -31,6 +31,14 @@ def test_inputs_of_one_size_are_not_scaled():
     np.testing.assert_array_equal(alone.leaf.codes, leaf.leaf.codes)
 
 
+def test_inputs_that_never_come_leave_every_weight_finite():
+    never = {"kernel": InputMoments(jnp.zeros((24, 24)))}
+    leaf = awq.compress({"kernel": KERNEL}, levels=8, calibration=never, group=8)["kernel"]
+    np.testing.assert_allclose(leaf.scales, np.ones(24), rtol=1e-3)
+    steps = np.repeat(leaf.leaf.scales, 8, axis=0)
+    assert (np.abs(sqs_jax.materialize(leaf) - KERNEL) <= 1.01 * steps).all()
+
+
 @pytest.mark.parametrize("group", [None, 8])
 def test_large_inputs_have_fine_weights(group):
     moments = {"kernel": InputMoments(jnp.asarray(SECOND))}

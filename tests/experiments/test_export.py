@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 
 import sqs_jax
+from experiments.calibration.blocks import examples_of
+from experiments.calibration.size import compress
 from experiments.configs import digits
-from experiments.export import deployed, export
+from experiments.data import Dataset
+from experiments.export import as_stored, deployed, export, shipped
 from experiments.models.resnet import ResNet
 from experiments.training.calibrated import with_codes
 from experiments.training.phases import Phase, phases
@@ -54,3 +57,51 @@ def test_the_file_holds_the_deployed_weights(
             short = leaf.codebook.astype(jnp.dtype(dense_dtype)).astype(np.float32)
             np.testing.assert_array_equal(leaf.codebook, short)
     assert (tmp_path / "average.sqs").is_file() != codes_stay  # nothing to draw from
+
+
+def test_levels_that_half_the_width_does_not_hold_are_named(network: Any) -> None:
+    phase, variables, config = network
+    with jax.numpy_dtype_promotion("standard"):
+        state = init_state(phase, variables)
+    compressed = phase.transform.compress(state.posterior)
+    params = jax.tree.map(
+        lambda x: 1e6 * x if jnp.issubdtype(x.dtype, jnp.floating) else x, compressed
+    )
+    with pytest.raises(
+        ValueError, match=r"kernel: .* is more than config\.sqs\.dense_dtype 'float16'"
+    ):
+        shipped(params, {}, config)
+    integers = {"count": np.arange(3, dtype=np.int32), "half": np.ones(3, np.float16)}
+    jax.tree.map(np.testing.assert_array_equal, as_stored(integers, "float16"), integers)
+
+
+@pytest.mark.parametrize("dense_dtype", ["float16", ""])
+def test_codes_that_stay_leave_room_for_what_is_trained(
+    network: Any, dense_dtype: str, tmp_path: Path
+) -> None:
+    """Zeros take a byte each, and what they are trained to takes two or four."""
+    config = network[2]
+    config = config.copy_and_resolve_references()
+    config.sqs.dense_dtype, config.sqs.target_bytes, config.batch_size = dense_dtype, 4000, 4
+    model = ResNet(blocks=(1,), widths=(24,), num_classes=4)  # at its start: biases 0, scales 1
+    drawn = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 8, 8, 3), np.float32))
+    variables = jax.tree.map(np.asarray, drawn)
+    images = np.random.default_rng(1).normal(size=(8, 8, 8, 3)).astype(np.float32)
+    train = Dataset(images, np.zeros(8, np.int32), None, None)
+    config.calibration.examples = 8
+    batches = examples_of(train, config)
+
+    def size(compressed: Any) -> int:
+        tree, options = shipped(compressed, {"batch_stats": variables["batch_stats"]}, config)
+        return sqs_jax.summarize(jax.tree.map(np.asarray, tree), **options).file_bytes
+
+    given = model, variables, train, batches, config
+    tight = compress(*given, tmp_path / "tight")
+    assert 3900 < size(tight) <= 4000
+    roomy = compress(*given, tmp_path / "roomy", trained=True)
+    rng = np.random.default_rng(2)
+
+    def moved(x: Any) -> Any:
+        return x + rng.normal(size=x.shape).astype(x.dtype) if x.dtype == np.float32 else x
+
+    assert size(jax.tree.map(moved, roomy)) <= 4000 < size(jax.tree.map(moved, tight))

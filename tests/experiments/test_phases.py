@@ -41,7 +41,8 @@ def test_a_mask_that_freezes_at_the_end_still_reaches_its_target() -> None:
 
 
 def test_a_peer_that_learns_what_it_prunes_has_no_mask() -> None:
-    phase = sqs_phase(method="dgms", estimator="mean", components=6)
+    rates = {"spread": 1e-3}
+    phase = sqs_phase(method="dgms", estimator="mean", components=6, learning_rate=rates)
     assert phase.mask is None and phase.transform.sample is None
     posterior = phase.transform.init({"kernel": np.ones((4, 4), np.float32)})
     assert posterior["kernel"].means.shape[-1] == 7  # six, and zero
@@ -56,6 +57,21 @@ def test_a_peer_that_learns_what_it_prunes_has_no_mask() -> None:
         ({"window_kind": "outlier", "window_count": 2}, "Windows.count"),
         ({"estimator": "guess"}, "guess"),
         ({"method": "dgms"}, "use 'mean', 0, 'together', none"),
+        ({"method": "dgms", "estimator": "mean"}, "learning_rate.spread 0.0"),
+        (
+            {
+                "method": "dgms",
+                "estimator": "mean",
+                "learning_rate": {"spread": 1e-3},
+                "rate_weight": 0.05,
+            },
+            "rate_weight 0.05",
+        ),
+        (
+            {"start": "calibration", "target_bytes": 9000, "mistakes": ("binned",)},
+            "use 'weights', or no mistakes",
+        ),
+        ({"saliency": "activation", "mistakes": ("untrained_scores",)}, "use one of them"),
         ({"start": "calibration"}, "give both, or start at the 'weights'"),
     ],
 )

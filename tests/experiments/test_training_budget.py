@@ -16,7 +16,7 @@ import sqs_jax
 from experiments.calibration.size import allocate
 from experiments.configs import digits
 from experiments.models import build_model
-from experiments.training.budget import with_budget
+from experiments.training.budget import require_compressed, with_budget
 from experiments.training.calibrated import with_codes
 from experiments.training.phases import phases
 from experiments.trees import flat_leaves, map_leaves, sparsity, sub_distributions
@@ -182,9 +182,10 @@ def test_a_size_that_cannot_be_met_is_named(compression):
 
 
 def test_a_size_that_asks_for_nothing_is_named(tmp_path):
-    config, params, compressed = allocated(10**6, tmp_path)
+    config, _, compressed = allocated(10**6, tmp_path)
     with pytest.raises(ValueError, match=r"target_bytes is 1000000.*as it is"):
-        with_budget(phases(config, num_train=1280)[-1], params, config, compressed)
+        require_compressed(compressed, config)
+    require_compressed(allocated(TARGET, tmp_path / "small")[2], config)
 
 
 @pytest.mark.parametrize(
