@@ -127,6 +127,21 @@ def test_averages_of_a_finished_run_are_judged(finished: Path) -> None:
     assert "<svg" in (finished / "inference.html").read_text()
 
 
+def test_a_peer_trains_and_is_reported(tmp_path: Path) -> None:
+    options = "method=dgms", "estimator=mean", "learning_rate.spread=2e-3", "epochs=2"
+    given = [f"--config.sqs.{each}" for each in options]
+    given += ["--config.dense.epochs=1", "--config.finetune=False"]
+    result = subprocess.run(command(tmp_path, *given), capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-4000:]
+    report = sqs_jax.inspect(tmp_path / "model.sqs")
+    assert report.sparsity > 0.1  # what the component at zero holds
+    assert {leaf.components for leaf in report.leaves if leaf.compressed} == {4}
+    assert "<svg" in (tmp_path / "report.html").read_text()
+    study = [sys.executable, "-m", "experiments.inference", f"--workdir={tmp_path}"]
+    refused = subprocess.run(study, capture_output=True, text=True)
+    assert refused.returncode and "nothing to draw from" in refused.stderr
+
+
 @pytest.mark.scale
 def test_kill_and_start_again_gives_the_same_file(finished: Path, tmp_path: Path) -> None:
     workdir = tmp_path / "killed"
