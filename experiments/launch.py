@@ -34,7 +34,10 @@ def start(index: int, address: str, options: list[str]) -> subprocess.Popen[byte
         environment["JAX_PLATFORMS"] = "cpu"
         environment["XLA_FLAGS"] = (
             f"{os.environ.get('XLA_FLAGS', '')} "
-            f"--xla_force_host_platform_device_count={_DEVICES.value}"
+            f"--xla_force_host_platform_device_count={_DEVICES.value} "
+            # else collectives that need not wait for each other run in any order: processes with
+            # few threads then wait in different ones, for ever
+            "--xla_cpu_enable_concurrency_optimized_scheduler=false"
         )
     place = [
         f"--coordinator_address={address}",

@@ -129,7 +129,7 @@ def run_phase(
                 if await_each_step:
                     jax.block_until_ready((state, metrics))
                 done = step + 1
-                stopping = stop(done)
+                stopping = stop()
                 saving = stopping or checkpoints.due(done, phase.steps)
                 writing = done % 10 == 0 or done == phase.steps
                 # A step late, so that the device is never without work; at once before anything

@@ -1,5 +1,6 @@
 """Several processes as one training, and the signal that ends it in good order."""
 
+import itertools
 import os
 import signal
 import sys
@@ -13,6 +14,8 @@ from jax.experimental import multihost_utils
 
 # EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command goes on from here.
 STOPPED = 75
+# Steps of all trainings of this process: the one that is agreed on may lie in the next training.
+_ASKED = itertools.count()
 
 
 @contextmanager
@@ -63,18 +66,18 @@ def all_agree(fine: bool) -> bool:
 
 
 @contextmanager
-def stop_requests() -> Iterator[Callable[[int], bool]]:
-    """Catch SIGTERM; yields stop(step), which says whether to stop after this step.
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Catch SIGTERM; yields stop(), which says after a step whether to stop there.
 
     Several processes agree on the step, whichever of them got the signal; each must ask at each
     step. They then leave SIGTERM to jax.distributed, which spreads the news.
     """
     if jax.process_count() > 1:
-        yield multihost_utils.reached_preemption_sync_point
+        yield lambda: multihost_utils.reached_preemption_sync_point(next(_ASKED))
         return
     received = []
     before = signal.signal(signal.SIGTERM, lambda *_: received.append(True))
     try:
-        yield lambda _: bool(received)
+        yield lambda: bool(received)
     finally:
         signal.signal(signal.SIGTERM, before)

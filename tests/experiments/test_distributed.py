@@ -15,7 +15,7 @@ import pytest
 LAUNCH = (sys.executable, "-m", "experiments.launch", "--processes=2", "--devices_per_process=2")
 TINY = (
     "--config=experiments/configs/digits.py",
-    "--config.dense.epochs=3",
+    "--config.dense.epochs=30",  # still training when a signal has reached both processes
     "--config.sqs.epochs=3",
     "--config.checkpoint_every=7",
     "--config.evaluation.average_samples=1",

@@ -20,7 +20,7 @@ from experiments.training.checkpoints import Checkpoints
 from experiments.training.layout import make_mesh
 from experiments.training.loop import run_phase
 from experiments.training.phases import phases
-from experiments.training.processes import STOPPED
+from experiments.training.processes import STOPPED, stop_requests
 from tests.experiments.fifty_steps import dataset, experiment, lines
 
 
@@ -71,6 +71,24 @@ def test_a_gradient_that_explodes_is_named_with_the_last_good_checkpoint(tmp_pat
     assert all(np.isfinite(line["loss"]) for line in lines(tmp_path))
     state = run(tmp_path, dataset(), steps=8)
     assert all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(state))
+
+
+def test_a_step_that_processes_agree_on_may_lie_in_the_next_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """JAX names one that is to come: counted anew in each training, it might never be reached."""
+    asked: list[int] = []
+
+    def reached(step: int) -> bool:
+        asked.append(step)
+        return step == asked[0] + 4
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr("jax.experimental.multihost_utils.reached_preemption_sync_point", reached)
+    with stop_requests() as stop:
+        assert [stop() for _ in range(3)] == [False] * 3
+    with stop_requests() as stop:
+        assert [stop() for _ in range(2)] == [False, True]
 
 
 def test_sigterm_saves_at_the_next_step_and_the_run_goes_on_as_if_nothing_was(
