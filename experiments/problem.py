@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import data
-from experiments.data import Dataset, Splits, answers, text
+from experiments.data import Dataset, Splits, answers, sources, text
 from experiments.importers import huggingface, import_weights, language
 from experiments.models import build_model
 from experiments.models.decoder import Decoder, DecoderConfig
@@ -110,7 +110,7 @@ def starting_variables(problem: Problem, config: Any) -> Any:
 
 def _texts(config: Any, workdir: Path, shape: dict[str, Any]) -> Problem:
     """Load a text, of which each token is predicted from those before it."""
-    train, test = text.read_texts(Path(config.data.directory), config.data.name)
+    train, test = sources.texts(config.data)
     if config.data.holdout == "validation":
         train, test = text.cut(train)
     tokenizer = _tokenizer(config, workdir, train)
@@ -129,8 +129,7 @@ def _texts(config: Any, workdir: Path, shape: dict[str, Any]) -> Problem:
 
 def _sentences(config: Any, workdir: Path, shape: dict[str, Any]) -> Problem:
     """Load sentences with labels: for a head, or for words that a language model may go on with."""
-    directory, name = Path(config.data.directory), config.data.name
-    parts = [text.read_sentences(directory / f"{name}_{part}.tsv") for part in ("train", "dev")]
+    parts = list(sources.sentences(config.data))
     if config.data.holdout == "validation":
         sentences, labels = parts[0]
         cut = len(labels) - len(labels) // 10
@@ -164,10 +163,7 @@ def _answers(config: Any, workdir: Path, shape: dict[str, Any]) -> Problem:
     """Load questions whose answers stand in a text, for BERT."""
     if shape["model_type"] != "bert":
         raise ValueError(f"config.data.kind 'answers' is for 'bert', not {shape['model_type']!r}.")
-    directory, name = Path(config.data.directory), config.data.name
-    train, holdout = (
-        answers.read_questions(directory / f"{part}-{name}.json") for part in ("train", "dev")
-    )
+    train, holdout = sources.questions(config.data)
     if config.data.holdout == "validation":
         cut = len(train) - len(train) // 10
         train, holdout = train[:cut], train[cut:]

@@ -2,7 +2,8 @@
 
 Command: python -m experiments.train --config=experiments/configs/bert_base_squad.py \
     --config.data.directory=DATA --config.model.weights=bert-base-uncased --workdir=runs/bert_squad
-Data: DATA/train-v1.1.json and dev-v1.1.json, SQuAD's own; a folder of Hugging Face, best one that
+Data: DATA/train-v1.1.json and dev-v1.1.json, SQuAD's own, or --config.data.name=squad/v1.1 of
+    tensorflow-datasets, prepared in DATA; a folder of Hugging Face, best one that
     is fine-tuned on SQuAD already.
 Published: F1 falls by 1.66 at the paper's 32x. Hardware: one GPU. Not yet measured.
 """
@@ -18,6 +19,7 @@ def get_config() -> ConfigDict:
     config.data.name = "v1.1"
     config.data.length = 384
     config.data.stride = 128
+    config.data.test_split = "validation"  # of tensorflow-datasets
     config.model.shape = ConfigDict(
         {
             "model_type": "bert",

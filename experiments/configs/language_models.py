@@ -14,7 +14,7 @@ from experiments.importers.huggingface import decoder_config
 from experiments.models.decoder import Decoder
 
 _BITS = 4
-_TASKS = {"wikitext2": ("language", 512), "sst2": ("sentences", 128)}
+_TASKS = {"wikitext2": ("language", 512, "test"), "sst2": ("sentences", 128, "validation")}
 
 
 def chosen(argument: str, sizes: dict[str, Any]) -> tuple[Any, str]:
@@ -36,7 +36,7 @@ def chosen(argument: str, sizes: dict[str, Any]) -> tuple[Any, str]:
 def experiment(shape: dict[str, Any], task: str = "wikitext2") -> ConfigDict:
     """Return the experiment for a model of this config.json."""
     config = base.language_experiment(rate=2e-5)
-    config.data.kind, config.data.length = _TASKS[task]
+    config.data.kind, config.data.length, config.data.test_split = _TASKS[task]
     config.data.name = task
     config.model.shape = ConfigDict(shape)
     config.model.dtype = "bfloat16"

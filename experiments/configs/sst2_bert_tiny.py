@@ -18,6 +18,7 @@ def get_config() -> ConfigDict:
     config.data.kind = "sentences"
     config.data.name = "sst2"
     config.data.length = 64
+    config.data.test_split = "validation"  # of tensorflow-datasets
     config.model.shape = ConfigDict(
         {
             "model_type": "bert",

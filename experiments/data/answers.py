@@ -61,28 +61,38 @@ def read_questions(path: Path) -> list[Question]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"There are no questions {path}.")
-    found, problems = [], []
+    found = []
     try:
         articles = json.loads(path.read_text(encoding="utf-8"))["data"]
         for paragraph in (part for article in articles for part in article["paragraphs"]):
-            context = paragraph["context"]
             for asked in paragraph["qas"]:
                 answers = [(a["text"], int(a["answer_start"])) for a in asked["answers"]]
-                found.append(Question(str(asked["id"]), asked["question"], context, answers))
-                problems += [
-                    f"{asked['id']}: {text!r} does not stand at character {start}"
-                    for text, start in answers
-                    if context[start : start + len(text)] != text
-                ]
+                name, context = str(asked["id"]), paragraph["context"]
+                found.append(Question(name, asked["question"], context, answers))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not in SQuAD's format: {error!r}") from error
-    problems += [f"{q.name}: no answer" for q in found if not q.answers]
-    if problems or not found:
+    return usable(found, str(path))
+
+
+def usable(questions: list[Question], source: str) -> list[Question]:
+    """Return the questions, if their answers stand where they say.
+
+    Raises:
+      ValueError: naming the source, if an answer does not, or there is nothing.
+    """
+    problems = [
+        f"{q.name}: {text!r} does not stand at character {start}"
+        for q in questions
+        for text, start in q.answers
+        if q.context[start : start + len(text)] != text
+    ]
+    problems += [f"{q.name}: no answer" for q in questions if not q.answers]
+    if problems or not questions:
         raise ValueError(
-            f"{path} has {len(found)} questions and {len(problems)} answers that cannot be used: "
-            f"{'; '.join(problems[:5])}"
+            f"{source} has {len(questions)} questions and {len(problems)} answers that cannot be "
+            f"used: {'; '.join(problems[:5])}"
         )
-    return found
+    return questions
 
 
 def encode(

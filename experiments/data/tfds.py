@@ -1,6 +1,7 @@
-"""Image datasets through tensorflow-datasets' random-access sources; needs no TensorFlow."""
+"""Datasets through tensorflow-datasets' random-access sources; needs no TensorFlow."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from rich.progress import track
 from experiments.data.lazy import LazyImages
 
 Arrays = tuple[Any, np.ndarray]
+Examples = list[dict[str, Any]]
 
 
 def load(name: str, directory: str | None, test_split: str, size: int) -> tuple[Arrays, Arrays]:
@@ -26,6 +28,35 @@ def load(name: str, directory: str | None, test_split: str, size: int) -> tuple[
       ValueError: if it has other splits or features, images that cannot be read, or of several
         shapes.
     """
+    builder = prepared(name, directory, ("train", test_split), ("image", "label"))
+    return read_split(builder, "train", size), read_split(builder, test_split, size)
+
+
+def read_examples(
+    name: str, directory: str | None, test_split: str, features: Sequence[str]
+) -> tuple[Examples, Examples]:
+    """Return (train, test) of a prepared dataset, all examples as dictionaries, bytes as text.
+
+    Args:
+      name, directory, test_split: as `load`.
+      features: that it must have.
+
+    Raises:
+      FileNotFoundError, ValueError: as `load`.
+    """
+    builder = prepared(name, directory, ("train", test_split), features)
+    return _examples(builder, "train"), _examples(builder, test_split)
+
+
+def prepared(
+    name: str, directory: str | None, splits: Sequence[str], features: Sequence[str]
+) -> Any:
+    """Return the builder of a dataset that is prepared and has these splits and features.
+
+    Raises:
+      FileNotFoundError: if the dataset is not prepared there as array_record.
+      ValueError: if it has other splits or features.
+    """
     import tensorflow_datasets as tfds  # slow to import; only experiments that read it pay
 
     prepare = (
@@ -35,26 +66,53 @@ def load(name: str, directory: str | None, test_split: str, size: int) -> tuple[
     # Looking first: without a network a download would fail only after minutes of retries.
     try:
         builder = tfds.builder(name, data_dir=directory, file_format="array_record")
-        prepared = builder.is_prepared()
+        ready = builder.is_prepared()
     except (tfds.core.DatasetNotFoundError, FileNotFoundError, ValueError) as error:
+        first = str(error).splitlines()[0]  # hundreds of names follow
         raise FileNotFoundError(
-            f"No dataset {name!r} under {directory or 'the default directory'}: {error}. "
+            f"No dataset {name!r} under {directory or 'the default directory'}: {first} "
             f"Prepare it: {prepare}"
         ) from error
-    if not prepared:
+    if not ready:
         raise FileNotFoundError(
             f"Dataset {name!r} is not prepared as array_record in {builder.data_dir}. "
             f"Prepare it: {prepare}"
         )
-    missing = {"train", test_split} - set(builder.info.splits)
-    lacking = {"image", "label"} - set(builder.info.features)
+    missing, lacking = set(splits) - set(builder.info.splits), set(features) - set(
+        builder.info.features
+    )
     if missing or lacking:
+        needed = ", ".join(map(repr, (*splits, *features)))
         raise ValueError(
             f"Dataset {name!r} lacks the splits {sorted(missing)} and the features "
-            f"{sorted(lacking)}; this loader needs 'train', {test_split!r}, 'image' and 'label'. "
+            f"{sorted(lacking)}; this loader needs {needed}. "
             f"There are {sorted(builder.info.splits)}: config.data.test_split names one."
         )
-    return read_split(builder, "train", size), read_split(builder, test_split, size)
+    return builder
+
+
+def _examples(builder: Any, split: str) -> Examples:
+    """Read a split without images."""
+    found: Examples = []
+    try:
+        source = builder.as_data_source(split=split)
+        for i in track(range(len(source)), f"reading {split}", transient=True):
+            found.append(_texts(source[i]))
+    except Exception as error:  # files that are missing or cut short: decoders have their own
+        raise ValueError(
+            f"{builder.data_dir}, split {split!r}, cannot be used: example {len(found)}: {error}. "
+            "Remove the folder, and prepare it again."
+        ) from error
+    return found
+
+
+def _texts(value: Any) -> Any:
+    """Turn bytes into text, wherever they are."""
+    if isinstance(value, dict):
+        return {name: _texts(each) for name, each in value.items()}
+    if isinstance(value, list) or (isinstance(value, np.ndarray) and value.dtype.kind in "OS"):
+        return [_texts(each) for each in value]
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def read_split(builder: Any, split: str, size: int) -> Arrays:
