@@ -22,10 +22,15 @@ _HISTOGRAM_BINS = 120
 _OF_THE_MACHINE = ("data.directory", "mesh.", "sharding", "checkpoint_every")
 
 
-def export(
-    workdir: Path, phase: Phase, dense: Any, finetuned: Any, state: TrainState, config: Any
-) -> None:
-    """Write model.sqs (what ships), average.sqs, mean.sqs, dense.sqs and finetune.sqs.
+def export_dense(workdir: Path, dense: Any, config: Any) -> None:
+    """Write dense.sqs, exactly; every process calls it, with the dense network's variables."""
+    whole = fetch(dense)
+    if is_writer():
+        sqs_jax.save(workdir / "dense.sqs", whole, metadata=_metadata(config))
+
+
+def export(workdir: Path, phase: Phase, finetuned: Any, state: TrainState, config: Any) -> None:
+    """Write model.sqs (what ships), average.sqs, mean.sqs and finetune.sqs.
 
     All hold what a fresh process needs to run: params and the network's other collections. Every
     process calls it; what is spread over their devices is gathered leaf by leaf, and one writes.
@@ -33,7 +38,6 @@ def export(
     Args:
       workdir: where to.
       phase: the compression that made the state.
-      dense: variables of the dense network.
       finetuned: variables of the dense network trained on; None if it was not.
       state: the compression's final state.
       config: the experiment.
@@ -59,7 +63,6 @@ def export(
     files: dict[str, tuple[Any, dict[str, Any]]] = {
         "model.sqs": (shipped_tree, options),
         "mean.sqs": ({"params": mean, **model_state}, exact),
-        "dense.sqs": (fetch(dense), exact),
     }
     if draws:  # nothing folded: one for all
         files["average.sqs"] = {"draws": draws, **model_state}, options
@@ -78,10 +81,13 @@ def shipped(params: Any, model_state: Any, config: Any) -> tuple[Any, dict[str, 
       model_state: the network's other collections.
       config: the experiment.
     """
-    metadata = {"provenance": {"sqs_jax": sqs_jax.__version__}, "recipe": recipe(config)}
-    options = {"dense_dtype": config.sqs.dense_dtype or None, "metadata": metadata}
+    options = {"dense_dtype": config.sqs.dense_dtype or None, "metadata": _metadata(config)}
     params, model_state = fold_statistics(_shortened(params, config), model_state)
     return {"params": params, **model_state}, options
+
+
+def _metadata(config: Any) -> dict[str, Any]:
+    return {"provenance": {"sqs_jax": sqs_jax.__version__}, "recipe": recipe(config)}
 
 
 def _shortened(compressed: Any, config: Any) -> Any:

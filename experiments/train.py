@@ -43,8 +43,8 @@ def train(config: Any, workdir: Path) -> dict[str, Any]:
       RuntimeError: if the files do not do what was trained, and as `run_trainings`.
     """
     config = described(config)
-    model, splits, dense, finetuned, phase, state = run_trainings(config, workdir)
-    export(workdir, phase, dense, finetuned, state, config)
+    model, splits, finetuned, phase, state = run_trainings(config, workdir)
+    export(workdir, phase, finetuned, state, config)
     describe_distributions(workdir / "distributions.json", state.posterior)
     trained = deployed(phase, state, config)
     if is_writer():

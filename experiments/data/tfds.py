@@ -78,8 +78,9 @@ def prepared(
             f"Dataset {name!r} is not prepared as array_record in {builder.data_dir}. "
             f"Prepare it: {prepare}"
         )
-    missing, lacking = set(splits) - set(builder.info.splits), set(features) - set(
-        builder.info.features
+    missing, lacking = (
+        set(splits) - set(builder.info.splits),
+        set(features) - set(builder.info.features),
     )
     if missing or lacking:
         needed = ", ".join(map(repr, (*splits, *features)))

@@ -1,31 +1,38 @@
 """Train towards a file of a given size: `config.sqs.target_bytes`.
 
-K and sparsity of every tensor are those of a file of that size made without training, see
-experiments/calibration/size.py. The K become rules, and the posterior starts at the
-allocated codebooks; the sparsities become one unit per tensor for the pruning scores, so that a
-single threshold meets them all and a single number, the overall sparsity, moves the file's size.
-That number is solved for at the first decision of the mask, a few times until it is frozen, and
-once more when training is over; in between it is read from the masks, so that a resumed run needs
-no memory of its own. There is no ramp: allocated levels need the zeros beside them.
+K of every tensor are those of a file of that size made without training, see
+experiments/calibration/size.py: they become rules, and the posterior starts at the allocated
+codebooks. From then on a code costs its length: a weight takes the level, or the zero, at which
+squared error and length together are least (`sqs_jax.at_price`), and a single number, the price
+of a nat, moves the file's size. It is solved for at the first decision, a few times until codes are
+decided for the last time, and once more when training is over; in between it is read from the
+components' widths, so that a resumed run needs no memory of its own. There is no ramp: allocated
+levels need the zeros beside them.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 import sqs_jax
 from experiments.export import shipped
-from experiments.training.calibrated import at_codebook, start_near
+from experiments.training.calibrated import at_codes, start_near
 from experiments.training.layout import fetch
 from experiments.training.phases import Phase
-from experiments.trees import flat_leaves, map_leaves, sparsity, sub_distributions
+from experiments.trees import flat_leaves, map_leaves
 
 _PROMISED = 0.98  # of the budget, at least
 _LEAST, _AIM = 0.99, 0.996  # while training: codes take a percent less once they have settled
-_MOST = 0.99  # sparsity
+_MOST = 6.0  # of a knob, either way
+_SLOPE = -0.3  # of the logarithm of a size against a knob, to begin with
 _TRIALS = 24
+
+
+def priced(posterior: Any, knob: float) -> Any:
+    """Choose codes at exp(2 * knob) times the price that they have."""
+    return sqs_jax.at_price(posterior, math.exp(knob))
 
 
 class Budget(NamedTuple):
@@ -35,73 +42,59 @@ class Budget(NamedTuple):
       target: bytes of the whole file.
       transform: of the posterior.
       config: the experiment.
+      assign: (posterior, knob) -> posterior: its codes as they are due at 0, which take the fewer
+        bytes the larger the knob is.
     """
 
     target: int
     transform: sqs_jax.Transform
     config: Any
+    assign: Callable[[Any, float], Any] = priced
 
-    def fit(
-        self,
-        posterior: Any,
-        fraction: float,
-        model_state: Any,
-        prune: Callable[[Any, float], Any],
-    ) -> Any:
-        """Prune as little as the budget allows.
+    def fit(self, posterior: Any, model_state: Any) -> Any:
+        """Let codes take as many bytes as the budget allows.
 
         Args:
           posterior: a posterior.
-          fraction: the sparsity to begin with.
           model_state: the network's other collections, which the file holds too.
-          prune: (posterior, sparsity) -> posterior.
 
         Returns:
-          The pruned posterior, whose file takes 99 to 100 % of the target, or as much as one
-          weight more or less lets it.
+          The posterior with other codes, whose file takes 99 to 100 % of the target, or as much as
+          its levels can fill.
 
         Raises:
-          ValueError: if the file is too large even with 99 % of the weights pruned.
+          ValueError: if the file is too large wherever the knob is.
         """
-        low, high, best = 0.0, 1.0, None
-        for trial in range(_TRIALS):
-            candidate = prune(posterior, fraction)
+        low, high, knob = -_MOST, _MOST, 0.0
+        best, before = None, None
+        for _ in range(_TRIALS):
+            candidate = self.assign(posterior, knob)
             found = self.file_bytes(candidate, model_state)
             if found > self.target:
-                if fraction >= _MOST:
-                    raise ValueError(
-                        f"config.sqs.target_bytes is {self.target}: with {_MOST:.0%} of the "
-                        f"weights pruned the file still takes {found} bytes; raise it, or round "
-                        "more (config.sqs.dense_dtype)."
-                    )
-                low = fraction
+                low = knob
             else:
-                high, best = fraction, candidate
-                if found >= _LEAST * self.target:
-                    break
-            # The file takes about as many bytes as weights are kept; bisection if that fails.
-            fraction = 1 - (1 - fraction) * _AIM * self.target / found
-            if trial >= 5 or not low < fraction < high:
-                fraction = (low + high) / 2
-            fraction = min(fraction, _MOST)
-        assert best is not None  # or the error above
+                high, best = knob, candidate
+            if _LEAST * self.target <= found <= self.target or high - low < 1e-2:
+                break
+            # regula falsi on the logarithms, and bisection where that leaves the bracket
+            here, slope = (knob, math.log(found / (_AIM * self.target))), _SLOPE
+            if before and before[1] != here[1]:
+                slope = min((here[1] - before[1]) / (here[0] - before[0]), -1e-3)
+            before, knob = here, knob - here[1] / slope
+            if not low < knob < high:
+                knob = (low + high) / 2
+        if best is None:
+            raise ValueError(
+                f"config.sqs.target_bytes is {self.target}: at the highest price of a code the "
+                f"file still takes {found} bytes; raise it, or round more (config.sqs.dense_dtype)."
+            )
         return best
 
-    def land(self, posterior: Any, model_state: Any, scores: Any) -> Any:
-        """Return the trained posterior, with some weights more or less if its size asks for it.
-
-        The mask stays as it is but for the weights of the lowest scores that are kept, or of the
-        highest that are not.
-        """
+    def land(self, posterior: Any, model_state: Any) -> Any:
+        """Return the trained posterior, with other codes if its size asks for them."""
         if _PROMISED * self.target <= self.file_bytes(posterior, model_state) <= self.target:
             return posterior
-        kept = {path: leaf.kept for path, leaf in sub_distributions(posterior).items()}
-        ranked = map_leaves(lambda path, s: jnp.where(kept[path], s, s / (1 + s) - 1), scores)
-
-        def prune(posterior: Any, fraction: float) -> Any:
-            return sqs_jax.prune(posterior, fraction, scores=ranked)
-
-        return self.fit(posterior, sparsity(posterior), model_state, prune)
+        return self.fit(posterior, model_state)
 
     def file_bytes(self, posterior: Any, model_state: Any) -> int:
         """Return the size of the file that this posterior ships as."""
@@ -125,8 +118,8 @@ def with_budget(phase: Phase, dense: Any, config: Any, compressed: Any) -> Phase
       phase: the compression as the config's rules describe it.
       dense: params of the dense network, on the host.
       config: the experiment; `config.sqs.target_bytes` is positive.
-      compressed: the params in about so many bytes. The posterior starts at their codebooks, and at
-        their codes if `config.sqs.start` is "calibration".
+      compressed: the params in about so many bytes. The posterior starts at their codebooks and
+        zeros, and at all of their codes if `config.sqs.start` is "calibration".
     """
     mask = phase.mask
     assert mask is not None  # a compression prunes
@@ -147,9 +140,8 @@ def with_budget(phase: Phase, dense: Any, config: Any, compressed: Any) -> Phase
         magnitude = sqs_jax.saliency.magnitude(posterior)
         return map_leaves(lambda path, x: x / max(units[path], 1e-30), magnitude)
 
-    books = {path: leaf.codebook for path, leaf in found.items()}
     transform = sqs_jax.spike_slab_gmm(sqs_jax.rules_for(compressed), prior=phase.prior)
-    transform = _started_at(books, moved, transform)
+    transform = _started_at(found, moved, transform)
     overall = sum(zeros[path] * leaf.codes.size for path, leaf in found.items())
     overall /= sum(leaf.codes.size for leaf in found.values())
     ramp = mask.sparsity  # from 0 to 1, see phases.py; of what is pruned first, see sequential.py
@@ -157,16 +149,17 @@ def with_budget(phase: Phase, dense: Any, config: Any, compressed: Any) -> Phase
         sparsity=lambda step: overall * ramp(step),
         scores=scores,
         scope="global",
-        refit=mask.refit and not moved,
         budget=Budget(config.sqs.target_bytes, transform, config),
     )
     return phase._replace(transform=transform, mask=mask)
 
 
 def _started_at(
-    codebooks: dict[str, Any], moved: dict[str, Any], transform: sqs_jax.Transform
+    compressed: dict[str, sqs_jax.CompressedLeaf],
+    moved: dict[str, Any],
+    transform: sqs_jax.Transform,
 ) -> sqs_jax.Transform:
-    """Return the transform whose posteriors start at given codebooks, or at codes: moved weights.
+    """Return the transform whose posteriors start at an allocation, and at other weights if given.
 
     An allocation counts on its own: few weights at the outer levels, and short codes for the
     others. Levels from k-means share the weights more evenly, which takes more bits.
@@ -174,14 +167,9 @@ def _started_at(
 
     def init(params: Any) -> Any:
         def start(path: str, leaf: Any) -> Any:
-            if path not in codebooks:
-                return leaf
-            if path in moved:
-                return at_codebook(leaf, codebooks[path])
-            return leaf.replace(means=jnp.asarray(codebooks[path], leaf.means.dtype))
+            return at_codes(leaf, compressed[path]) if path in compressed else leaf
 
         weights = map_leaves(lambda path, leaf: moved.get(path, leaf), params)
-        posterior = map_leaves(start, transform.init(weights))
-        return posterior if moved else sqs_jax.refit(posterior)
+        return map_leaves(start, transform.init(weights))
 
     return transform._replace(init=init)

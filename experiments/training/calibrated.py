@@ -71,18 +71,26 @@ def start_near(leaf: sqs_jax.CompressedLeaf, weights: Any) -> np.ndarray:
     return moved.reshape(leaf.codes.shape)
 
 
-def at_codebook(leaf: sqs_jax.SubDistribution, codebook: Any) -> sqs_jax.SubDistribution:
-    """Return a posterior whose most probable component is the nearest level of a codebook.
+def at_codes(
+    leaf: sqs_jax.SubDistribution, compressed: sqs_jax.CompressedLeaf
+) -> sqs_jax.SubDistribution:
+    """Return a posterior with the levels, the zeros and the shares of a compressed tensor's codes.
 
-    Its components are equally probable and equally wide, as wide as its levels are apart: refitted
-    ones would move codes, more with every refit where levels are many and close.
+    Its components are as wide as the error is of levels that are so far apart: at that width a nat
+    of code costs what it saves at high rate.
     """
-    means = jnp.asarray(codebook, leaf.means.dtype)
-    apart = jnp.diff(jnp.sort(means, axis=-1), axis=-1).mean(-1, keepdims=True)
-    floor = 1e-6 * jnp.abs(means).max(-1, keepdims=True)  # of levels that all are one
-    scales = jnp.maximum(jnp.nan_to_num(apart), floor) / 2
+    means = jnp.asarray(compressed.codebook, leaf.means.dtype)
+    size = means.shape[-2] * means.shape[-1]
+    levels = jnp.pad(means.reshape(*means.shape[:-2], size), [(0, 0)] * leaf.stacked + [(1, 0)])
+    apart = jnp.diff(jnp.sort(levels, axis=-1), axis=-1).mean(-1)[..., None, None]
+    floor = 1e-6 * jnp.abs(means).max((-2, -1), keepdims=True)  # of levels that all are one
+    width = jnp.maximum(apart, floor) / math.sqrt(12)
+    codes = np.asarray(compressed.codes).reshape(-1, math.prod(leaf.loc.shape[leaf.stacked :]))
+    counts = np.stack([np.bincount(each, minlength=size + 1)[1:] for each in codes])
+    shares = np.log(np.maximum(counts, 0.5)).reshape(means.shape)
     return leaf.replace(
+        kept=jnp.asarray(compressed.codes) > 0,
         means=means,
-        log_scales=jnp.broadcast_to(jnp.log(scales), means.shape),
-        mixture_logits=jnp.zeros_like(leaf.mixture_logits),
+        log_scales=jnp.broadcast_to(jnp.log(width), means.shape),
+        mixture_logits=jnp.asarray(shares, means.dtype),
     )

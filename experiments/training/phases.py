@@ -14,7 +14,6 @@ import optax
 
 import sqs_jax
 from experiments.training.settings import require_trainable
-from experiments.trees import sparsity
 from sqs_jax.baselines import dgms
 
 _FITS = 10  # how often a budget is met anew: its file is measured, for seconds
@@ -111,11 +110,9 @@ class MaskSchedule(NamedTuple):
         """Prune to this step's sparsity, and refit what is left."""
         if self.budget is None:
             return self.prune(posterior, float(self.sparsity(step)))
-        # of what is not pruned yet, a size says nothing: the first zeros cost bytes
-        fraction = sparsity(posterior) or float(self.sparsity(self.freeze))
         if self.fits(step):
-            return self.budget.fit(posterior, fraction, model_state, self.prune)
-        return self.prune(posterior, fraction)
+            return self.budget.fit(posterior, model_state)
+        return self.budget.assign(posterior, 0.0)
 
     def fits(self, step: int) -> bool:
         """Return whether a budget is met anew at this decision."""

@@ -14,6 +14,7 @@ from experiments.calibration.blocks import examples_of
 from experiments.calibration.norms import input_norms
 from experiments.calibration.size import allocate, compress
 from experiments.data import Dataset
+from experiments.export import export_dense
 from experiments.problem import TOKENIZER, initial_weights, load_problem
 from experiments.training.budget import require_compressed, with_budget
 from experiments.training.calibrated import with_codes
@@ -35,7 +36,6 @@ class Trained(NamedTuple):
     Attributes:
       model: the network.
       splits: its data.
-      dense: variables of the dense network.
       finetuned: variables of the dense network trained on; None if it was not.
       phase: the compression.
       state: its final state, as it ships.
@@ -43,7 +43,6 @@ class Trained(NamedTuple):
 
     model: nn.Module
     splits: data.Splits
-    dense: Any
     finetuned: Any
     phase: Phase
     state: TrainState
@@ -92,6 +91,7 @@ def run_trainings(config: Any, workdir: Path) -> Trained:
     else:
         untrained = jax.jit(init, out_shardings=layout)()
         dense = variables_of(run(dense_phase, untrained, {}))
+    export_dense(workdir, dense, config)  # which another command may start from already
     if config.sqs.target_bytes:  # which may be impossible: found before anything more is trained
         host, folder = fetch(dense), workdir / "start"
         codes_stay = config.sqs.start == "calibration" and not config.sqs.learning_rate.loc
@@ -119,12 +119,11 @@ def run_trainings(config: Any, workdir: Path) -> Trained:
         start = variables_of(state)
     mask = sqs_phase.mask
     if mask is not None and mask.budget is not None:
-        scores = mask.scores(state.posterior)
-        landed = mask.budget.land(state.posterior, state.model_state, scores)
+        landed = mask.budget.land(state.posterior, state.model_state)
         state = state._replace(posterior=landed)
     if config.sqs.reestimate:
         state = reestimated(model, sqs_phase, state, train, config)
-    return Trained(model, splits, dense, finetuned, sqs_phase, state)
+    return Trained(model, splits, finetuned, sqs_phase, state)
 
 
 def reestimated(

@@ -8,20 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sqs_jax.distribution import groups, together
-from sqs_jax.distribution.assignment import (
-    candidates,
-    draw_component,
-    levels,
-    most_probable,
-    sum_by_component,
-)
-from sqs_jax.distribution.codebook import (
-    ABSOLUTE_FLOOR,
-    RELATIVE_FLOOR,
-    Initialiser,
-    init_mixture,
-)
+from sqs_jax.distribution import groups, m_steps, together
+from sqs_jax.distribution.assignment import draw_component, levels
+from sqs_jax.distribution.codebook import Initialiser, init_mixture
 from sqs_jax.distribution.kl import SpikeSlabPrior
 from sqs_jax.distribution.mixture import Mixture
 from sqs_jax.distribution.relaxed import relaxed_weights
@@ -30,9 +19,6 @@ from sqs_jax.distribution.windows import Windows
 
 # A gate starts almost open whatever the prior says: pruning decides, not the start.
 INITIAL_INCLUSION = 0.99
-
-# Mean of a half-normal distribution, in standard deviations.
-_HALF_NORMAL = math.sqrt(2 / math.pi)
 
 
 @jax.tree_util.register_dataclass
@@ -191,22 +177,20 @@ class SubDistribution:
         window. A component that holds no weight gets its window's pooled spread and half a
         weight's share, so that it stays finite and can win weights back.
         """
-        return self._per_slice(SubDistribution._refit)
+        return self._per_slice(m_steps.refit)
 
-    def _refit(self) -> "SubDistribution":
-        count, variance = self._spreads()
-        # Fewer than two weights have no spread of their own.
-        pooled = jnp.sum(variance * count, -1, keepdims=True) / jnp.maximum(
-            jnp.sum(count, -1, keepdims=True), 1
-        )
-        variance = jnp.where(count > 1, variance, pooled)
-        size = jnp.sum(jnp.abs(self.latent)) / max(self.latent.size, 1)
-        floor = RELATIVE_FLOOR * size + ABSOLUTE_FLOOR
-        share = jnp.maximum(count, 0.5)
-        return self.replace(
-            log_scales=0.5 * jnp.log(jnp.maximum(variance, floor * floor)),
-            mixture_logits=jnp.log(share / jnp.sum(share, axis=-1, keepdims=True)),
-        )
+    def at_price(self, widening: jax.typing.ArrayLike = 1.0) -> "SubDistribution":
+        """Decide what every weight becomes where codes cost their length (Chou et al., 1989).
+
+        A weight takes the component, or the zero, that is most probable a posteriori. All have
+        one width s, the geometric mean of the scales times `widening`, and mixture weights that
+        are their shares of the codes: (w - mu)^2 / (2 s^2) - log pi. A nat of code thus costs a
+        squared error of 2 s^2, and the wider, the fewer bits the codes take.
+
+        Returns:
+          The sub-distribution with new `kept`, if it may be pruned, scales and mixture weights.
+        """
+        return self._per_slice(lambda leaf: m_steps.at_price(leaf, widening))
 
     def revive(self) -> "SubDistribution":
         """Give every component that holds no kept weight half of its window's widest component.
@@ -216,56 +200,7 @@ class SubDistribution:
         squared error) is split at its mean, and the halves of a normal lie 0.8 standard deviations
         from there. Means, scales and mixture weights change; `refit` afterwards.
         """
-        return self._per_slice(SubDistribution._revive)
-
-    def _revive(self) -> "SubDistribution":
-        count, variance = self._spreads()
-        numbers = jnp.arange(count.shape[-1])[None]
-
-        def split(
-            _: int, state: tuple[jax.Array, jax.Array, jax.Array]
-        ) -> tuple[jax.Array, jax.Array, jax.Array]:
-            means, count, error = state
-            # K is small: comparisons fuse, gathers and scatters would not
-            dead = numbers == jnp.argmin(count, axis=-1, keepdims=True)
-            widest = numbers == jnp.argmax(error, axis=-1, keepdims=True)
-
-            def of(x: jax.Array, which: jax.Array) -> jax.Array:
-                return jnp.sum(jnp.where(which, x, 0), axis=-1, keepdims=True)
-
-            weights, squares, centre = of(count, widest), of(error, widest), of(means, widest)
-            spread = jnp.sqrt(squares / jnp.maximum(weights, 1))
-            due = (of(count, dead) == 0) & (spread > 0)
-            for which, sign in ((dead, 1), (widest, -1)):
-                means = jnp.where(due & which, centre + sign * _HALF_NORMAL * spread, means)
-                count = jnp.where(due & which, weights / 2, count)
-                left = (1 - _HALF_NORMAL**2) * squares / 2
-                error = jnp.where(due & which, left, error)
-            return means, count, error
-
-        state = (self.means, count, count * variance)
-        means, count, error = jax.lax.fori_loop(0, self.means.shape[-1], split, state)
-        moved = means != self.means
-        spread = jnp.sqrt(error / jnp.maximum(count, 0.5))
-        share = jnp.maximum(count, 0.5)
-        share = jnp.log(share / jnp.sum(share, axis=-1, keepdims=True))
-        changed = jnp.any(moved, axis=-1, keepdims=True)
-        return self.replace(
-            means=means,
-            log_scales=jnp.where(moved, jnp.log(jnp.maximum(spread, 1e-30)), self.log_scales),
-            mixture_logits=jnp.where(changed, share, self.mixture_logits),
-        )
-
-    def _spreads(self) -> tuple[jax.Array, jax.Array]:
-        """Count each component's kept weights, and average their squared distance from its mean."""
-        size, shape, latent = self.means.size, self.means.shape, self.latent
-        (found,) = candidates([latent], [self.mixture])
-        held = most_probable(latent, self.mixture, found)
-        nearest = self.means.reshape(-1)[held]
-        held = jnp.where(self.kept, held, size)  # out of range: dropped
-        count = sum_by_component(jnp.ones_like(latent), held, size).reshape(shape)
-        square = sum_by_component((latent - nearest) ** 2, held, size).reshape(shape)
-        return count, square / jnp.maximum(count, 1)
+        return self._per_slice(m_steps.revive)
 
     def _per_slice(self, function: Callable[..., Any], *rest: jax.Array) -> Any:
         """Apply function(slice, *rest) to every slice of the stacked axes, one after another."""

@@ -6,7 +6,7 @@ from sqs_jax.transform.budget import compress_to_budget, rules_for
 from sqs_jax.transform.folding import fold_batch_norm
 from sqs_jax.transform.objective import ElboAux, elbo
 from sqs_jax.transform.partition import combine, param_labels, partition
-from sqs_jax.transform.pruning import prune, refit, revive
+from sqs_jax.transform.pruning import at_price, prune, refit, revive
 from sqs_jax.transform.rate import code_length
 from sqs_jax.transform.recoding import recode
 from sqs_jax.transform.rounding import round_to_tolerance
@@ -19,6 +19,7 @@ __all__ = [
     "ElboAux",
     "Rule",
     "Transform",
+    "at_price",
     "bayesian_average",
     "code_length",
     "combine",

@@ -32,9 +32,20 @@ def revive(posterior: Any) -> Any:
     return _on_leaves(_revive, posterior)
 
 
+def at_price(posterior: Any, widening: float = 1.0) -> Any:
+    """Decide every leaf's codes where they cost their length, see `SubDistribution.at_price`.
+
+    Args:
+      posterior: a posterior.
+      widening: of all components; a wider one takes fewer bits.
+    """
+    return _on_leaves(lambda leaf: _at_price(leaf, widening), posterior)
+
+
 # Compiled once per shape, also for callers that do not jit: a decision of the mask is frequent.
 _refit = jax.jit(SubDistribution.refit)
 _revive = jax.jit(SubDistribution.revive)
+_at_price = jax.jit(SubDistribution.at_price)
 
 
 def _on_leaves(function: Callable[[SubDistribution], SubDistribution], posterior: Any) -> Any:

@@ -31,7 +31,7 @@ def test_a_language_model_from_text_to_file(tmp_path: Path) -> None:
     workdir = tmp_path / "run"
     with jax.numpy_dtype_promotion("standard"):  # optax's Adam needs it
         trained = run_trainings(config, workdir)
-        export(workdir, trained.phase, trained.dense, None, trained.state, config)
+        export(workdir, trained.phase, None, trained.state, config)
     found = evaluate(workdir)
     assert found["dense"]["perplexity"] < 60  # of 300 tokens
     assert found["mode"]["perplexity"] == pytest.approx(np.exp(found["mode"]["nll"]))

@@ -1,7 +1,7 @@
 """Texts, sentences and questions of tensorflow-datasets are those of plain files."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ class Tiny(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     pkg_dir_path = epath.Path(__file__).parent
     skip_registration = True
-    features: Any
+    features: ClassVar[Any]
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(self.features))
@@ -39,7 +39,7 @@ class Tiny(tfds.core.GeneratorBasedBuilder):
 
 
 class TinySentences(Tiny):
-    features = {
+    features: ClassVar = {
         "sentence": tfds.features.Text(),
         "label": tfds.features.ClassLabel(names=["bad", "good"]),
     }
@@ -49,13 +49,11 @@ class TinySentences(Tiny):
 
 
 class TinyQuestions(Tiny):
-    features = {
+    features: ClassVar = {
         "id": np.str_,
         "question": tfds.features.Text(),
         "context": tfds.features.Text(),
-        "answers": tfds.features.Sequence(
-            {"text": tfds.features.Text(), "answer_start": np.int32}
-        ),
+        "answers": tfds.features.Sequence({"text": tfds.features.Text(), "answer_start": np.int32}),
     }
 
     def example(self, name: str, i: int) -> dict[str, Any]:
@@ -64,7 +62,7 @@ class TinyQuestions(Tiny):
 
 
 class TinyTexts(Tiny):
-    features = {"text": tfds.features.Text()}
+    features: ClassVar = {"text": tfds.features.Text()}
 
     def example(self, name: str, i: int) -> dict[str, Any]:
         return {"text": f"{name} {i}"}
@@ -125,7 +123,7 @@ def test_what_is_not_there_is_named_with_both_ways_out(tmp_path: Path) -> None:
 
 def test_a_dataset_of_something_else_is_refused(tmp_path: Path) -> None:
     prepare(TinyTexts, tmp_path)
-    with pytest.raises(ValueError, match=r"lacks .*'label', 'sentence'.*needs 'train', 'validation"):
+    with pytest.raises(ValueError, match=r"lacks .*'label', 'sentence'.*needs 'train', 'val"):
         sources.sentences(data("tiny_texts", tmp_path))
     damaged = next((tmp_path / "tiny_texts" / "1.0.0").glob("*train*array_record*"))
     damaged.write_bytes(damaged.read_bytes()[:100])

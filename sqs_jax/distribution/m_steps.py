@@ -1,0 +1,108 @@
+"""Decisions of a tensor's codes, and the M-steps that follow: of one slice of a SubDistribution."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sqs_jax.distribution.assignment import candidates, most_probable, sum_by_component
+from sqs_jax.distribution.codebook import ABSOLUTE_FLOOR, RELATIVE_FLOOR
+
+# Mean of a half-normal distribution, in standard deviations.
+_HALF_NORMAL = math.sqrt(2 / math.pi)
+
+_ROUNDS = 2  # times that codes' shares, and then codes by these, are taken
+
+
+def refit(leaf: Any) -> Any:
+    """Do what `SubDistribution.refit` says, to one slice."""
+    count, variance = _spreads(leaf)
+    # Fewer than two weights have no spread of their own.
+    pooled = jnp.sum(variance * count, -1, keepdims=True) / jnp.maximum(
+        jnp.sum(count, -1, keepdims=True), 1
+    )
+    variance = jnp.where(count > 1, variance, pooled)
+    size = jnp.sum(jnp.abs(leaf.latent)) / max(leaf.latent.size, 1)
+    floor = RELATIVE_FLOOR * size + ABSOLUTE_FLOOR
+    share = jnp.maximum(count, 0.5)
+    return leaf.replace(
+        log_scales=0.5 * jnp.log(jnp.maximum(variance, floor * floor)),
+        mixture_logits=jnp.log(share / jnp.sum(share, axis=-1, keepdims=True)),
+    )
+
+
+def at_price(leaf: Any, widening: jax.typing.ArrayLike) -> Any:
+    """Do what `SubDistribution.at_price` says, to one slice."""
+    width = jnp.mean(leaf.log_scales) + jnp.log(widening)
+    leaf = leaf.replace(log_scales=jnp.full_like(leaf.log_scales, width))
+    held, size = _held(leaf), leaf.means.size
+    for _ in range(_ROUNDS):
+        kept = jnp.where(leaf.kept, held, size)  # out of range: dropped
+        counts = sum_by_component(jnp.ones_like(leaf.latent), kept, size)
+        shares = jnp.log(jnp.maximum(counts, 0.5))
+        leaf = leaf.replace(mixture_logits=shares.reshape(leaf.means.shape))
+        held = _held(leaf)
+        if leaf.prunable and leaf.structure is None:
+            zeros = jnp.log(jnp.maximum(leaf.kept.size - jnp.sum(counts), 0.5))
+            gain = leaf.latent**2 - (leaf.latent - leaf.means.reshape(-1)[held]) ** 2
+            nats = zeros - shares[held]  # that the zero saves, of either sign
+            leaf = leaf.replace(kept=gain > 2 * jnp.exp(2 * width) * nats)
+    return leaf
+
+
+def revive(leaf: Any) -> Any:
+    """Do what `SubDistribution.revive` says, to one slice."""
+    count, variance = _spreads(leaf)
+    numbers = jnp.arange(count.shape[-1])[None]
+
+    def split(
+        _: int, state: tuple[jax.Array, jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        means, count, error = state
+        # K is small: comparisons fuse, gathers and scatters would not
+        dead = numbers == jnp.argmin(count, axis=-1, keepdims=True)
+        widest = numbers == jnp.argmax(error, axis=-1, keepdims=True)
+
+        def of(x: jax.Array, which: jax.Array) -> jax.Array:
+            return jnp.sum(jnp.where(which, x, 0), axis=-1, keepdims=True)
+
+        weights, squares, centre = of(count, widest), of(error, widest), of(means, widest)
+        spread = jnp.sqrt(squares / jnp.maximum(weights, 1))
+        due = (of(count, dead) == 0) & (spread > 0)
+        for which, sign in ((dead, 1), (widest, -1)):
+            means = jnp.where(due & which, centre + sign * _HALF_NORMAL * spread, means)
+            count = jnp.where(due & which, weights / 2, count)
+            left = (1 - _HALF_NORMAL**2) * squares / 2
+            error = jnp.where(due & which, left, error)
+        return means, count, error
+
+    state = (leaf.means, count, count * variance)
+    means, count, error = jax.lax.fori_loop(0, leaf.means.shape[-1], split, state)
+    moved = means != leaf.means
+    spread = jnp.sqrt(error / jnp.maximum(count, 0.5))
+    share = jnp.maximum(count, 0.5)
+    share = jnp.log(share / jnp.sum(share, axis=-1, keepdims=True))
+    changed = jnp.any(moved, axis=-1, keepdims=True)
+    return leaf.replace(
+        means=means,
+        log_scales=jnp.where(moved, jnp.log(jnp.maximum(spread, 1e-30)), leaf.log_scales),
+        mixture_logits=jnp.where(changed, share, leaf.mixture_logits),
+    )
+
+
+def _held(leaf: Any) -> jax.Array:
+    """Return the most probable component of each weight, window * K + k."""
+    (found,) = candidates([leaf.latent], [leaf.mixture])
+    return most_probable(leaf.latent, leaf.mixture, found)
+
+
+def _spreads(leaf: Any) -> tuple[jax.Array, jax.Array]:
+    """Count each component's kept weights, and average their squared distance from its mean."""
+    size, shape, latent = leaf.means.size, leaf.means.shape, leaf.latent
+    held = _held(leaf)
+    nearest = leaf.means.reshape(-1)[held]
+    held = jnp.where(leaf.kept, held, size)  # out of range: dropped
+    count = sum_by_component(jnp.ones_like(latent), held, size).reshape(shape)
+    square = sum_by_component((latent - nearest) ** 2, held, size).reshape(shape)
+    return count, square / jnp.maximum(count, 1)
