@@ -1,4 +1,4 @@
-"""Which method gives the most accuracy per byte? Methods without training, in one table.
+"""Which method gives the most accuracy per byte? Without training and with it, in one table.
 
     python -m experiments.compare --config=experiments/configs/stories260k.py \
         --config.data.directory=DATA --config.model.weights=DATA/stories260K.bin \
@@ -6,8 +6,10 @@
 
 Every method gets the same weights, examples (`config.calibration.examples` of the training part)
 and held-out data, and writes a file by the same coder; what it is given is the size of that file,
-in bits per weight of the network or, with --bytes, in bytes. Each point is a process of its own;
-the same command does what is missing. Writes comparison.html and results.json.
+in bits per weight of the network or, with --bytes, in bytes. Those whose names end in "-trained"
+get the config's training, steps and teacher, from the same weights. Each point is a process of its
+own; the same command does what is missing. Writes comparison.html and results.json, of all points
+that the folder has.
 """
 
 import json
@@ -19,8 +21,9 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -28,6 +31,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 import sqs_jax
+from experiments.comparison import trained
 from experiments.comparison.page import write_comparison
 from experiments.comparison.peers import METHODS, compress
 from experiments.evaluate import predict
@@ -38,42 +42,50 @@ from experiments.training.workdir import claim_workdir, hold_workdir
 from experiments.trees import flat_leaves, other_collections
 
 
-def run_point(config: Any, method: str, workdir: Path) -> dict[str, Any]:
+def run_point(config: Any, method: str, workdir: Path, setting: int = 0) -> dict[str, Any]:
     """Compress by one method to one size, write the file, evaluate it; "dense" compresses nothing.
+
+    Args:
+      config: the experiment, with the size.
+      method: its name.
+      workdir: its folder.
+      setting: of a peer that trains.
 
     Returns:
       What results.json has of it; "bytes" is None if the method cannot be made so small.
     """
-    problem = load_problem(config, workdir)
-    variables = jax.tree.map(np.asarray, starting_variables(problem, config))
-    state = other_collections(variables)
     started = time.monotonic()
     found: dict[str, Any] = {"method": method, "budget": config.sqs.target_bytes,
                              "seed": config.seed, "bytes": None}  # fmt: skip
-    if method == "dense":
-        written = sqs_jax.save(workdir / "dense.sqs", variables)
+    if method in trained.METHODS:
+        found |= trained.run(config, method, setting, workdir)
     else:
-        made = compress(method, problem, variables, config, workdir)
-        if made is None:
-            return found
-        params, found["settings"] = made
-        tree, options = shipped(params, state, config)
-        tree = jax.tree.map(np.asarray, tree)
-        written = sqs_jax.save(workdir / "model.sqs", tree, **options)
-        report = sqs_jax.inspect(workdir / "model.sqs")
-        found["bits_per_weight"] = {
-            name: getattr(report, f"{name}_bits") / report.weights
-            for name in ("paper", "fixed", "entropy", "file")
-        }
-        found["layer_errors"] = _layer_errors(params, variables["params"])
-        variables = sqs_jax.materialize(sqs_jax.load(workdir / "model.sqs"))
-    found |= {"bytes": written, "seconds": time.monotonic() - started}
-    scores = metrics(predict(problem.model, [variables], problem.splits.holdout))
-    if config.data.kind == "language":
-        scores["perplexity"] = math.exp(scores["nll"])
+        problem = load_problem(config, workdir)
+        variables = jax.tree.map(np.asarray, starting_variables(problem, config))
+        if method == "dense":
+            sqs_jax.save(workdir / "model.sqs", variables)
+        else:
+            made = compress(method, problem, variables, config, workdir)
+            if made is None:
+                return found
+            params, found["settings"] = made
+            tree, options = shipped(params, other_collections(variables), config)
+            sqs_jax.save(workdir / "model.sqs", jax.tree.map(np.asarray, tree), **options)
+            found["layer_errors"] = _layer_errors(params, variables["params"])
+            variables = sqs_jax.materialize(sqs_jax.load(workdir / "model.sqs"))
+        scores = metrics(predict(problem.model, [variables], problem.splits.holdout))
+        if config.data.kind == "language":
+            scores["perplexity"] = math.exp(scores["nll"])
+        found["scores"] = scores
+    report = sqs_jax.inspect(workdir / "model.sqs")
+    found["bits_per_weight"] = {
+        name: getattr(report, f"{name}_bits") / report.weights
+        for name in ("paper", "fixed", "entropy", "file")
+    }
     unit = 1 if sys.platform == "darwin" else 1024
     peak = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return found | {"scores": scores, "peak_bytes": peak}
+    seconds = time.monotonic() - started
+    return found | {"bytes": report.file_bytes, "seconds": seconds, "peak_bytes": peak}
 
 
 def _layer_errors(params: Any, weights: Any) -> dict[str, float]:
@@ -88,37 +100,72 @@ def _layer_errors(params: Any, weights: Any) -> dict[str, float]:
     return errors
 
 
-def compare(config: Any, workdir: Path, points: list[tuple[str, int, int]]) -> Path:
-    """Run the points (method, bytes, seed) that are missing; returns the path of the page."""
-    results = []
+class Point(NamedTuple):
+    """One process of a comparison.
+
+    Attributes:
+      method: its name.
+      size: bytes of its file; 0 for a peer that trains.
+      seed: of the examples, and of a training.
+      setting: of a peer that trains; None for the others.
+    """
+
+    method: str
+    size: int
+    seed: int
+    setting: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of its folder."""
+        which = self.size if self.setting is None else f"setting{self.setting}"
+        return f"{self.method}_{which}_{self.seed}"
+
+    def command(self, folder: Path) -> list[str]:
+        """Return the command that runs it, with the config's flags of this process."""
+        given = [arg for arg in sys.argv[1:] if arg.startswith("--config")]
+        own = [] if self.setting is None else [f"--setting={self.setting}"]
+        return [
+            sys.executable, "-m", "experiments.compare", *given, f"--workdir={folder}",
+            f"--config.sqs.target_bytes={self.size}", f"--config.seed={self.seed}",
+            f"--method={self.method}", *own,
+        ]  # fmt: skip
+
+
+def compare(workdir: Path, points: list[Point], sizes: list[int]) -> Path:
+    """Run the points that are missing; returns the path of the page, of all that are there."""
     # all points are processes that run much the same programs
     programs = {
         "JAX_COMPILATION_CACHE_DIR": str(workdir.resolve() / "programs"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
     }
-    for number, (method, size, seed) in enumerate(points, start=1):
-        folder = workdir / f"{method}_{size}_{seed}"
-        result = folder / "result.json"
-        given = [arg for arg in sys.argv[1:] if arg.startswith("--config")]
-        command = [
-            sys.executable, "-m", "experiments.compare", *given, f"--workdir={folder}",
-            f"--config.sqs.target_bytes={size}", f"--config.seed={seed}", f"--method={method}",
-        ]  # fmt: skip
-        if not result.is_file():
-            print(f"{number}/{len(points)}  {method}, {size:,} bytes, seed {seed}", flush=True)
-            if folder.is_dir():  # of a point that was interrupted, whose time would be a part
-                shutil.rmtree(folder)
-            folder.mkdir(parents=True)
-            with (folder / "log.txt").open("w") as log:
-                ended = subprocess.run(
-                    command, check=False, stdout=log, stderr=log, env={**programs, **os.environ}
-                )
-            if ended.returncode:
-                raise RuntimeError(
-                    f"{method} ended with {ended.returncode}; see {folder / 'log.txt'}"
-                )
-        shown = shlex.join(["python", *command[1:]])
-        results.append({**json.loads(result.read_text()), "command": shown})
+    for number, point in enumerate(points, start=1):
+        folder = workdir / point.name
+        if (folder / "result.json").is_file():
+            continue
+        print(f"{number}/{len(points)}  {point.name}", flush=True)
+        if folder.is_dir() and point.method not in trained.METHODS:  # its time would be a part
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "log.txt").open("w") as log:
+            ended = subprocess.run(
+                point.command(folder), check=False, stdout=log, stderr=log,
+                env={**programs, **os.environ},
+            )  # fmt: skip
+        if ended.returncode:
+            raise RuntimeError(
+                f"{point.method} ended with {ended.returncode}; see {folder / 'log.txt'}"
+            )
+    commands = {point.name: point.command(workdir / point.name) for point in points}
+    results, runs = [], defaultdict(list)
+    for path in sorted(workdir.glob("*/result.json")):
+        found = json.loads(path.read_text())
+        if path.parent.name in commands:
+            found["command"] = shlex.join(["python", *commands[path.parent.name][1:]])
+        own = trained.SETTINGS.get(found["method"])
+        (runs[found["method"], found["seed"]] if own else results).append(found)
+    budgets = {*sizes, *(each["budget"] for each in results)} - {0}
+    results += [trained.chosen(each, size) for each in runs.values() for size in budgets]
     (workdir / "results.json").write_text(json.dumps(results, indent=1))
     return write_comparison(workdir / "comparison.html", results)
 
@@ -130,11 +177,13 @@ def main(_: Any) -> None:
     logging.set_verbosity(logging.WARNING)  # jax tells of every backend that is not there
     config, workdir = described(given.config), Path(given.workdir)
     if given.method:
-        result = json.dumps(run_point(config, given.method, workdir), indent=1)
-        (workdir / "result.json").write_text(result)
+        result = run_point(config, given.method, workdir, given.setting)
+        command = shlex.join(["python", "-m", "experiments.compare", *sys.argv[1:]])
+        (workdir / "result.json").write_text(json.dumps(result | {"command": command}, indent=1))
         return
-    if unknown := set(given.methods) - {*METHODS}:
-        raise app.UsageError(f"--methods: {', '.join(unknown)}; there are {', '.join(METHODS)}.")
+    methods = (*METHODS, *trained.METHODS)
+    if unknown := set(given.methods) - {*methods}:
+        raise app.UsageError(f"--methods: {', '.join(unknown)}; there are {', '.join(methods)}.")
     sizes = [int(size) for size in given.bytes]
     if given.bits:
         problem = load_problem(config, workdir)
@@ -143,14 +192,19 @@ def main(_: Any) -> None:
         sizes += [int(float(bits) * count / 8) for bits in given.bits]
     if not sizes:
         raise app.UsageError("--bits or --bytes is needed: the sizes of the files.")
-    seeds = [int(seed) for seed in given.seeds]
-    methods = given.methods or METHODS
-    points = [(m, size, seed) for size in sizes for m in methods for seed in seeds]
     if any(arg.startswith("--config") and "=" not in arg for arg in sys.argv[1:]):
         raise app.UsageError("Write --config=FILE and --config.FIELD=VALUE, with =.")
+    points = [Point("dense", 0, int(given.seeds[0]))]
+    for method in given.methods or methods:
+        for seed in map(int, given.seeds):
+            if method in trained.SETTINGS:
+                settings = range(len(trained.SETTINGS[method]))
+                points += [Point(method, 0, seed, number) for number in settings]
+            else:
+                points += [Point(method, size, seed) for size in sizes]
     claim_workdir(workdir, config)
     hold_workdir(workdir)
-    print(f"comparison: {compare(config, workdir, [('dense', 0, seeds[0]), *points])}")
+    print(f"comparison: {compare(workdir, points, sizes)}")
 
 
 if __name__ == "__main__":
@@ -163,4 +217,5 @@ if __name__ == "__main__":
     flags.DEFINE_list("seeds", ["0"], "Of the examples.")
     flags.DEFINE_list("methods", [], "Which methods; all by default.")
     flags.DEFINE_string("method", "", "One method, of one point: what the command above starts.")
+    flags.DEFINE_integer("setting", 0, "Of a method that trains and takes no size.")
     app.run(main)

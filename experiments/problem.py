@@ -207,15 +207,16 @@ def _options(config: Any) -> dict[str, Any]:
 def _tokenizer(config: Any, workdir: Path, train: str) -> Any:
     """Return the run's tokenizer: its own, the named one, the weights', or a trained one."""
     weights, named = config.model.weights, config.data.tokenizer
+    folder = Path(weights).parent if weights.endswith(".sqs") else Path(weights)  # a run's file
     if (workdir / TOKENIZER).is_file():
         found = language.read_tokenizer(workdir / TOKENIZER)
     elif named:
         found = language.read_tokenizer(Path(named))
-    elif (Path(weights) / TOKENIZER).is_file() and weights:
-        found = language.read_tokenizer(Path(weights) / TOKENIZER)
+    elif weights and (folder / TOKENIZER).is_file():
+        found = language.read_tokenizer(folder / TOKENIZER)
     elif weights:  # which know one tokenizer's tokens, and no other's
         raise FileNotFoundError(
-            f"{weights} has no {TOKENIZER}; name the one it was trained with, as "
+            f"{folder} has no {TOKENIZER}; name the one it was trained with, as "
             "config.data.tokenizer."
         )
     else:

@@ -27,14 +27,6 @@ from experiments.report import write_report
 from experiments.training.processes import is_writer, joined, wait_for_all
 from experiments.training.run import run_trainings
 
-_CONFIG: Any = config_flags.DEFINE_config_file(
-    "config", None, "Experiment: experiments/configs/digits.py, ...", lock_config=True
-)
-_WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; made if it is not there.")
-_COORDINATOR = flags.DEFINE_string("coordinator_address", None, "host:port of process 0.")
-_COUNT = flags.DEFINE_integer("num_processes", None, "Processes of this training; one by default.")
-_INDEX = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
-
 
 def train(config: Any, workdir: Path) -> dict[str, Any]:
     """Run an experiment to its end; returns what evaluation.json holds.
@@ -54,17 +46,25 @@ def train(config: Any, workdir: Path) -> dict[str, Any]:
 
 
 def main(_: Any) -> None:
-    for flag in (_CONFIG, _WORKDIR):
-        if not flag.value:
-            raise app.UsageError(f"--{flag.name} is needed.")
+    given = flags.FLAGS
+    for name in ("config", "workdir"):
+        if not given[name].value:
+            raise app.UsageError(f"--{name} is needed.")
     logging.set_verbosity(logging.WARNING)  # orbax tells of every save
-    workdir = Path(_WORKDIR.value)
-    with joined(_COORDINATOR.value, _COUNT.value, _INDEX.value):
-        evaluation = train(_CONFIG.value, workdir)
+    workdir = Path(given.workdir)
+    with joined(given.coordinator_address, given.num_processes, given.process_id):
+        evaluation = train(given.config, workdir)
         if is_writer():
             show(evaluation, sqs_jax.inspect(workdir / "model.sqs"))
             print(f"report: {write_report(workdir)}")
 
 
 if __name__ == "__main__":
+    config_flags.DEFINE_config_file(
+        "config", None, "Experiment: experiments/configs/digits.py, ...", lock_config=True
+    )
+    flags.DEFINE_string("workdir", "", "Folder of the run; made if it is not there.")
+    flags.DEFINE_string("coordinator_address", None, "host:port of process 0.")
+    flags.DEFINE_integer("num_processes", None, "Processes of this training; one by default.")
+    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
     app.run(main)

@@ -10,7 +10,7 @@ import sqs_jax
 
 
 def _whole(node: Any) -> bool:
-    return isinstance(node, sqs_jax.SubDistribution) or sqs_jax.is_compressed(node)
+    return hasattr(node, "kept") or sqs_jax.is_compressed(node)  # of any method's posterior
 
 
 def map_leaves(function: Callable[[str, Any], Any], tree: Any) -> Any:
@@ -42,7 +42,7 @@ def sub_distributions(posterior: Any) -> dict[str, sqs_jax.SubDistribution]:
 def sparsity(posterior: Any) -> float:
     """Return the pruned fraction of the compressed weights; 0 without any."""
     leaves = flat_leaves(posterior).values()
-    kept = [leaf.kept for leaf in leaves if isinstance(leaf, sqs_jax.SubDistribution)]
+    kept = [leaf.kept for leaf in leaves if hasattr(leaf, "kept")]
     kept += [leaf.codes > 0 for leaf in leaves if isinstance(leaf, sqs_jax.CompressedLeaf)]
     total = sum(mask.size for mask in kept)
     return 1 - sum(int(jnp.sum(mask)) for mask in kept) / total if total else 0.0

@@ -77,10 +77,11 @@ def _row(each: dict[str, Any], dense: dict[str, Any]) -> list[str]:
     if not each["bytes"]:
         return [*head, "cannot be made so small", *[""] * 7, command]
     bits = each["bits_per_weight"]
-    settings = each.get("settings") or {}
+    settings, errors = each.get("settings") or {}, each.get("layer_errors")
+    largest = f"{max(errors.values(), default=0.0):.3f}" if errors else ""  # trained weights move
     return [
         *head, f"{each['bytes']:,}", _shown(each), f"{lost(each, dense):.2f}",
-        f"{max(each['layer_errors'].values(), default=0.0):.3f}", f"{each['seconds']:.0f}",
+        largest, f"{each['seconds']:.0f}",
         f"{each['peak_bytes'] / 1e6:,.0f}",
         ", ".join(f"{bits[name]:.2f}" for name in ("fixed", "entropy", "file")),
         escape(", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}"

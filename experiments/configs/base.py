@@ -114,7 +114,8 @@ def default_recipe() -> ConfigDict:
     """Return our own recipe."""
     sqs = ConfigDict()
     sqs.recipe = "default"
-    # Or "dgms", a published peer: a mixture with a component at zero, which learns what it prunes.
+    # Or a published peer, which learns what it prunes: "dgms", a mixture with a component at zero;
+    # "codeq", a quantiser with a dead zone (kl_weight widens it), and "codeq_mixed", its bits too.
     # Estimator "mean", and learning_rate.spread above 0; no budget.
     sqs.method = "spike_slab"
     sqs.mistakes = ()  # of the published code, put back: experiments/training/published.py

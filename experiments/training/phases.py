@@ -14,7 +14,7 @@ import optax
 
 import sqs_jax
 from experiments.training.settings import require_trainable
-from sqs_jax.baselines import dgms
+from sqs_jax.baselines import codeq, dgms
 
 _FITS = 10  # how often a budget is met anew: its file is measured, for seconds
 
@@ -208,6 +208,8 @@ def transform(config: Any, prior: sqs_jax.SpikeSlabPrior) -> sqs_jax.Transform:
     rules = [sqs_jax.Rule(pattern=sqs.pattern, components=sqs.components, windows=windows)]
     if sqs.method == "dgms":
         return dgms.dgms(rules)
+    if sqs.method.startswith("codeq"):
+        return codeq.codeq(rules, mixed=sqs.method == "codeq_mixed")
     return sqs_jax.spike_slab_gmm(rules, prior=prior)
 
 

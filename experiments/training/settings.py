@@ -23,7 +23,7 @@ _NOT_NEGATIVE = (
 _BELOW_ONE = ("dense.warmup", "sqs.warmup", "sqs.sparsity")
 _CHOICES = {
     "dense.optimizer": ("adamw", "sgd"),
-    "sqs.method": ("spike_slab", "dgms"),
+    "sqs.method": ("spike_slab", "dgms", "codeq", "codeq_mixed"),
     "sqs.estimator": ("mean", "sample", "mode"),
     "sqs.saliency": ("magnitude", "gate", "activation"),
     "sqs.sensitivity": ("scale", "fisher"),
@@ -122,7 +122,7 @@ def _contradictions(config: Any, num_train: int) -> Iterator[str]:
                 f"config.sqs.{field} is {value!r}, by config.calibration.examples, "
                 f"{config.calibration.examples}: fewer than config.batch_size, {config.batch_size}."
             )
-    if sqs.method == "dgms" and (
+    if sqs.method != "spike_slab" and (
         sqs.estimator != "mean"
         or sqs.target_bytes
         or sqs.order != "together"
@@ -132,8 +132,8 @@ def _contradictions(config: Any, num_train: int) -> Iterator[str]:
         or not sqs.learning_rate.spread
     ):
         yield (
-            "config.sqs.method is 'dgms', which trains by estimator 'mean' and prunes what its "
-            f"component at zero holds; config.sqs.estimator is {sqs.estimator!r}, target_bytes "
+            f"config.sqs.method is {sqs.method!r}, which trains by estimator 'mean' and learns "
+            f"what it prunes; config.sqs.estimator is {sqs.estimator!r}, target_bytes "
             f"{sqs.target_bytes}, order {sqs.order!r}, mistakes {tuple(sqs.mistakes)}, saliency "
             f"{sqs.saliency!r}, rate_weight {sqs.rate_weight}, learning_rate.spread "
             f"{sqs.learning_rate.spread}: use 'mean', 0, 'together', none, 'magnitude', 0 and a "

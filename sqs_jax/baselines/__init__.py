@@ -6,6 +6,7 @@ are a `Transform`.
 
 from sqs_jax.baselines import (
     awq,
+    codeq,
     deep_compression,
     dgms,
     gptq,
@@ -19,6 +20,7 @@ from sqs_jax.baselines import (
 
 __all__ = [
     "awq",
+    "codeq",
     "deep_compression",
     "dgms",
     "gptq",

@@ -37,12 +37,9 @@ def param_labels(posterior: Any) -> Any:
     """
 
     def label(leaf: Any) -> Any:
-        if is_sub_distribution(leaf):
-            roles = {
-                field: None if getattr(leaf, field) is None else role
-                for field, role in _FIELD_LABELS.items()
-            }
-            return leaf.replace(**roles)
+        if roles := _roles(leaf):
+            fields = {name: None if getattr(leaf, name) is None else roles[name] for name in roles}
+            return leaf.replace(**fields)
         if isinstance(leaf, CompressedLeaf):
             return CompressedLeaf(
                 codes=None if leaf.codes is None else "fixed",
@@ -53,8 +50,13 @@ def param_labels(posterior: Any) -> Any:
     return jax.tree.map(
         label,
         posterior,
-        is_leaf=lambda node: is_sub_distribution(node) or isinstance(node, CompressedLeaf),
+        is_leaf=lambda node: bool(_roles(node)) or isinstance(node, CompressedLeaf),
     )
+
+
+def _roles(node: Any) -> dict[str, str]:
+    """Return the labels of a posterior's leaf by field; another method's leaves have `roles`."""
+    return _FIELD_LABELS if is_sub_distribution(node) else getattr(node, "roles", {})
 
 
 def partition(

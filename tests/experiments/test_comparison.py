@@ -10,6 +10,7 @@ import pytest
 
 import sqs_jax
 from experiments import compare
+from experiments.comparison import trained
 from experiments.comparison.page import lost, write_comparison
 from experiments.comparison.peers import METHODS, PEERS, compress, file_bytes
 from experiments.problem import load_problem, starting_variables
@@ -92,16 +93,49 @@ def test_the_page_has_a_row_for_each_and_the_best_first(tmp_path: Path) -> None:
 
 
 def test_points_that_are_there_are_not_run_again(tmp_path: Path, monkeypatch: Any) -> None:
-    points = [("dense", 0, 0), ("ours", 900, 0)]
-    for method, size, seed in points:
-        folder = tmp_path / f"{method}_{size}_{seed}"
-        folder.mkdir()
-        (folder / "result.json").write_text(json.dumps(result(method, size, 0.9)))
+    points = [compare.Point("dense", 0, 0), compare.Point("ours", 900, 0)]
+    for point in points:
+        (tmp_path / point.name).mkdir()
+        told = json.dumps(result(point.method, point.size, 0.9))
+        (tmp_path / point.name / "result.json").write_text(told)
     monkeypatch.setattr("sys.argv", ["compare", "--config=c.py", "--workdir=w"])
-    assert compare.compare(None, tmp_path, points).is_file()
+    assert compare.compare(tmp_path, points, [900]).is_file()
     found = json.loads((tmp_path / "results.json").read_text())
     assert [each["method"] for each in found] == ["dense", "ours"]
     assert "--method=ours" in found[1]["command"] and "--config=c.py" in found[1]["command"]
     with pytest.raises(RuntimeError, match=r"rtn ended with 1; see .*log\.txt"):
-        compare.compare(None, tmp_path, [*points, ("rtn", 900, 0)])
+        compare.compare(tmp_path, [*points, compare.Point("rtn", 900, 0)], [900])
     assert "No such file" in (tmp_path / "rtn_900_0" / "log.txt").read_text()
+
+
+def test_a_size_gets_the_best_of_a_peers_trainings_that_fit() -> None:
+    runs = [
+        result("dgms-trained", 0, 0.9, nll=nll) | {"bytes": size}
+        for size, nll in ((900, 0.3), (700, 0.5), (600, 0.4), (500, 0.9))
+    ]
+    for budget, size in ((1000, 900), (899, 600), (599, 500)):
+        found = trained.chosen(runs, budget)
+        assert (found["bytes"], found["budget"]) == (size, budget)
+    assert trained.chosen(runs, 400)["bytes"] is None
+
+
+@pytest.mark.parametrize("method", ["dgms-trained", "codeq-trained", "ours-trained"])
+def test_a_method_trains_by_the_configs_loop_and_its_file_is_told_of(
+    method: str, network: Any, tmp_path: Path
+) -> None:
+    problem, variables, config = network
+    config = config.copy_and_resolve_references()
+    problem.tokenizer.save(str(tmp_path / "tokenizer.json"))
+    sqs_jax.save(tmp_path / "dense.sqs", variables)
+    config.model.weights, config.sqs.epochs = str(tmp_path / "dense.sqs"), 1
+    with jax.numpy_dtype_promotion("standard"):  # optax's Adam needs it
+        found = compare.run_point(config, method, tmp_path / "run", 3)
+    assert found["bytes"] == (tmp_path / "run" / "model.sqs").stat().st_size
+    assert found["scores"]["perplexity"] == pytest.approx(np.exp(found["scores"]["nll"]))
+    assert found["bits_per_weight"]["file"] < 16
+    if method == "ours-trained":
+        assert found["bytes"] <= found["budget"] == 7_000
+    else:
+        told = json.loads((tmp_path / "run" / "config.json").read_text())["sqs"]
+        assert told["components"] == found["settings"]["components"] == {"d": 6, "c": 30}[method[0]]
+        assert (told["kl_weight"] > 1) == ("penalty" in found["settings"])

@@ -1,0 +1,95 @@
+"""The methods that train, all by one loop, from the same weights, data, steps and teacher.
+
+Ours trains towards a size. The sizes of published peers follow from their settings: each setting
+is a training, and a size gets the best of those that fit.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments.problem import load_problem
+from experiments.train import train
+
+OURS = "ours-trained"
+
+# what none of the peers has: a budget, codes to start at, a price of codes, a mask
+_PEER = {
+    "sqs.target_bytes": 0,
+    "sqs.start": "weights",
+    "sqs.estimator": "mean",
+    "sqs.rate_weight": 0.0,
+    "sqs.saliency": "magnitude",
+}
+_LOGIT_RATE = 3e-2  # of CoDeQ's, which start at 3
+
+
+class Setting(NamedTuple):
+    """What a training of a peer is told.
+
+    Attributes:
+      fields: of the config.
+      penalty: weight of the method's `kl`, per unit of the training data.
+    """
+
+    fields: dict[str, Any]
+    penalty: float = 0.0
+
+
+def _codeq(method: str, bits: tuple[int, ...]) -> list[Setting]:
+    return [
+        Setting(
+            {
+                "sqs.method": method,
+                "sqs.components": 2**width - 2,
+                "sqs.learning_rate.spread": _LOGIT_RATE,
+            },
+            penalty,
+        )
+        for width in bits
+        for penalty in (0.01, 0.1)
+    ]
+
+
+SETTINGS = {
+    "dgms-trained": [
+        Setting({"sqs.method": "dgms", "sqs.components": k, "sqs.learning_rate.spread": 1e-3})
+        for k in (62, 30, 14, 6, 2)
+    ],
+    "codeq-trained": _codeq("codeq", (6, 5, 4, 3)),
+    "codeq_mixed-trained": _codeq("codeq_mixed", (8, 6)),
+}
+METHODS = (OURS, *SETTINGS)
+
+
+def run(config: Any, method: str, number: int, workdir: Path) -> dict[str, Any]:
+    """Train by a method; returns the settings and the scores of the file, model.sqs.
+
+    Args:
+      config: the experiment; ours trains towards its `sqs.target_bytes`.
+      method: one of METHODS.
+      number: of the peer's setting.
+      workdir: of the training.
+    """
+    config = config.copy_and_resolve_references()
+    config.update({"finetune": False})
+    config.evaluation.average_samples = 0
+    told: dict[str, Any] = {}
+    if method != OURS:
+        setting = SETTINGS[method][number]
+        units = load_problem(config, workdir).splits.train.units
+        config.update_from_flattened_dict({**_PEER, **setting.fields})
+        config.sqs.kl_weight = setting.penalty * units
+        told = {"components": config.sqs.components}
+        if setting.penalty:
+            told["penalty"] = setting.penalty
+    scores = train(config, workdir)["mode"]
+    kept = ("accuracy", "nll", "perplexity", "calibration_error")
+    return {"settings": told, "scores": {name: scores[name] for name in kept if name in scores}}
+
+
+def chosen(runs: list[dict[str, Any]], budget: int) -> dict[str, Any]:
+    """Return the best of a peer's trainings, as the result of a size that its file fits in."""
+    fitting = [each for each in runs if each["bytes"] <= budget]
+    if not fitting:
+        return {**runs[0], "budget": budget, "bytes": None}
+    return {**min(fitting, key=lambda each: each["scores"]["nll"]), "budget": budget}

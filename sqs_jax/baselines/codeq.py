@@ -1,0 +1,179 @@
+"""CoDeQ: a uniform quantiser whose dead zone, and with it the sparsity, is learned.
+
+Wenshoj, Chen, Pepin and Selvan 2025, arXiv:2512.12981.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sqs_jax.artifact import CompressedLeaf
+from sqs_jax.transform.rules import (
+    DEFAULT_RULES,
+    Rule,
+    assign,
+    check_rules,
+    flatten,
+    require_finite,
+    total,
+)
+from sqs_jax.transform.transform import Transform
+
+_RANGE = 0.99  # quantile of the absolute weights that the outermost level is about at
+_START = 3.0  # both logits: next to no dead zone, all bits
+_LEAST_BITS = 2
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DeadZone:
+    """A tensor's weights and its quantiser.
+
+    Attributes:
+      loc: the weights, float [*shape].
+      dead_zone: logit; its half is (1 - |tanh|) of the range, within which all weights are 0.
+      width: logit of the bits, from 2 at 0 to `bits`; fixed at these unless `mixed`.
+      bits: the most that a weight may take (static).
+      mixed: whether the bits are learned (static).
+    """
+
+    loc: jax.Array
+    dead_zone: jax.Array
+    width: jax.Array
+    bits: int = dataclasses.field(metadata={"static": True})
+    mixed: bool = dataclasses.field(metadata={"static": True})
+
+    roles: ClassVar[dict[str, str]] = {"loc": "loc", "dead_zone": "spread", "width": "spread"}
+
+    def replace(self, **changes: Any) -> "DeadZone":
+        """Return a copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    @property
+    def kept(self) -> jax.Array:
+        """Which weights are not 0, bool [*shape]."""
+        return self.numbers() != 0
+
+    def grid(self) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Return step, shift and the largest number: values are sign(q) (step |q| + shift)."""
+        size = jax.lax.stop_gradient(jnp.quantile(jnp.abs(self.loc), _RANGE))
+        bits: Any = self.bits
+        if self.mixed:
+            room = self.bits - _LEAST_BITS
+            bits = _straight_through(jnp.round, room * jnp.abs(jnp.tanh(self.width)) + _LEAST_BITS)
+        most = 2.0 ** (bits - 1) - 1
+        half = size * (1 - jnp.abs(jnp.tanh(self.dead_zone)))
+        step = (size - half) / (most - 0.5) + 1e-8
+        return step, half - step / 2, jnp.asarray(most, self.loc.dtype)
+
+    def numbers(self) -> jax.Array:
+        """Return q, from -most to most, float [*shape], with straight-through derivatives."""
+        step, shift, most = self.grid()
+        beyond = _straight_through(jax.nn.relu, jnp.abs(self.loc) - shift)
+        q = _straight_through(jnp.round, jnp.sign(self.loc) * beyond / step)
+        return _straight_through(lambda x: jnp.clip(x, -most, most), q)
+
+    def weights(self) -> jax.Array:
+        """Return the quantised weights, [*shape]."""
+        step, shift, _ = self.grid()
+        q = self.numbers()
+        return step * q + shift * jnp.sign(jax.lax.stop_gradient(q))
+
+
+def codeq(rules: Iterable[Rule] = DEFAULT_RULES, *, mixed: bool = False) -> Transform:
+    """Build the CoDeQ transform, for the loop and the file of `spike_slab_gmm`.
+
+    Kept: the quantiser, its range at the 99th percentile, the logits and their start, derivatives
+    straight through rounding and clipping; what is learned is weights, dead zones and, if `mixed`,
+    the bits of each tensor. Different: the decay that widens dead zones and takes bits is a term of
+    the loss, `kl`, in place of AdamW's own; its weight, `kl_weight`, sets the sparsity.
+
+    Args:
+      rules: as of `spike_slab_gmm`; K + 2 must be a power of two, 2 ** bits. Windows must be one;
+        `prunable`, `structure` and `stacked` are not used.
+      mixed: learn the bits, of which K gives the most.
+
+    Returns:
+      A Transform without `sample`, whose `kl` is half the sum of squared logits: train it with
+      estimator "mean" and the labels "loc", "spread" and "dense".
+
+    Raises:
+      ValueError: for another K or several windows.
+    """
+    rules = check_rules(rules)
+    for rule in rules:
+        levels = 2 if rule.components is None else rule.components
+        power = math.log2(levels + 2)
+        if rule.windows.count != 1 or rule.stacked or not power.is_integer():
+            raise ValueError(
+                f"Rule {rule.pattern!r} has {rule.components} components, {rule.windows.count} "
+                f"windows and stacked={rule.stacked}; a quantiser of b bits has 2**b - 2 levels "
+                "beside zero (2, 6, 14, ...), one window and no stack."
+            )
+
+    def init(params: Any) -> Any:
+        pairs, treedef = flatten(params)
+        leaves: list[Any] = []
+        for (path, leaf), rule in zip(pairs, assign(rules, [p for p, _ in pairs]), strict=True):
+            array = jnp.array(leaf)
+            if rule is None or rule.components is None or not rule.compresses(leaf):
+                leaves.append(array)
+                continue
+            if not isinstance(array, jax.core.Tracer):
+                require_finite(path, array)
+            logit = jnp.asarray(_START, array.dtype)
+            bits = int(math.log2(rule.components + 2))
+            leaves.append(DeadZone(array, logit, jnp.array(logit), bits, mixed))
+        return treedef.unflatten(leaves)
+
+    def weights(posterior: Any, *, temperature: Any = 1.0) -> Any:
+        return _map(DeadZone.weights, posterior)
+
+    def penalty(posterior: Any, *, temperature: Any = 1.0) -> jax.Array:
+        found: list[jax.Array] = []
+
+        def add(leaf: DeadZone) -> DeadZone:
+            found.append(leaf.dead_zone**2 / 2)
+            if leaf.mixed:
+                found.append(leaf.width**2 / 2)
+            return leaf
+
+        _map(add, posterior)
+        return total(found)
+
+    return Transform(
+        init=init,
+        mean=weights,
+        sample=None,
+        mode=weights,
+        kl=penalty,
+        compress=lambda posterior: _map(_compressed, posterior),
+    )
+
+
+def _map(function: Callable[[DeadZone], Any], posterior: Any) -> Any:
+    def is_leaf(node: Any) -> bool:
+        return isinstance(node, DeadZone)
+
+    return jax.tree.map(lambda x: function(x) if is_leaf(x) else x, posterior, is_leaf=is_leaf)
+
+
+def _compressed(leaf: DeadZone) -> CompressedLeaf:
+    """Write the numbers that occur as codes of a codebook, on the host."""
+    values = np.asarray(leaf.weights())
+    found, numbers = np.unique(values, return_inverse=True)
+    levels = found[found != 0]
+    place = np.zeros(len(found), np.int64)
+    place[found != 0] = 1 + np.arange(len(levels))
+    codes = place[numbers.reshape(values.shape)]
+    book = (levels if len(levels) else np.ones(1, values.dtype)).reshape(1, -1)
+    return CompressedLeaf(codes.astype(np.uint8 if book.size <= 255 else np.uint16), book)
+
+
+def _straight_through(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    return x + jax.lax.stop_gradient(function(x) - x)
