@@ -11,6 +11,7 @@ import numpy as np
 import sqs_jax
 from experiments.calibration import size as ours
 from experiments.calibration.blocks import examples_of, recode_stages
+from experiments.comparison import obc_database
 from experiments.export import shipped
 from experiments.problem import Problem
 from experiments.trees import flat_leaves, map_leaves, other_collections
@@ -109,7 +110,8 @@ PEERS = {
     "kmeans-prune": Peer(_shared, _REVERSED, False),
 }
 OURS = ("ours", "ours-allocation")
-METHODS = (*OURS, *PEERS)
+ALLOCATED = "obc-allocated"
+METHODS = (*OURS, *PEERS, ALLOCATED)
 
 
 def compress(
@@ -146,8 +148,11 @@ def compress(
             print(error)
             return None
         return (found, None) if size(found) <= budget else None
-    peer = PEERS[method]
     params, kernels = variables["params"], _kernels(variables["params"], config)
+    if method == ALLOCATED:
+        found = obc_database.compress(model, variables, kernels, batches, workdir, size, budget)
+        return None if found is None else (found, None)
+    peer = PEERS[method]
 
     @cache
     def plain(number: int) -> Any:

@@ -24,6 +24,7 @@ def compress(
     *,
     sparsity: float = 0.0,
     structure: tuple[int, int] | None = None,
+    block: int = 1,
     levels: int,
     calibration: Any,
     rules: Iterable[Rule] = DEFAULT_RULES,
@@ -33,12 +34,13 @@ def compress(
     Kept: one weight at a time, the one that costs least, with the inverse Hessian of what is left;
     the outputs' traces merged so that a layer prunes where it loses least; rounding on what pruning
     leaves, zeros fixed, weights beyond half a step first. Different: grids are laid from least to
-    greatest weight; no blocks.
+    greatest weight. How much of each layer is for `allocate`, in obc_allocation.py.
 
     Args:
       params: tree of arrays; kernels are [*inputs, outputs].
       sparsity: fraction of every kernel to prune, in [0, 1).
       structure: (n, m) keeps n of every m inputs in turn of each output, in place of a sparsity.
+      block: so many inputs in turn of an output are pruned together; with a sparsity.
       levels: of each output's grid, at least 2.
       calibration: tree with `sqs_jax.InputMoments` at paths of kernels; of these `second` is used.
       rules: which kernels.
@@ -48,8 +50,12 @@ def compress(
 
     Raises:
       ValueError: for a sparsity and a structure, or a structure that is no n <= m, or, naming the
-        path, divides no rows; or see `per_kernel`.
+        path, rows that structure or block does not divide; or see `per_kernel`.
     """
+    if block < 1 or (block > 1 and structure is not None):
+        raise ValueError(
+            f"block is {block} and structure {structure}; give one of them, a block of 1 or more."
+        )
     if structure is not None and (sparsity or not 0 < structure[0] <= structure[1]):
         raise ValueError(
             f"structure is {structure} and sparsity {sparsity}; give one of them, (n, m) with "
@@ -58,20 +64,20 @@ def compress(
 
     def compressed(kernel: Kernel) -> tuple[Any, Any, Any]:
         weights = kernel.weights
-        if structure is not None:
-            if len(weights) % structure[1]:
-                raise ValueError(
-                    f"{kernel.path}: structure {structure} needs rows that are a multiple of "
-                    f"{structure[1]}; it has {len(weights)}."
-                )
-            second = jnp.eye(len(weights)) if kernel.second is None else kernel.second
-            hessian = _damped(second)
-            kept = prune_in_groups(weights, hessian, *structure)
-            return quantise(weights, hessian, kept, levels)
-        if kernel.second is None:
+        unit = structure[1] if structure else block
+        if len(weights) % unit:
+            asked = f"structure {structure}" if structure else f"block {block}"
+            raise ValueError(
+                f"{kernel.path}: {asked} needs rows that are a multiple of {unit}; it has "
+                f"{len(weights)}."
+            )
+        if unit == 1 and kernel.second is None:
             return wanda.prune_and_round(weights, None, sparsity, levels, None)
-        hessian = _damped(kernel.second)
-        kept = prune(weights, hessian, round(sparsity * weights.size))
+        hessian = _damped(jnp.eye(len(weights)) if kernel.second is None else kernel.second)
+        if structure:
+            kept = prune_in_groups(weights, hessian, *structure)
+        else:
+            kept = prune(weights, hessian, round(sparsity * weights.size / block), block)
         return quantise(weights, hessian, kept, levels)
 
     return per_kernel(
@@ -79,26 +85,30 @@ def compress(
     )
 
 
-def prune(weights: jax.Array, hessian: jax.Array, number: int) -> jax.Array:
+def prune(weights: jax.Array, hessian: jax.Array, number: int, block: int = 1) -> jax.Array:
     """Choose the weights to keep by ExactOBS.
 
     Args:
       weights: [I, O].
       hessian: second moments of the inputs, positive definite, [I, I].
-      number: of weights to prune.
+      number: of blocks to prune.
+      block: weights in turn of an output that are pruned together.
 
     Returns:
       bool [I, O].
     """
-    rows = len(weights)
-    order, loss = _traces(weights, jnp.linalg.inv(hessian), rows, rows)  # one group, all of it
+    rows, inverse = len(weights), jnp.linalg.inv(hessian)
+    if block == 1:
+        order, loss = _traces(weights, inverse, rows, rows)  # one group, all of it
+    else:
+        order, loss = _block_traces(weights, inverse, block)
     # made never to fall along a trace, so that what is pruned of an output is its beginning
     dear = np.maximum.accumulate(np.asarray(loss), axis=1)
     due = np.zeros(dear.size, bool)
     due[np.argsort(dear, axis=None, kind="stable")[:number]] = True
     kept = np.ones(dear.shape, bool)
     np.put_along_axis(kept, np.asarray(order), ~due.reshape(dear.shape), axis=1)
-    return jnp.asarray(kept.T)
+    return jnp.asarray(np.repeat(kept, block, axis=1).T)
 
 
 def prune_in_groups(weights: jax.Array, hessian: jax.Array, keep: int, group: int) -> jax.Array:
@@ -132,6 +142,39 @@ def _traces(
             return (w, inverse, alive.at[p].set(False)), (p, cost[p])
 
         start = w, inverse, jnp.ones(w.shape, bool)
+        return jax.lax.scan(step, start, None, count)[1]
+
+    return jax.lax.map(of_output, weights.T, batch_size=_batch(weights))
+
+
+@partial(jax.jit, static_argnames="block")
+def _block_traces(
+    weights: jax.Array, inverse: jax.Array, block: int
+) -> tuple[jax.Array, jax.Array]:
+    """Return the order in which each output loses its blocks, and what each costs, [O, I / block].
+
+    A block w_P costs w_P^T ((H^-1)_PP)^-1 w_P, and the others make good what they can.
+    """
+    count = len(weights) // block
+    turn = jnp.arange(count)
+
+    def of_output(w: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def step(carry: Any, _: None) -> tuple[Any, tuple[jax.Array, jax.Array]]:
+            w, inverse, alive = carry
+            parts = inverse.reshape(count, block, count, block)[turn, :, turn]
+            parts = jnp.where(alive[:, None, None], parts, jnp.eye(block))
+            solved = jnp.linalg.solve(parts, w.reshape(count, block, 1))[..., 0]
+            cost = jnp.where(alive, jnp.sum(w.reshape(count, block) * solved, 1), jnp.inf)
+            p = jnp.argmin(cost)
+            columns = jax.lax.dynamic_slice_in_dim(inverse, p * block, block, axis=1)
+            w = w - columns @ solved[p]
+            inverse = inverse - columns @ jnp.linalg.solve(parts[p], columns.T)
+            alive = alive.at[p].set(False)
+            there = jnp.repeat(alive, block)
+            inverse = jnp.where(there[:, None] & there[None], inverse, 0.0)
+            return (jnp.where(there, w, 0.0), inverse, alive), (p, cost[p])
+
+        start = w, inverse, jnp.ones(count, bool)
         return jax.lax.scan(step, start, None, count)[1]
 
     return jax.lax.map(of_output, weights.T, batch_size=_batch(weights))

@@ -9,6 +9,7 @@ import pytest
 import sqs_jax
 from sqs_jax import InputMoments
 from sqs_jax.baselines import obc, round_to_nearest, sparse_gpt, wanda
+from sqs_jax.baselines.obc_allocation import allocate
 
 RNG = np.random.default_rng(0)
 KERNEL = (RNG.standard_t(4, (24, 10)) * 0.1).astype(np.float32)
@@ -78,6 +79,54 @@ def test_groups_keep_what_the_greedy_solution_keeps(structure):
     assert pruned[~largest].all()
 
 
+@pytest.mark.parametrize("block", [2, 4])
+def test_blocks_are_the_greedy_solution(block):
+    hessian = SECOND[:12, :12].astype(np.float64) + 0.1 * np.eye(12)
+    for column in range(3):
+        w, kept = KERNEL[:12, column].astype(np.float64), list(range(12))
+        for number in range(1, 12 // block):
+            inverse = np.linalg.inv(hessian[np.ix_(kept, kept)])
+            parts = [slice(i, i + block) for i in range(0, len(kept), block)]
+            cost = [w[kept][p] @ np.linalg.inv(inverse[p, p]) @ w[kept][p] for p in parts]
+            p = parts[int(np.argmin(cost))]
+            w[kept] -= inverse[:, p] @ np.linalg.inv(inverse[p, p]) @ w[kept][p]
+            w[kept[p]] = 0
+            del kept[p]
+            given = jnp.asarray(KERNEL[:12, column : column + 1]), jnp.asarray(hessian, "f4")
+            mask = np.asarray(obc.prune(*given, number, block))
+            assert np.flatnonzero(mask[:, 0]).tolist() == kept
+    leaf = obc.compress(
+        {"kernel": KERNEL}, sparsity=0.5, block=block, levels=64, calibration=MOMENTS
+    )["kernel"]
+    zeros = (leaf.codes == leaf.zeros).reshape(-1, block, 10).all(1)
+    assert zeros.mean() == pytest.approx(0.5, abs=0.03)
+
+
+def test_the_dynamic_program_finds_the_best_choice():
+    rng = np.random.default_rng(1)
+    sizes = [np.sort(rng.integers(1, 40, n))[::-1] * 100 for n in (3, 4, 2, 4)]
+    errors = [np.sort(rng.random(len(each))) for each in sizes]
+    for budget in (4_000, 7_000, 11_000):
+        best = min(
+            (
+                sum(e[i] for e, i in zip(errors, ways, strict=True))
+                for ways in itertools.product(*(range(len(e)) for e in errors))
+                if sum(s[i] for s, i in zip(sizes, ways, strict=True)) <= budget - 4
+            ),
+            default=None,
+        )
+        if best is None:
+            with pytest.raises(ValueError, match=f"budget is {budget}; the smallest"):
+                allocate(errors, sizes, budget)
+            continue
+        ways = allocate(errors, sizes, budget)
+        assert sum(s[i] for s, i in zip(sizes, ways, strict=True)) <= budget
+        found = sum(e[i] for e, i in zip(errors, ways, strict=True))
+        assert found == pytest.approx(best)
+    with pytest.raises(ValueError, match="as many numbers"):
+        allocate([[1.0], [1.0, 2.0]], [[1.0], [1.0]], 5)
+
+
 def test_structures_that_cannot_be_are_refused():
     given = {"levels": 16, "calibration": MOMENTS}
     with pytest.raises(ValueError, match="give one of them"):
@@ -86,6 +135,10 @@ def test_structures_that_cannot_be_are_refused():
         obc.compress({"kernel": KERNEL}, structure=(5, 4), **given)
     with pytest.raises(ValueError, match=r"kernel: structure .2, 7. needs rows.*it has 24"):
         obc.compress({"kernel": KERNEL}, structure=(2, 7), **given)
+    with pytest.raises(ValueError, match=r"kernel: block 5 needs rows.*it has 24"):
+        obc.compress({"kernel": KERNEL}, sparsity=0.5, block=5, **given)
+    with pytest.raises(ValueError, match="block is 2 and structure"):
+        obc.compress({"kernel": KERNEL}, structure=(2, 4), block=2, **given)
 
 
 def test_greedy_pruning_is_near_the_best_mask():

@@ -29,7 +29,9 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return problem, jax.tree.map(np.asarray, starting_variables(problem, config)), config
 
 
-@pytest.mark.parametrize("method", ["ours", "rtn-groups", "gptq", "obc-16", "prune-kmeans"])
+@pytest.mark.parametrize(
+    "method", ["ours", "rtn-groups", "gptq", "obc-16", "obc-allocated", "prune-kmeans"]
+)
 def test_a_method_takes_what_it_may_and_no_more(method: str, network: Any, tmp_path: Path) -> None:
     problem, variables, config = network
     found = compress(method, problem, variables, config, tmp_path)
@@ -38,7 +40,7 @@ def test_a_method_takes_what_it_may_and_no_more(method: str, network: Any, tmp_p
     size = file_bytes(params, variables, config)
     least = 0.5 if method in ("obc-16", "prune-kmeans") else 0.85  # of few levels at most
     assert least * 7_000 < size <= 7_000
-    assert (settings is None) == (method == "ours")
+    assert (settings is None) == (method in ("ours", "obc-allocated"))
     kernel = params["layers_0"]["mlp"]["up_proj"]["kernel"]
     assert isinstance(kernel, sqs_jax.CompressedLeaf | sqs_jax.GridLeaf)
     assert not isinstance(params["norm"]["scale"], sqs_jax.CompressedLeaf | sqs_jax.GridLeaf)
@@ -56,7 +58,7 @@ def test_settings_go_from_large_files_to_small_ones() -> None:
         first, last = peer.settings[0], peer.settings[-1]
         assert first.get("levels", 0) >= last.get("levels", 0)
         assert first.get("sparsity", 0) <= last.get("sparsity", 0) < 1
-    assert len(set(METHODS)) == len(METHODS) == 17
+    assert len(set(METHODS)) == len(METHODS) == 18
 
 
 def result(method: str, budget: int, accuracy: float | None, **scores: float) -> dict[str, Any]:
