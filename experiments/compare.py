@@ -157,7 +157,8 @@ def compare(workdir: Path, points: list[Point], sizes: list[int]) -> Path:
                 f"{point.method} ended with {ended.returncode}; see {folder / 'log.txt'}"
             )
     commands = {point.name: point.command(workdir / point.name) for point in points}
-    results, runs = [], defaultdict(list)
+    results: list[dict[str, Any]] = []
+    runs: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for path in sorted(workdir.glob("*/result.json")):
         found = json.loads(path.read_text())
         if path.parent.name in commands:

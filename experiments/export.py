@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,12 @@ import sqs_jax
 from experiments.configs import base
 from experiments.training.layout import fetch
 from experiments.training.normalisation import fold_statistics
-from experiments.training.phases import Phase
 from experiments.training.processes import is_writer
-from experiments.training.step import TrainState
-from experiments.trees import map_leaves, sub_distributions
+from experiments.trees import flat_leaves, map_leaves, sub_distributions
+
+if TYPE_CHECKING:  # which both need what size.py needs of this file
+    from experiments.training.phases import Phase
+    from experiments.training.step import TrainState
 
 _HISTOGRAM_BINS = 120
 _OF_THE_MACHINE = ("data.directory", "mesh.", "sharding", "checkpoint_every")
@@ -29,7 +31,7 @@ def export_dense(workdir: Path, dense: Any, config: Any) -> None:
         sqs_jax.save(workdir / "dense.sqs", whole, metadata=_metadata(config))
 
 
-def export(workdir: Path, phase: Phase, finetuned: Any, state: TrainState, config: Any) -> None:
+def export(workdir: Path, phase: "Phase", finetuned: Any, state: "TrainState", config: Any) -> None:
     """Write model.sqs (what ships), average.sqs, mean.sqs and finetune.sqs.
 
     All hold what a fresh process needs to run: params and the network's other collections. Every
@@ -138,9 +140,17 @@ def recipe(config: Any) -> dict[str, Any]:
     return told
 
 
-def deployed(phase: Phase, state: TrainState, config: Any) -> Any:
+def deployed(phase: "Phase", state: "TrainState", config: Any) -> Any:
     """Return the variables that model.sqs must give a fresh process, from the trained posterior."""
-    params = fetch(phase.transform.mode(state.posterior))
+    params, found = fetch(phase.transform.mode(state.posterior)), flat_leaves(state.posterior)
+
+    def kept(path: str, weights: Any) -> Any:
+        """Keep a leaf on grids or of several, whose values are not levels to be rounded."""
+        composed = sqs_jax.is_compressed(found[path])
+        composed = composed and not isinstance(found[path], sqs_jax.CompressedLeaf)
+        return fetch(found[path]) if composed else weights
+
+    params = map_leaves(kept, params)
     tree, options = shipped(params, fetch(state.model_state), config)
     return sqs_jax.materialize(as_stored(tree, options["dense_dtype"]))
 

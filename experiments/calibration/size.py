@@ -55,7 +55,7 @@ def compress(
         folder = workdir / f"trial_{trial}" if trial else workdir
         found = run("allocation", allocate, model, variables, train, config, folder, room)
         found = run("blocks", recode_stages, model, variables, found, batches, folder / "blocks")
-        ships = _with_any_values(found) if trained else found
+        ships = with_any_values(found) if trained else found
         tree, options = shipped(ships, other_collections(variables), config)
         size = sqs_jax.summarize(jax.tree.map(np.asarray, tree), **options).file_bytes
         if size <= budget:
@@ -67,18 +67,16 @@ def compress(
     )
 
 
-def _with_any_values(compressed: Any) -> Any:
+def with_any_values(compressed: Any) -> Any:
     """Replace floating values by others that no narrower dtype holds; codes stay."""
     rng = np.random.default_rng(0)
 
-    def drawn(_: str, leaf: Any) -> Any:
-        if isinstance(leaf, sqs_jax.CompressedLeaf):
-            return sqs_jax.CompressedLeaf(leaf.codes, drawn("", leaf.codebook))
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            return leaf
-        return rng.uniform(1, 2, np.shape(leaf)).astype(leaf.dtype)
+    def drawn(array: Any) -> Any:
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            return array
+        return rng.uniform(1, 2, np.shape(array)).astype(array.dtype)
 
-    return map_leaves(drawn, compressed)
+    return jax.tree.map(drawn, compressed)
 
 
 def allocate(

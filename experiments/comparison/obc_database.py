@@ -9,10 +9,9 @@ import numpy as np
 import sqs_jax
 from experiments.calibration.blocks import Batches, recode_stages
 from experiments.trees import map_leaves
-from sqs_jax.baselines import obc, round_to_nearest
-from sqs_jax.baselines.obc_allocation import allocate
+from sqs_jax.baselines import obc, obc_allocation, round_to_nearest
 
-WAYS = tuple(
+WAYS: tuple[dict[str, Any], ...] = tuple(
     {"levels": levels, "sparsity": sparsity}
     for levels, sparsity in (
         *((64, 0.0), (32, 0.0), (20, 0.0), (12, 0.0), (8, 0.0)),
@@ -78,7 +77,7 @@ def compress(
     room = budget - rest
     for _ in range(_TRIALS):
         try:
-            compressed = made(allocate(errors, sizes, room))
+            compressed = made(obc_allocation.allocate(errors, sizes, room))
         except ValueError as error:  # which says how small it can be
             print(error)
             return None

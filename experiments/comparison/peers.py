@@ -190,6 +190,33 @@ def compress(
     return None
 
 
+def compress_to_train(
+    method: str, problem: Problem, variables: Any, config: Any, workdir: Path
+) -> Any:
+    """Return params compressed by a method, whose file fits with whatever values are trained.
+
+    Arguments as of `compress`.
+
+    Raises:
+      ValueError: if the method makes no file that small.
+    """
+    budget = room = config.sqs.target_bytes
+    smaller = config.copy_and_resolve_references()
+    for trial in range(_TRIALS):
+        smaller.sqs.target_bytes = room
+        made = compress(method, problem, variables, smaller, workdir / f"room_{trial}")
+        if made is None:
+            break
+        size = file_bytes(ours.with_any_values(made[0]), variables, config)
+        if size <= budget:
+            return made[0]
+        room -= size - budget
+    raise ValueError(
+        f"config.sqs.target_bytes is {budget}: {method} makes no file that small of this network; "
+        "give more."
+    )
+
+
 def file_bytes(params: Any, variables: Any, config: Any) -> int:
     """Return the bytes of the file that compressed params make with the rest of a network."""
     state = other_collections(variables)

@@ -131,7 +131,8 @@ def default_recipe() -> ConfigDict:
     sqs.sensitivity = "scale"
     # Where the latent weights start: at the dense "weights", or as near to them as lets them have
     # the codes that experiments.calibrate would choose, the "calibration". If learning_rate.loc
-    # is 0 such codes stay as they are: codebooks and what is dense are trained alone.
+    # is 0 such codes stay as they are: codebooks and what is dense are trained alone. So they do
+    # of a peer of experiments.compare: "kmeans-prune", "decomposition-16", "gptq", ...
     sqs.start = "weights"
     sqs.components = 4  # K
     sqs.window_kind = "single"

@@ -1,4 +1,4 @@
-"""Where a training starts that is to go on from calibrated codes."""
+"""Where a training starts that is to go on from calibrated codes, or from a peer's."""
 
 import math
 from typing import Any
@@ -27,8 +27,7 @@ def with_codes(phase: Phase, compressed: Any) -> Phase:
 
     def init(params: Any) -> Any:
         def start(path: str, leaf: Any) -> Any:
-            found = books[path]
-            return found if isinstance(found, sqs_jax.CompressedLeaf) else leaf
+            return books[path] if sqs_jax.is_compressed(books[path]) else leaf
 
         return jax.tree.map(jnp.array, map_leaves(start, params))
 

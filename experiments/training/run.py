@@ -13,6 +13,7 @@ from experiments import data
 from experiments.calibration.blocks import examples_of
 from experiments.calibration.norms import input_norms
 from experiments.calibration.size import allocate, compress
+from experiments.comparison.peers import compress_to_train
 from experiments.data import Dataset
 from experiments.export import export_dense
 from experiments.problem import TOKENIZER, initial_weights, load_problem
@@ -94,12 +95,14 @@ def run_trainings(config: Any, workdir: Path) -> Trained:
     export_dense(workdir, dense, config)  # which another command may start from already
     if config.sqs.target_bytes:  # which may be impossible: found before anything more is trained
         host, folder = fetch(dense), workdir / "start"
-        codes_stay = config.sqs.start == "calibration" and not config.sqs.learning_rate.loc
-        if config.sqs.start == "calibration":
+        codes_stay = config.sqs.start != "weights" and not config.sqs.learning_rate.loc
+        if config.sqs.start == "weights":
+            compressed = allocate(model, host, train, config, folder, config.sqs.target_bytes)
+        elif config.sqs.start == "calibration":
             given = model, host, train, examples_of(train, config), config, folder
             compressed = compress(*given, trained=codes_stay)
         else:
-            compressed = allocate(model, host, train, config, folder, config.sqs.target_bytes)
+            compressed = compress_to_train(config.sqs.start, problem, host, config, folder)
         require_compressed(compressed, config)
         if codes_stay:
             sqs_phase = with_codes(sqs_phase, compressed)

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
+from experiments.comparison.peers import PEERS
+
 _COUNTS = (
     "batch_size", "accumulate", "checkpoint_every", "dense.epochs", "sqs.epochs", "sqs.prune_every",
 )  # fmt: skip
@@ -27,7 +29,7 @@ _CHOICES = {
     "sqs.estimator": ("mean", "sample", "mode"),
     "sqs.saliency": ("magnitude", "gate", "activation"),
     "sqs.sensitivity": ("scale", "fisher"),
-    "sqs.start": ("weights", "calibration"),
+    "sqs.start": ("weights", "calibration", *PEERS),
     "sqs.scope": ("global", "tensor"),
 }
 
@@ -116,6 +118,14 @@ def _contradictions(config: Any, num_train: int) -> Iterator[str]:
             f"config.sqs.target_bytes, {sqs.target_bytes}, with config.sqs.order 'together', not "
             f"{sqs.order!r}: give both, or start at the 'weights'."
         )
+    if sqs.start in PEERS and not (
+        sqs.target_bytes and sqs.order == "together" and not sqs.learning_rate.loc
+    ):
+        yield (
+            f"config.sqs.start is {sqs.start!r}, a peer whose codes stay, in a file of "
+            f"config.sqs.target_bytes, {sqs.target_bytes}; config.sqs.order is {sqs.order!r} and "
+            f"learning_rate.loc {sqs.learning_rate.loc}: give the bytes, 'together' and 0."
+        )
     for field, value in (("start", "calibration"), ("saliency", "activation")):
         if sqs[field] == value and config.calibration.examples < config.batch_size:
             yield (
@@ -139,10 +149,10 @@ def _contradictions(config: Any, num_train: int) -> Iterator[str]:
             f"{sqs.learning_rate.spread}: use 'mean', 0, 'together', none, 'magnitude', 0 and a "
             "positive rate."
         )
-    if sqs.mistakes and sqs.start == "calibration":
+    if sqs.mistakes and sqs.start != "weights":
         yield (
             f"config.sqs.mistakes is {tuple(sqs.mistakes)}, of the published recipe, which starts "
-            "at the weights; config.sqs.start is 'calibration': use 'weights', or no mistakes."
+            f"at the weights; config.sqs.start is {sqs.start!r}: use 'weights', or no mistakes."
         )
     if "untrained_scores" in sqs.mistakes and sqs.saliency == "activation":
         yield (
@@ -154,10 +164,10 @@ def _contradictions(config: Any, num_train: int) -> Iterator[str]:
             f"config.sqs.generated is {sqs.generated}, but config.data.kind is "
             f"{config.data.kind!r}; only 'language' models write texts: use 0."
         )
-    single = sqs.start == "calibration" or sqs.saliency == "activation" or sqs.generated
+    single = sqs.start != "weights" or sqs.saliency == "activation" or sqs.generated
     if jax.process_count() > 1 and single:
         yield (
-            "config.sqs.start 'calibration', config.sqs.saliency 'activation' and "
+            f"config.sqs.start {sqs.start!r}, config.sqs.saliency 'activation' and "
             "config.sqs.generated are for one process, and this is one of "
             f"{jax.process_count()}; use 'weights', 'magnitude' and 0."
         )

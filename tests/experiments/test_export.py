@@ -11,6 +11,7 @@ import pytest
 import sqs_jax
 from experiments.calibration.blocks import examples_of
 from experiments.calibration.size import compress
+from experiments.comparison.peers import PEERS
 from experiments.configs import digits
 from experiments.data import Dataset
 from experiments.export import as_stored, deployed, export, shipped
@@ -18,7 +19,7 @@ from experiments.models.resnet import ResNet
 from experiments.training.calibrated import with_codes
 from experiments.training.phases import Phase, phases
 from experiments.training.step import init_state
-from experiments.trees import flat_leaves
+from experiments.trees import flat_leaves, map_leaves
 
 
 @pytest.fixture(scope="module")
@@ -33,16 +34,21 @@ def network() -> tuple[Phase, Any, Any]:
 
 
 @pytest.mark.parametrize("dense_dtype", ["float16", "bfloat16", ""])
-@pytest.mark.parametrize("codes_stay", [False, True])
+@pytest.mark.parametrize("start", ["weights", "codes", "rtn-groups", "spqr", "decomposition-16"])
 def test_the_file_holds_the_deployed_weights(
-    network: Any, dense_dtype: str, codes_stay: bool, tmp_path: Path
+    network: Any, dense_dtype: str, start: str, tmp_path: Path
 ) -> None:
     phase, variables, config = network
     config = config.copy_and_resolve_references()
     config.sqs.dense_dtype = dense_dtype
-    if codes_stay:
+    if start == "codes":
         posterior = phase.transform.init(variables["params"])
         phase = with_codes(phase, jax.device_get(phase.transform.compress(posterior)))
+    elif start != "weights":
+        peer, params = PEERS[start], variables["params"]
+        kernels = {path: w for path, w in flat_leaves(params).items() if path.endswith("kernel")}
+        made = peer.compress(kernels, peer.settings[-2], None)
+        phase = with_codes(phase, map_leaves(lambda path, w: made.get(path, w), params))
     with jax.numpy_dtype_promotion("standard"):  # optax's Adam needs it
         state = init_state(phase, variables)
     export(tmp_path, phase, None, state, config)
@@ -53,10 +59,10 @@ def test_the_file_holds_the_deployed_weights(
     for path, leaf in wanted.items():
         np.testing.assert_array_equal(found[path], leaf, err_msg=path)
     for leaf in flat_leaves(tree["params"]).values():
-        if sqs_jax.is_compressed(leaf) and dense_dtype:  # levels take two bytes each
+        if isinstance(leaf, sqs_jax.CompressedLeaf) and dense_dtype:  # two bytes a level
             short = leaf.codebook.astype(jnp.dtype(dense_dtype)).astype(np.float32)
             np.testing.assert_array_equal(leaf.codebook, short)
-    assert (tmp_path / "average.sqs").is_file() != codes_stay  # nothing to draw from
+    assert (tmp_path / "average.sqs").is_file() == (start == "weights")  # or nothing to draw
 
 
 def test_levels_that_half_the_width_does_not_hold_are_named(network: Any) -> None:
