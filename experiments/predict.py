@@ -1,4 +1,4 @@
-"""Say what an experiment would take, before any of it runs: bytes of files and of every device.
+"""Say what an experiment would take, before any of it runs: bytes of files and devices, and time.
 
     python -m experiments.predict --config=experiments/configs/qwen2_5.py:0.5b --devices=8
 
@@ -9,6 +9,7 @@ sentences counts as one that predicts tokens; second moments of inputs are not c
 """
 
 import math
+import time
 from typing import Any, NamedTuple
 
 import jax
@@ -27,11 +28,20 @@ from experiments.training.layout import AXES, lay_out
 from experiments.training.phases import phases
 from experiments.training.step import init_state
 
+# Fitted to what the configs of two language models took, see docs/results.md.
+_SLOWER = 2.0  # products of a model than one of large squares
+_GROUPS = 4  # of a block's layers that share inputs
+_PASSES = 6  # that choose a kernel's codes
+_FISHER_BATCHES = 16
+_LONGEST = 65_536  # inputs of a kernel; more has an embedding alone
+_HOST_SECONDS = 8e-6  # a weight: allocation and coding
+_POSTERIOR_SECONDS = 1e-7  # a weight, in a step
+
 _SEPARATOR = 102  # of the two segments of a BERT; shapes do not depend on it
 
 
 def predict(config: Any, devices: int) -> dict[str, int]:
-    """Return bytes by what they are of, and the number of weights.
+    """Return bytes by what they are of, the number of weights, and seconds on this machine.
 
     Args:
       config: of a language model, `described`.
@@ -68,6 +78,7 @@ def predict(config: Any, devices: int) -> dict[str, int]:
     if config.model.remat:
         activations = sum(stage.output for stage in stages) + max(stage.made for stage in stages)
     calibrated = _costs(model, variables, examples)
+    rate = products_per_second()
     return {
         "weights": weights,
         "dense file": 4 * weights,
@@ -75,7 +86,47 @@ def predict(config: Any, devices: int) -> dict[str, int]:
         "training, per device": _trained(config, variables, devices) + activations,
         "calibration, one device": max(stage.made for stage in calibrated)
         + 2 * max(stage.weights for stage in calibrated),
+        "calibration, seconds": round(_calibration_seconds(config, variables, calibrated, rate)),
+        "training step, milliseconds": round(1e3 * _step_seconds(weights, calibrated, rate)),
     }
+
+
+def products_per_second() -> float:
+    """Measure how many multiplications in products of matrices this machine does in a second."""
+    side = 1024
+    square = jnp.ones((side, side), jnp.float32)
+    product = jax.jit(jnp.matmul)
+    product(square, square).block_until_ready()
+    fastest = math.inf
+    for _ in range(5):
+        started = time.perf_counter()
+        product(square, square).block_until_ready()
+        fastest = min(fastest, time.perf_counter() - started)
+    return side**3 / fastest
+
+
+def _calibration_seconds(config: Any, variables: Any, stages: list["_Cost"], rate: float) -> float:
+    """Estimate the time of experiments.calibrate."""
+    batches = max(config.calibration.examples // config.batch_size, 1)
+    tokens = batches * config.batch_size * config.data.length
+    forward = sum(stage.products for stage in stages)
+    # each layer's inputs are taken by running its stage, of both networks
+    products = 2 * (_GROUPS + 1) * batches * forward
+    if config.sqs.sensitivity == "fisher":
+        products += 3 * _FISHER_BATCHES * forward
+    weights = 0
+    for leaf in jax.tree.leaves(variables["params"]):
+        weights += leaf.size
+        if leaf.ndim == 2:
+            inputs, outputs = leaf.shape
+            if inputs < _LONGEST:  # an embedding is read by no product
+                products += 2 * tokens * inputs**2 + _PASSES * inputs**2 * outputs
+    return _SLOWER * products / rate + _HOST_SECONDS * weights
+
+
+def _step_seconds(weights: int, stages: list["_Cost"], rate: float) -> float:
+    """Estimate the time of a step: forward and backward, the teacher, and the posterior."""
+    return _SLOWER * 4 * sum(s.products for s in stages) / rate + _POSTERIOR_SECONDS * weights
 
 
 def _trained(config: Any, variables: Any, devices: int) -> int:
@@ -99,31 +150,45 @@ def _bytes(tree: Any, layout: Any) -> int:
 
 
 class _Cost(NamedTuple):
-    """Bytes that a stage computes on its way, of its output and of its weights."""
+    """Bytes that a stage computes on its way, of its output and weights; its multiplications."""
 
     made: int
     output: int
     weights: int
+    products: int
 
 
 def _costs(model: Any, variables: Any, examples: Any) -> list[_Cost]:
     """Count what the stages compute, one after the other."""
     costs, x = [], examples
-    known: dict[Any, tuple[int, Any]] = {}  # blocks are alike
+    known: dict[Any, tuple[int, int, Any]] = {}  # blocks are alike
     for stage in stages_of(model, variables):
         params = {name: variables["params"][name] for name in stage.names}
         key = stage.apply, x.shape
         if key not in known:
             traced, out = jax.make_jaxpr(stage.apply, return_shape=True)(values(params), x)
-            known[key] = sum(map(_size, (v.aval for v in _made(traced.jaxpr)))), out
-        made, x = known[key]
+            made = sum(map(_size, (v.aval for v in _made(traced.jaxpr))))
+            known[key] = made, _products(traced.jaxpr), out
+        made, products, x = known[key]
         weights = sum(4 * leaf.size for leaf in jax.tree.leaves(params))
-        costs.append(_Cost(made, _size(x), weights))
+        costs.append(_Cost(made, _size(x), weights, products))
     return costs
 
 
 def _size(array: Any) -> int:
     return int(array.size) * array.dtype.itemsize
+
+
+def _products(jaxpr: Any) -> int:
+    """Count the multiplications of a program's products of matrices."""
+    count = 0
+    for equation in jaxpr.eqns:
+        count += sum(_products(p.jaxpr) for p in equation.params.values() if hasattr(p, "jaxpr"))
+        if equation.primitive.name == "dot_general":
+            (summed, _), _ = equation.params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            count += equation.outvars[0].aval.size * math.prod(left[axis] for axis in summed)
+    return count
 
 
 def _made(jaxpr: Any) -> list[Any]:
@@ -141,7 +206,7 @@ def main(_: Any) -> None:
         raise app.UsageError("--config is needed.")
     logging.set_verbosity(logging.WARNING)  # jax tells of every backend that is not there
     for name, count in predict(described(given.config), given.devices).items():
-        unit = "" if name == "weights" else f"  {count / 2**30:8.3f} GiB"
+        unit = "" if name.endswith(("weights", "seconds")) else f"  {count / 2**30:8.3f} GiB"
         print(f"{name:26} {count:16,}{unit}")
 
 
