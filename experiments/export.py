@@ -93,15 +93,30 @@ def _metadata(config: Any) -> dict[str, Any]:
 
 
 def _shortened(compressed: Any, config: Any) -> Any:
-    """Round codebooks to `config.sqs.dense_dtype`, in which they take half the bytes."""
+    """Leave out levels that no code has, and round the others to `config.sqs.dense_dtype`."""
+    dtype = config.sqs.dense_dtype
 
-    def rounded(path: str, leaf: Any) -> Any:
+    def short(path: str, leaf: Any) -> Any:
         if not isinstance(leaf, sqs_jax.CompressedLeaf):
             return leaf
-        short = _cast(path, leaf.codebook, config.sqs.dense_dtype)
-        return sqs_jax.CompressedLeaf(leaf.codes, short)
+        leaf = _without_unused(leaf)
+        codebook = _cast(path, leaf.codebook, dtype) if dtype else leaf.codebook
+        return sqs_jax.CompressedLeaf(leaf.codes, codebook)
 
-    return map_leaves(rounded, compressed) if config.sqs.dense_dtype else compressed
+    return map_leaves(short, compressed)
+
+
+def _without_unused(leaf: sqs_jax.CompressedLeaf) -> sqs_jax.CompressedLeaf:
+    """Return a leaf of one codebook without the levels that no weight has, but for one."""
+    if leaf.codebook.ndim > 2:  # several slices have as many levels
+        return leaf
+    codes, levels = np.asarray(leaf.codes), np.asarray(leaf.codebook).reshape(-1)
+    used = np.bincount(codes.ravel(), minlength=levels.size + 1)[1:] > 0
+    used[0] |= not used.any()
+    if used.all():
+        return leaf
+    numbers = np.concatenate([[0], np.cumsum(used)]).astype(codes.dtype)
+    return sqs_jax.CompressedLeaf(numbers[codes], levels[used].reshape(1, -1))
 
 
 def _cast(path: str, array: Any, dtype: str) -> np.ndarray:

@@ -98,8 +98,9 @@ class Budget(NamedTuple):
 
     def file_bytes(self, posterior: Any, model_state: Any) -> int:
         """Return the size of the file that this posterior ships as."""
-        tree, options = shipped(self.transform.compress(posterior), model_state, self.config)
-        return sqs_jax.summarize(fetch(tree), **options).file_bytes
+        compressed = fetch(self.transform.compress(posterior))
+        tree, options = shipped(compressed, fetch(model_state), self.config)
+        return sqs_jax.summarize(tree, **options).file_bytes
 
 
 def require_compressed(compressed: Any, config: Any) -> None:
@@ -123,6 +124,7 @@ def with_budget(phase: Phase, dense: Any, config: Any, compressed: Any) -> Phase
     """
     mask = phase.mask
     assert mask is not None  # a compression prunes
+    compressed = _of_few_sizes(compressed)
     found = {
         path: leaf
         for path, leaf in flat_leaves(compressed).items()
@@ -152,6 +154,31 @@ def with_budget(phase: Phase, dense: Any, config: Any, compressed: Any) -> Phase
         budget=Budget(config.sqs.target_bytes, transform, config),
     )
     return phase._replace(transform=transform, mask=mask)
+
+
+def _of_few_sizes(compressed: Any) -> Any:
+    """Fill codebooks up, so that tensors of one shape have as many levels: one program serves them.
+
+    A training step of dozens of tensors that all differ compiles for minutes. What fills up is the
+    first level again, which no weight takes; a file leaves it out.
+    """
+
+    def kind(leaf: sqs_jax.CompressedLeaf) -> Any:
+        return leaf.codes.shape, leaf.codebook.shape[:-1], leaf.codes.dtype
+
+    most: dict[Any, int] = {}
+    for leaf in flat_leaves(compressed).values():
+        if isinstance(leaf, sqs_jax.CompressedLeaf):
+            most[kind(leaf)] = max(most.get(kind(leaf), 0), leaf.codebook.shape[-1])
+
+    def filled(_: str, leaf: Any) -> Any:
+        if not isinstance(leaf, sqs_jax.CompressedLeaf):
+            return leaf
+        book = np.asarray(leaf.codebook)
+        again = np.repeat(book[..., :1], most[kind(leaf)] - book.shape[-1], axis=-1)
+        return sqs_jax.CompressedLeaf(leaf.codes, np.concatenate([book, again], axis=-1))
+
+    return map_leaves(filled, compressed)
 
 
 def _started_at(
