@@ -81,9 +81,10 @@ def at_codes(
     means = jnp.asarray(compressed.codebook, leaf.means.dtype)
     size = means.shape[-2] * means.shape[-1]
     levels = jnp.pad(means.reshape(*means.shape[:-2], size), [(0, 0)] * leaf.stacked + [(1, 0)])
-    apart = jnp.diff(jnp.sort(levels, axis=-1), axis=-1).mean(-1)[..., None, None]
+    gaps = jnp.diff(jnp.sort(levels, axis=-1), axis=-1)
+    apart = jnp.mean(gaps, -1, where=gaps > 0)[..., None, None]  # levels may be there twice
     floor = 1e-6 * jnp.abs(means).max((-2, -1), keepdims=True)  # of levels that all are one
-    width = jnp.maximum(apart, floor) / math.sqrt(12)
+    width = jnp.maximum(jnp.nan_to_num(apart), floor) / math.sqrt(12)
     codes = np.asarray(compressed.codes).reshape(-1, math.prod(leaf.loc.shape[leaf.stacked :]))
     counts = np.stack([np.bincount(each, minlength=size + 1)[1:] for each in codes])
     shares = np.log(np.maximum(counts, 0.5)).reshape(means.shape)
