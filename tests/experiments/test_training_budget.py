@@ -50,8 +50,10 @@ def test_rules_and_start_are_those_of_the_allocation(compression):
     assert set(leaves) == {f"{name}/kernel" for name in ("Conv_0", "Conv_1", "Dense_0", "Dense_1")}
     levels = {path: leaf.means.shape[-1] for path, leaf in leaves.items()}
     assert len(set(levels.values())) > 1  # not the same K everywhere
-    for found in (posterior, sqs_jax.at_price(posterior)):
-        assert 0.9 * TARGET < phase.mask.budget.file_bytes(found, {}) < 1.1 * TARGET
+    assert 0.9 * TARGET < phase.mask.budget.file_bytes(posterior, {}) < 1.1 * TARGET
+    decided = sub_distributions(phase.mask.budget.fit(posterior, {}))
+    for path, leaf in leaves.items():  # at about the price that levels so far apart ask for
+        assert 0.5 < float(jnp.exp(decided[path].log_scales - leaf.log_scales)[0, 0]) < 2
 
 
 def test_a_calibrated_start_has_its_codes_and_stays_near_the_weights(tmp_path):
