@@ -27,6 +27,7 @@ TABLES: dict[str, tuple[str, dict[str, Any], dict[str, dict[str, Any]]]] = {
             "estimator mean, temperature 1 to 0.05": {"sqs.estimator": "mean"},
             "latent weights frozen": {"sqs.learning_rate.loc": 0.0},
             "no distillation": {"sqs.distill_weight": 0.0},
+            "no refit, no revival": {"sqs.refit": False},
             "warm-up of 5 %": {"sqs.warmup": 0.05},
             "latent weights until 80 % only": {"sqs.latent_end": 0.8},
             "rate in the loss, 0.01": {"sqs.rate_weight": 0.01},

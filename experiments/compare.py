@@ -54,7 +54,7 @@ def run_point(config: Any, method: str, workdir: Path, setting: int = 0) -> dict
     Returns:
       What results.json has of it; "bytes" is None if the method cannot be made so small.
     """
-    started = time.monotonic()
+    started, resumed = time.monotonic(), (workdir / "checkpoints").is_dir()
     found: dict[str, Any] = {"method": method, "budget": config.sqs.target_bytes,
                              "seed": config.seed, "bytes": None}  # fmt: skip
     if method in trained.METHODS:
@@ -84,7 +84,7 @@ def run_point(config: Any, method: str, workdir: Path, setting: int = 0) -> dict
     }
     unit = 1 if sys.platform == "darwin" else 1024
     peak = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds = time.monotonic() - started
+    seconds = None if resumed else time.monotonic() - started  # which would be of a part alone
     return found | {"bytes": report.file_bytes, "seconds": seconds, "peak_bytes": peak}
 
 
@@ -144,7 +144,7 @@ def compare(workdir: Path, points: list[Point], sizes: list[int]) -> Path:
         if (folder / "result.json").is_file():
             continue
         print(f"{number}/{len(points)}  {point.name}", flush=True)
-        if folder.is_dir() and point.method not in trained.METHODS:  # its time would be a part
+        if folder.is_dir() and point.method not in trained.METHODS:  # a training goes on
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "log.txt").open("w") as log:
@@ -182,7 +182,12 @@ def main(_: Any) -> None:
         command = shlex.join(["python", "-m", "experiments.compare", *sys.argv[1:]])
         (workdir / "result.json").write_text(json.dumps(result | {"command": command}, indent=1))
         return
-    methods = (*METHODS, *trained.METHODS)
+    methods = (*METHODS, *trained.METHODS) if config.model.weights else METHODS
+    if set(given.methods) & {*trained.METHODS} - {*methods}:
+        raise app.UsageError(
+            "Methods that train start from config.model.weights, which is empty: name the weights, "
+            "such as dense.sqs of another run."
+        )
     if unknown := set(given.methods) - {*methods}:
         raise app.UsageError(f"--methods: {', '.join(unknown)}; there are {', '.join(methods)}.")
     sizes = [int(size) for size in given.bytes]

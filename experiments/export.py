@@ -108,14 +108,15 @@ def _shortened(compressed: Any, config: Any) -> Any:
 
 def _without_unused(leaf: sqs_jax.CompressedLeaf) -> sqs_jax.CompressedLeaf:
     """Return a leaf of one codebook without the levels that no weight has, but for one."""
-    if leaf.codebook.ndim > 2:  # several slices have as many levels
+    if leaf.codebook.ndim > 2 or len(leaf.codebook) > 1:  # slices, windows: all have as many
         return leaf
     codes, levels = np.asarray(leaf.codes), np.asarray(leaf.codebook).reshape(-1)
     used = np.bincount(codes.ravel(), minlength=levels.size + 1)[1:] > 0
     used[0] |= not used.any()
     if used.all():
         return leaf
-    numbers = np.concatenate([[0], np.cumsum(used)]).astype(codes.dtype)
+    dtype = np.uint8 if used.sum() <= 255 else np.uint16
+    numbers = np.concatenate([[0], np.cumsum(used)]).astype(dtype)
     return sqs_jax.CompressedLeaf(numbers[codes], levels[used].reshape(1, -1))
 
 

@@ -2,10 +2,15 @@
 
     python -m experiments.predict --config=experiments/configs/qwen2_5.py:0.5b --devices=8
 
-Nothing is read and nothing computed: shapes alone, laid out as the training would lay them out on
-so many devices, of which `config.mesh.fsdp` share what is trained. Activations are an upper bound:
-all that a block computes on its way forward, as if nothing of it were fused. A decoder that labels
-sentences counts as one that predicts tokens; second moments of inputs are not counted.
+Nothing is read, and of the experiment nothing computed: shapes alone, laid out as the training
+would lay them out on so many devices, of which `config.mesh.fsdp` share what is trained. Activations are
+an upper bound: all that a block computes on its way forward, as if nothing of it were fused. A
+decoder that labels sentences counts as one that predicts tokens; second moments of inputs are not
+counted.
+
+Seconds are of one device of this machine, whose speed a product of two matrices tells: what a
+calibration or a training step multiplies, at that speed or half of it, and what the host does for
+every weight. They are good to a factor of two; compilation is not in them.
 """
 
 import math
@@ -87,7 +92,9 @@ def predict(config: Any, devices: int) -> dict[str, int]:
         "calibration, one device": max(stage.made for stage in calibrated)
         + 2 * max(stage.weights for stage in calibrated),
         "calibration, seconds": round(_calibration_seconds(config, variables, calibrated, rate)),
-        "training step, milliseconds": round(1e3 * _step_seconds(weights, calibrated, rate)),
+        "training step, one device, milliseconds": round(
+            1e3 * _step_seconds(weights, calibrated, rate)
+        ),
     }
 
 
@@ -207,7 +214,7 @@ def main(_: Any) -> None:
     logging.set_verbosity(logging.WARNING)  # jax tells of every backend that is not there
     for name, count in predict(described(given.config), given.devices).items():
         unit = "" if name.endswith(("weights", "seconds")) else f"  {count / 2**30:8.3f} GiB"
-        print(f"{name:26} {count:16,}{unit}")
+        print(f"{name:40} {count:16,}{unit}")
 
 
 if __name__ == "__main__":

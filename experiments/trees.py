@@ -10,7 +10,12 @@ import sqs_jax
 
 
 def _whole(node: Any) -> bool:
-    return hasattr(node, "kept") or sqs_jax.is_compressed(node)  # of any method's posterior
+    return _decided(node) or sqs_jax.is_compressed(node)
+
+
+def _decided(node: Any) -> bool:
+    """Return whether a node is a posterior's leaf, ours or a peer's, which knows what it keeps."""
+    return isinstance(node, sqs_jax.SubDistribution) or hasattr(type(node), "roles")
 
 
 def map_leaves(function: Callable[[str, Any], Any], tree: Any) -> Any:
@@ -42,7 +47,7 @@ def sub_distributions(posterior: Any) -> dict[str, sqs_jax.SubDistribution]:
 def sparsity(posterior: Any) -> float:
     """Return the pruned fraction of the compressed weights; 0 without any."""
     leaves = flat_leaves(posterior).values()
-    kept = [leaf.kept for leaf in leaves if hasattr(leaf, "kept")]
+    kept = [leaf.kept for leaf in leaves if _decided(leaf)]
     kept += [leaf.codes > 0 for leaf in leaves if isinstance(leaf, sqs_jax.CompressedLeaf)]
     total = sum(mask.size for mask in kept)
     return 1 - sum(int(jnp.sum(mask)) for mask in kept) / total if total else 0.0

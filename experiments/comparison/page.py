@@ -81,7 +81,7 @@ def _row(each: dict[str, Any], dense: dict[str, Any]) -> list[str]:
     largest = f"{max(errors.values(), default=0.0):.3f}" if errors else ""  # trained weights move
     return [
         *head, f"{each['bytes']:,}", _shown(each), f"{lost(each, dense):.2f}",
-        largest, f"{each['seconds']:.0f}",
+        largest, "" if each["seconds"] is None else f"{each['seconds']:.0f}",
         f"{each['peak_bytes'] / 1e6:,.0f}",
         ", ".join(f"{bits[name]:.2f}" for name in ("fixed", "entropy", "file")),
         escape(", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}"

@@ -19,6 +19,10 @@ _PEER = {
     "sqs.estimator": "mean",
     "sqs.rate_weight": 0.0,
     "sqs.saliency": "magnitude",
+    "sqs.order": "together",
+    "sqs.mistakes": (),
+    "sqs.window_kind": "single",
+    "sqs.window_count": 1,
 }
 _LOGIT_RATE = 3e-2  # of CoDeQ's, which start at 3
 
@@ -76,9 +80,12 @@ def run(config: Any, method: str, number: int, workdir: Path) -> dict[str, Any]:
     told: dict[str, Any] = {}
     if method != OURS:
         setting = SETTINGS[method][number]
-        units = load_problem(config, workdir).splits.train.units
+        text = load_problem(config, workdir).splits.train
         config.update_from_flattened_dict({**_PEER, **setting.fields})
-        config.sqs.kl_weight = setting.penalty * units
+        rates = config.sqs.learning_rate
+        rates.loc = rates.loc or rates.dense  # 0: ours keeps its codes
+        written = config.sqs.generated / len(text.labels)
+        config.sqs.kl_weight = setting.penalty * text.units * (1 + written)
         told = {"components": config.sqs.components}
         if setting.penalty:
             told["penalty"] = setting.penalty

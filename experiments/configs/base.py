@@ -124,13 +124,14 @@ def default_recipe() -> ConfigDict:
     # Sequences that the dense language model draws itself, to be trained on beside the text.
     sqs.generated = 0
     sqs.pattern = ".*kernel"  # the leaves that are compressed
-    # Bytes of model.sqs, from the first step on; K per tensor then follows, and a price of codes
-    # takes the place of sparsity, scope, ramp and refit. 0: no budget.
+    # Bytes of model.sqs, from the first step on; K and sparsity per tensor then follow, and the
+    # config's, its scope and its ramp are not used. 0: no budget.
     sqs.target_bytes = 0
     # What a squared error costs there: by its tensor's own "scale", or by its "fisher" information
     sqs.sensitivity = "scale"
     # Where the latent weights start: at the dense "weights", or as near to them as lets them have
-    # the codes that experiments.calibrate would choose, the "calibration". If learning_rate.loc
+    # the codes that experiments.calibrate would choose, the "calibration"; a price of codes then
+    # keeps the size, and not pruning. If learning_rate.loc
     # is 0 such codes stay as they are: codebooks and what is dense are trained alone. So they do
     # of a peer of experiments.compare: "kmeans-prune", "decomposition-16", "gptq", ...
     sqs.start = "weights"

@@ -107,7 +107,7 @@ class MaskSchedule(NamedTuple):
         )
 
     def decide(self, posterior: Any, step: int, model_state: Any) -> Any:
-        """Prune to this step's sparsity, and refit what is left."""
+        """Prune to this step's sparsity, and refit what is left; or as the budget decides."""
         if self.budget is None:
             return self.prune(posterior, float(self.sparsity(step)))
         if self.fits(step):

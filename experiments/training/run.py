@@ -120,9 +120,10 @@ def run_trainings(config: Any, workdir: Path) -> Trained:
     for stage in in_order(sqs_phase, config.sqs.order):
         state = run(stage, start, dense)
         start = variables_of(state)
-    mask = sqs_phase.mask
+    mask = stage.mask  # of the last one, whose budget moves what its order lets it
     if mask is not None and mask.budget is not None:
-        landed = mask.budget.land(state.posterior, state.model_state)
+        scores = mask.scores(state.posterior)
+        landed = mask.budget.land(state.posterior, state.model_state, scores)
         state = state._replace(posterior=landed)
     if config.sqs.reestimate:
         state = reestimated(model, sqs_phase, state, train, config)

@@ -1,6 +1,5 @@
 """Pruning and quantisation one after the other, with the parts of the simultaneous compression."""
 
-import math
 from typing import Any
 
 import jax
@@ -9,7 +8,7 @@ import optax
 
 import sqs_jax
 from experiments.training.phases import MaskSchedule, Phase
-from experiments.trees import map_leaves, sparsity
+from experiments.trees import map_leaves
 
 ORDERS = ("together", "prune_first", "quantise_first")
 
@@ -51,7 +50,6 @@ def in_order(phase: Phase, order: str) -> list[Phase]:
     if order == "prune_first":
         target = float(mask.sparsity(mask.freeze))
         once = mask._replace(sparsity=optax.constant_schedule(target), start=0, end=0, freeze=0)
-        once = _budget_by_pruning(once)
         return [
             first._replace(
                 transform=phase.transform._replace(mode=_float_weights),
@@ -65,35 +63,15 @@ def in_order(phase: Phase, order: str) -> list[Phase]:
     rates = {label: rate for label, rate in phase.learning_rate.items() if label != "loc"}
 
     def for_all(params: Any) -> Any:
-        return _codebooks_of_survivors(map_leaves(_all_kept, phase.transform.init(params)))
+        return _codebooks_of_survivors(phase.transform.init(params))
 
     return [
         first._replace(transform=phase.transform._replace(init=for_all), mask=keep_all),
         half._replace(
             transform=phase.transform._replace(init=lambda posterior: posterior),
             learning_rate=rates,
-            mask=_budget_by_pruning(_halved(mask)),
         ),
     ]
-
-
-def _budget_by_pruning(mask: MaskSchedule) -> MaskSchedule:
-    """Let a file's size move how much is pruned, and no other code."""
-    if mask.budget is None:
-        return mask
-
-    def pruned(posterior: Any, knob: float) -> Any:
-        fraction = sparsity(posterior) or float(mask.sparsity(mask.freeze))
-        odds = math.exp(knob) * fraction / max(1 - fraction, 1e-6)
-        return mask.prune(posterior, odds / (1 + odds))
-
-    return mask._replace(budget=mask.budget._replace(assign=pruned))
-
-
-def _all_kept(_: str, leaf: Any) -> Any:
-    if not isinstance(leaf, sqs_jax.SubDistribution):
-        return leaf
-    return leaf.replace(kept=jnp.ones_like(leaf.kept))
 
 
 def _halved(mask: MaskSchedule) -> MaskSchedule:

@@ -126,10 +126,13 @@ def _contradictions(config: Any, num_train: int) -> Iterator[str]:
             f"config.sqs.target_bytes, {sqs.target_bytes}; config.sqs.order is {sqs.order!r} and "
             f"learning_rate.loc {sqs.learning_rate.loc}: give the bytes, 'together' and 0."
         )
-    for field, value in (("start", "calibration"), ("saliency", "activation")):
-        if sqs[field] == value and config.calibration.examples < config.batch_size:
+    for field, asked in (
+        ("start", sqs.start != "weights"),
+        ("saliency", sqs.saliency == "activation"),
+    ):
+        if asked and config.calibration.examples < config.batch_size:
             yield (
-                f"config.sqs.{field} is {value!r}, by config.calibration.examples, "
+                f"config.sqs.{field} is {sqs[field]!r}, by config.calibration.examples, "
                 f"{config.calibration.examples}: fewer than config.batch_size, {config.batch_size}."
             )
     if sqs.method != "spike_slab" and (

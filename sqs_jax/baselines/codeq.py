@@ -91,7 +91,8 @@ def codeq(rules: Iterable[Rule] = DEFAULT_RULES, *, mixed: bool = False) -> Tran
     Kept: the quantiser, its range at the 99th percentile, the logits and their start, derivatives
     straight through rounding and clipping; what is learned is weights, dead zones and, if `mixed`,
     the bits of each tensor. Different: the decay that widens dead zones and takes bits is a term of
-    the loss, `kl`, in place of AdamW's own; its weight, `kl_weight`, sets the sparsity.
+    the loss, `kl`, beside whatever decay the optimizer has; its weight, `kl_weight`, sets the
+    sparsity.
 
     Args:
       rules: as of `spike_slab_gmm`; K + 2 must be a power of two, 2 ** bits. Windows must be one;

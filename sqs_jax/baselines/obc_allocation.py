@@ -3,6 +3,7 @@
 Frantar, Singh and Alistarh 2022, arXiv:2208.11580, section 5.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -40,9 +41,13 @@ def allocate(
             f"layers have {[each.size for each in ways]} and {[each.size for each in costs]}."
         )
     part = budget / _BUCKETS
-    if budget <= 0 or sum(int(np.ceil(each.min() / part)) for each in costs) > _BUCKETS:
-        least = sum(each.min() for each in costs)
-        raise ValueError(f"budget is {budget}; the smallest ways of all layers take {least}.")
+    least = sum(int(np.ceil(each.min() / part)) for each in costs) if budget > 0 else math.inf
+    if least > _BUCKETS:
+        raise ValueError(
+            f"budget is {budget}; the smallest ways of all layers take "
+            f"{sum(each.min() for each in costs)}, rounded up to parts of a ten-thousandth of the "
+            "budget for each layer; give more."
+        )
     best = np.zeros(_BUCKETS + 1)  # least error of the layers so far, by parts that may be used
     taken = np.zeros((len(ways), _BUCKETS + 1), np.int64)
     for layer, (error, cost) in enumerate(zip(ways, costs, strict=True)):
