@@ -3,10 +3,10 @@
     python -m experiments.predict --config=experiments/configs/qwen2_5.py:0.5b --devices=8
 
 Nothing is read, and of the experiment nothing computed: shapes alone, laid out as the training
-would lay them out on so many devices, of which `config.mesh.fsdp` share what is trained. Activations are
-an upper bound: all that a block computes on its way forward, as if nothing of it were fused. A
-decoder that labels sentences counts as one that predicts tokens; second moments of inputs are not
-counted.
+would lay them out on so many devices, of which `config.mesh.fsdp` share what is trained.
+Activations are an upper bound: all that a block computes on its way forward, as if nothing of it
+were fused. A decoder that labels sentences counts as one that predicts tokens; second moments of
+inputs are not counted.
 
 Seconds are of one device of this machine, whose speed a product of two matrices tells: what a
 calibration or a training step multiplies, at that speed or half of it, and what the host does for
