@@ -25,6 +25,7 @@ import sqs_jax
 from experiments.calibration.blocks import examples_of
 from experiments.calibration.size import compress
 from experiments.export import shipped
+from experiments.memory import explained
 from experiments.outcome import evaluate_files, show
 from experiments.problem import TOKENIZER, described, load_problem, starting_variables
 from experiments.training.workdir import claim_workdir, hold_workdir
@@ -80,7 +81,8 @@ def main(_: Any) -> None:
         raise app.UsageError("--config and --workdir are needed.")
     logging.set_verbosity(logging.WARNING)  # jax tells of every backend that is not there
     config, workdir = described(given.config), Path(given.workdir)
-    evaluation = calibrate(config, workdir)
+    with explained(config, "calibration"):
+        evaluation = calibrate(config, workdir)
     show(evaluation, sqs_jax.inspect(workdir / "model.sqs"))
     told = json.loads((workdir / "calibration.json").read_text())["seconds"]
     print(", ".join(f"{name} {value} s" for name, value in told.items()))

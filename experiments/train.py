@@ -21,6 +21,7 @@ from ml_collections import config_flags
 import sqs_jax
 from experiments.evaluate import predict
 from experiments.export import deployed, describe_distributions, export
+from experiments.memory import explained
 from experiments.outcome import evaluate_files, show
 from experiments.problem import described
 from experiments.report import write_report
@@ -29,12 +30,11 @@ from experiments.training.run import run_trainings
 
 
 def train(config: Any, workdir: Path) -> dict[str, Any]:
-    """Run an experiment to its end; returns what evaluation.json holds.
+    """Run an experiment, `described`, to its end; returns what evaluation.json holds.
 
     Raises:
       RuntimeError: if the files do not do what was trained, and as `run_trainings`.
     """
-    config = described(config)
     model, splits, finetuned, phase, state = run_trainings(config, workdir)
     export(workdir, phase, finetuned, state, config)
     describe_distributions(workdir / "distributions.json", state.posterior)
@@ -53,7 +53,9 @@ def main(_: Any) -> None:
     logging.set_verbosity(logging.WARNING)  # orbax tells of every save
     workdir = Path(given.workdir)
     with joined(given.coordinator_address, given.num_processes, given.process_id):
-        evaluation = train(given.config, workdir)
+        config = described(given.config)
+        with explained(config, "training"):
+            evaluation = train(config, workdir)
         if is_writer():
             show(evaluation, sqs_jax.inspect(workdir / "model.sqs"))
             print(f"report: {write_report(workdir)}")
