@@ -38,27 +38,31 @@ def way_out(config: Any, task: Task, limit: int | None) -> str:
       task: what ran.
       limit: bytes of the device; None if it does not tell.
     """
-    devices = 1  # a calibration's
-    smaller = [{"batch_size": config.batch_size // n} for n in _halvings(config.batch_size)]
-    if task == "training":
-        devices = jax.device_count()
-        shared = config.batch_size // devices
-        parts = [n for n in _halvings(shared) if n > config.accumulate]
-        smaller = [
-            {"accumulate": n, "model.remat": remat} for n in parts for remat in (False, True)
-        ]
-        smaller.insert(0, {"accumulate": config.accumulate, "model.remat": True})
-    known = limit if config.data.kind != "images" else None  # else nothing is predicted
-    for fields in smaller:
+    images = config.data.kind == "images"
+    devices = jax.device_count() if task == "training" else 1
+    known = None if images else limit  # of images nothing is predicted
+    for fields in _smaller(config, task, devices):
         changed = config.copy_and_resolve_references()
         changed.update_from_flattened_dict(fields)
-        if known is None or predict(changed, devices)[_ROWS[task]] <= known:
-            settings = ", ".join(f"config.{name}={value}" for name, value in fields.items())
-            there = "" if known is None else f" in its {known:,} bytes"
-            return f"Try {settings}: that should fit{there}."
+        settings = ", ".join(f"config.{name}={value}" for name, value in fields.items())
+        if known is None:
+            return f"Try {settings}, and go on in such steps."
+        if predict(changed, devices)[_ROWS[task]] <= known:
+            return f"Try {settings}: that should fit in its {known:,} bytes."
     if task == "training":
         return "Nothing smaller fits on one device: more of them share it with config.mesh.fsdp."
     return "Not even one example fits: give a smaller config.data.length, or a larger device."
+
+
+def _smaller(config: Any, task: Task, devices: int) -> list[dict[str, Any]]:
+    """List what takes less memory than the config, the nearest first."""
+    if task == "calibration":
+        return [{"batch_size": config.batch_size // n} for n in _halvings(config.batch_size)]
+    parts = [n for n in _halvings(config.batch_size // devices) if n > config.accumulate]
+    if config.data.kind == "images" or config.model.remat:
+        return [{"accumulate": n} for n in parts]
+    both = [{"accumulate": n, "model.remat": again} for n in parts for again in (False, True)]
+    return [{"model.remat": True}, *both]
 
 
 def _halvings(count: int) -> list[int]:

@@ -46,7 +46,7 @@ _SEPARATOR = 102  # of the two segments of a BERT; shapes do not depend on it
 
 
 def predict(config: Any, devices: int) -> dict[str, int]:
-    """Return bytes by what they are of, the number of weights, and seconds on this machine.
+    """Return bytes by what they are of, and the number of weights; nothing is computed.
 
     Args:
       config: of a language model, `described`.
@@ -55,6 +55,47 @@ def predict(config: Any, devices: int) -> dict[str, int]:
     Raises:
       ValueError: for images, or if the mesh does not fit.
     """
+    parts = devices * config.accumulate
+    if devices % config.mesh.fsdp or config.batch_size % parts:
+        raise ValueError(
+            f"--devices={devices} must be a multiple of config.mesh.fsdp={config.mesh.fsdp}, and, "
+            f"times config.accumulate={config.accumulate}, divide "
+            f"config.batch_size={config.batch_size}."
+        )
+    model, variables, examples = _shapes(config)
+    weights = sum(leaf.size for leaf in jax.tree.leaves(variables))
+    here = jax.ShapeDtypeStruct((config.batch_size // parts, config.data.length), jnp.int32)
+    stages = _costs(model, variables, here)
+    activations = sum(stage.made for stage in stages)
+    if config.model.remat:
+        activations = sum(stage.output for stage in stages) + max(stage.made for stage in stages)
+    calibrated = _costs(model, variables, examples)
+    return {
+        "weights": weights,
+        "dense file": 4 * weights,
+        "compressed file": config.sqs.target_bytes,
+        "training, per device": _trained(config, variables, devices) + activations,
+        "calibration, one device": max(stage.made for stage in calibrated)
+        + 2 * max(stage.weights for stage in calibrated),
+    }
+
+
+def predict_seconds(config: Any) -> dict[str, float]:
+    """Return seconds on one device of this machine, by what they are of.
+
+    Args:
+      config: as of `predict`.
+    """
+    model, variables, examples = _shapes(config)
+    stages, rate = _costs(model, variables, examples), products_per_second()
+    return {
+        "calibration": _calibration_seconds(config, variables, stages, rate),
+        "training step": _step_seconds(variables, stages, rate),
+    }
+
+
+def _shapes(config: Any) -> tuple[Any, Any, jax.ShapeDtypeStruct]:
+    """Return a language model, its variables and its examples, the last two as shapes."""
     if config.data.kind == "images":
         raise ValueError("config.data.kind is 'images'; predictions are of language models.")
     shape = config.model.shape.to_dict()
@@ -67,35 +108,8 @@ def predict(config: Any, devices: int) -> dict[str, int]:
         model = Encoder(encoder_config(shape, _SEPARATOR), classes, dtype=dtype)
     else:
         model = Decoder(decoder_config(shape), dtype=dtype)
-    parts = devices * config.accumulate
-    if devices % config.mesh.fsdp or config.batch_size % parts:
-        raise ValueError(
-            f"--devices={devices} must be a multiple of config.mesh.fsdp={config.mesh.fsdp}, and, "
-            f"times config.accumulate={config.accumulate}, divide "
-            f"config.batch_size={config.batch_size}."
-        )
     examples = jax.ShapeDtypeStruct((config.batch_size, config.data.length), jnp.int32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), examples)
-    weights = sum(leaf.size for leaf in jax.tree.leaves(variables))
-    here = jax.ShapeDtypeStruct((config.batch_size // parts, config.data.length), jnp.int32)
-    stages = _costs(model, variables, here)
-    activations = sum(stage.made for stage in stages)
-    if config.model.remat:
-        activations = sum(stage.output for stage in stages) + max(stage.made for stage in stages)
-    calibrated = _costs(model, variables, examples)
-    rate = products_per_second()
-    return {
-        "weights": weights,
-        "dense file": 4 * weights,
-        "compressed file": config.sqs.target_bytes,
-        "training, per device": _trained(config, variables, devices) + activations,
-        "calibration, one device": max(stage.made for stage in calibrated)
-        + 2 * max(stage.weights for stage in calibrated),
-        "calibration, seconds": round(_calibration_seconds(config, variables, calibrated, rate)),
-        "training step, one device, milliseconds": round(
-            1e3 * _step_seconds(weights, calibrated, rate)
-        ),
-    }
+    return model, jax.eval_shape(model.init, jax.random.key(0), examples), examples
 
 
 def products_per_second() -> float:
@@ -131,8 +145,9 @@ def _calibration_seconds(config: Any, variables: Any, stages: list["_Cost"], rat
     return _SLOWER * products / rate + _HOST_SECONDS * weights
 
 
-def _step_seconds(weights: int, stages: list["_Cost"], rate: float) -> float:
+def _step_seconds(variables: Any, stages: list["_Cost"], rate: float) -> float:
     """Estimate the time of a step: forward and backward, the teacher, and the posterior."""
+    weights = sum(leaf.size for leaf in jax.tree.leaves(variables))
     return _SLOWER * 4 * sum(s.products for s in stages) / rate + _POSTERIOR_SECONDS * weights
 
 
@@ -212,9 +227,12 @@ def main(_: Any) -> None:
     if not given.config:
         raise app.UsageError("--config is needed.")
     logging.set_verbosity(logging.WARNING)  # jax tells of every backend that is not there
-    for name, count in predict(described(given.config), given.devices).items():
-        unit = "" if name.endswith(("weights", "seconds")) else f"  {count / 2**30:8.3f} GiB"
-        print(f"{name:40} {count:16,}{unit}")
+    config = described(given.config)
+    for name, count in predict(config, given.devices).items():
+        unit = "" if name == "weights" else f"  {count / 2**30:8.3f} GiB"
+        print(f"{name:26} {count:16,}{unit}")
+    for name, seconds in predict_seconds(config).items():
+        print(f"{name:26} {seconds:16,.2f}  seconds on one device here")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ def test_a_training_is_told_of_the_first_setting_that_fits(config):
         said = way_out(config, "training", need)
         assert "config.accumulate=4, config.model.remat=True" in said and f"{need:,}" in said
         assert "config.mesh.fsdp" in way_out(config, "training", 1000)
+        config.model.remat = True  # what it has already is no way out
+        assert "Try config.accumulate=2: that should fit" in way_out(config, "training", 10**12)
 
 
 def test_a_calibration_is_told_of_smaller_batches(config):
@@ -39,11 +41,14 @@ def test_a_calibration_is_told_of_smaller_batches(config):
 
 def test_an_error_of_the_device_is_explained_and_others_are_not(config):
     with (
-        pytest.raises(MemoryError, match=r"is out of memory\. Try config\.batch_size=4: "),
+        pytest.raises(MemoryError, match=r"is out of memory\. Try config\.batch_size=4, and go"),
         explained(config, "calibration"),
     ):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), explained(config, "training"):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
-    with pytest.raises(MemoryError, match="accumulate"), explained(digits.get_config(), "training"):
+    with (
+        pytest.raises(MemoryError, match=r"Try config\.accumulate=2, and"),
+        explained(digits.get_config(), "training"),
+    ):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")

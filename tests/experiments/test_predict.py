@@ -10,7 +10,7 @@ import pytest
 from experiments.configs import tinystories_llama
 from experiments.importers.huggingface import decoder_config
 from experiments.models.decoder import Decoder
-from experiments.predict import predict
+from experiments.predict import predict, predict_seconds
 from experiments.training.phases import phases
 from experiments.training.step import init_state
 
@@ -85,3 +85,22 @@ def test_what_cannot_be_predicted_is_refused() -> None:
         predict(load("qwen2_5"), 3)
     with pytest.raises(ValueError, match=r"argument is '7b'; it must be one of 0\.5b, 1\.5b"):
         load("qwen2_5", "7b")
+
+
+def test_seconds_follow_from_what_is_multiplied(monkeypatch: pytest.MonkeyPatch) -> None:
+    rate = 1e10
+    monkeypatch.setattr("experiments.predict.products_per_second", lambda: rate)
+    config = tinystories_llama.get_config()
+    one = predict_seconds(config)
+    weights = 6_328_576
+    tokens = config.batch_size * config.data.length
+    least = 2 * 4 * tokens * weights / rate  # every weight once a token, or nearly: norms
+    attention = 2 * 4 * 8 * 2 * tokens * config.data.length * 256 / rate  # scores and values
+    posterior = 1e-7 * weights
+    assert one["training step"] == pytest.approx(least + attention + posterior, rel=0.01)
+    config.batch_size *= 2
+    two = predict_seconds(config)
+    assert two["training step"] - posterior == pytest.approx(2 * (one["training step"] - posterior))
+    config.batch_size, config.calibration.examples = 32, 2 * config.calibration.examples
+    more = predict_seconds(config)["calibration"]
+    assert 1.1 * one["calibration"] < more < 2 * one["calibration"]
