@@ -16,9 +16,8 @@ from sqs_jax.artifact import CompressedLeaf
 from sqs_jax.transform.rules import (
     DEFAULT_RULES,
     Rule,
-    assign,
     check_rules,
-    flatten,
+    map_assigned,
     require_finite,
     total,
 )
@@ -117,20 +116,14 @@ def codeq(rules: Iterable[Rule] = DEFAULT_RULES, *, mixed: bool = False) -> Tran
                 "beside zero (2, 6, 14, ...), one window and no stack."
             )
 
-    def init(params: Any) -> Any:
-        pairs, treedef = flatten(params)
-        leaves: list[Any] = []
-        for (path, leaf), rule in zip(pairs, assign(rules, [p for p, _ in pairs]), strict=True):
-            array = jnp.array(leaf)
-            if rule is None or rule.components is None or not rule.compresses(leaf):
-                leaves.append(array)
-                continue
-            if not isinstance(array, jax.core.Tracer):
-                require_finite(path, array)
-            logit = jnp.asarray(_START, array.dtype)
-            bits = int(math.log2(rule.components + 2))
-            leaves.append(DeadZone(array, logit, jnp.array(logit), bits, mixed))
-        return treedef.unflatten(leaves)
+    def start(path: str, leaf: Any, rule: Rule | None) -> Any:
+        array = jnp.array(leaf)
+        if rule is None or rule.components is None or not rule.compresses(leaf):
+            return array
+        if not isinstance(array, jax.core.Tracer):
+            require_finite(path, array)
+        logit = jnp.asarray(_START, array.dtype)
+        return DeadZone(array, logit, jnp.array(logit), int(math.log2(rule.components + 2)), mixed)
 
     def weights(posterior: Any, *, temperature: Any = 1.0) -> Any:
         return _map(DeadZone.weights, posterior)
@@ -148,7 +141,7 @@ def codeq(rules: Iterable[Rule] = DEFAULT_RULES, *, mixed: bool = False) -> Tran
         return total(found)
 
     return Transform(
-        init=init,
+        init=lambda params: map_assigned(start, rules, params),
         mean=weights,
         sample=None,
         mode=weights,

@@ -8,7 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from sqs_jax.distribution import SubDistribution
-from sqs_jax.transform.rules import flatten, is_sub_distribution, require_whole
+from sqs_jax.transform.rules import (
+    flatten,
+    is_sub_distribution,
+    require_positive,
+    require_whole,
+)
 from sqs_jax.transform.saliency import magnitude
 from sqs_jax.transform.selection import keep_highest
 
@@ -37,8 +42,18 @@ def at_price(posterior: Any, widening: float = 1.0) -> Any:
 
     Args:
       posterior: a posterior.
-      widening: of all components; a wider one takes fewer bits.
+      widening: > 0, of all components; wider ones take fewer bits.
+
+    Returns:
+      The posterior with new `kept`, scales and mixture weights.
+
+    Raises:
+      ValueError: for a widening that is not positive.
+
+    References:
+      Chou, Lookabaugh and Gray, "Entropy-constrained vector quantization", 1989.
     """
+    require_positive("widening", widening)
     return _on_leaves(lambda leaf: _at_price(leaf, widening), posterior)
 
 

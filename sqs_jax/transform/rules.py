@@ -199,6 +199,15 @@ def check_rules(rules: Iterable[Rule]) -> tuple[Rule, ...]:
     return rules
 
 
+def map_assigned(
+    function: Callable[[str, Any, Rule | None], Any], rules: Sequence[Rule], tree: Any
+) -> Any:
+    """Map function(path, leaf, its rule) over a tree."""
+    pairs, treedef = flatten(tree)
+    assigned = assign(rules, [path for path, _ in pairs])
+    return treedef.unflatten([function(*pair, r) for pair, r in zip(pairs, assigned, strict=True)])
+
+
 def assign(rules: Sequence[Rule], paths: Sequence[str]) -> list[Rule | None]:
     """Give each path the first rule that matches it.
 

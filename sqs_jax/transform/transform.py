@@ -26,6 +26,7 @@ from sqs_jax.transform.rules import (
     check_rules,
     flatten,
     is_sub_distribution,
+    map_assigned,
     require_finite,
     require_positive,
     require_whole,
@@ -106,23 +107,19 @@ def spike_slab_gmm(
     if not jnp.issubdtype(gate_dtype, jnp.floating):
         raise ValueError(f"gate_dtype is {gate_dtype}; gates are floating.")
 
+    def start(path: str, leaf: Any, rule: Rule | None) -> Any:
+        if is_sub_distribution(leaf):
+            raise ValueError(f"{path}: already a SubDistribution; init takes plain params.")
+        if rule is None or not rule.compresses(leaf):
+            return jnp.array(leaf, dtype=jnp.result_type(leaf), copy=True)
+        # the dtype JAX gives it: numpy's float64 is float32 unless x64 is enabled
+        array = jnp.asarray(leaf, jnp.result_type(leaf))
+        wide = array.dtype == jnp.float64 and gate_dtype == jnp.float32
+        gates = array.dtype if wide else gate_dtype
+        return rule.init_leaf(path, array, initialiser=initialiser, gate_dtype=gates)
+
     def init(params: Any) -> Any:
-        pairs, treedef = flatten(params)
-        leaves: list[Any] = []
-        for (path, leaf), rule in zip(pairs, assign(rules, [p for p, _ in pairs]), strict=True):
-            if is_sub_distribution(leaf):
-                raise ValueError(f"{path}: already a SubDistribution; init takes plain params.")
-            if rule is None or not rule.compresses(leaf):
-                leaves.append(jnp.array(leaf, dtype=jnp.result_type(leaf), copy=True))
-            else:
-                # the dtype JAX gives it: numpy's float64 is float32 unless x64 is enabled
-                array = jnp.asarray(leaf, jnp.result_type(leaf))
-                wide = array.dtype == jnp.float64 and gate_dtype == jnp.float32
-                gates = array.dtype if wide else gate_dtype
-                leaves.append(
-                    rule.init_leaf(path, array, initialiser=initialiser, gate_dtype=gates)
-                )
-        return treedef.unflatten(leaves)
+        return map_assigned(start, rules, params)
 
     def compressed(posterior: Any) -> tuple[list[SubDistribution], Callable[[list[Any]], Any]]:
         """Return the SubDistributions, and what puts other things in their places."""

@@ -93,3 +93,9 @@ def test_what_may_not_be_pruned_and_patterns_keep_their_zeros(structure) -> None
     np.testing.assert_array_equal(found["a"].kept, leaf.kept)
     assert entropy(found["a"]) < entropy(leaf)
     np.testing.assert_array_equal(found["b"], 1)
+
+
+@pytest.mark.parametrize("widening", [0.0, -1.0, float("nan")])
+def test_a_price_is_positive(widening) -> None:
+    with pytest.raises(ValueError, match="widening"):
+        sqs_jax.at_price({"a": start()}, widening)
