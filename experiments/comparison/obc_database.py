@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,7 +49,7 @@ def compress(
       model, variables: the network, on the host.
       kernels: what is compressed, by path.
       batches: of examples.
-      folder: for what is done in steps.
+      folder: where to keep what is temporary.
       size: (params) -> bytes of their file.
       budget: of that.
     """
@@ -61,7 +62,8 @@ def compress(
 
     fine = round_to_nearest.compress(kernels, levels=256)
     start = map_leaves(lambda path, leaf: fine.get(path, leaf), params)
-    recode_stages(model, variables, start, batches, folder, collect)
+    with TemporaryDirectory(dir=folder) as fresh:  # stages that were done would not be collected
+        recode_stages(model, variables, start, batches, Path(fresh), collect)
     for path in kernels.keys() - found.keys():  # read by no linear layer
         found[path] = _ways(kernels[path], None)
     paths = list(found)

@@ -56,8 +56,7 @@ def _codeq(method: str, bits: tuple[int, ...]) -> list[Setting]:
 
 SETTINGS = {
     "dgms-trained": [
-        Setting({"sqs.method": "dgms", "sqs.components": k, "sqs.learning_rate.spread": 1e-3})
-        for k in (62, 30, 14, 6, 2)
+        Setting({"sqs.method": "dgms", "sqs.components": k}) for k in (62, 30, 14, 6, 2)
     ],
     "codeq-trained": _codeq("codeq", (6, 5, 4, 3)),
     "codeq_mixed-trained": _codeq("codeq_mixed", (8, 6)),
@@ -80,14 +79,14 @@ def run(config: Any, method: str, number: int, workdir: Path) -> dict[str, Any]:
     told: dict[str, Any] = {}
     if method != OURS:
         setting = SETTINGS[method][number]
-        text = load_problem(config, workdir).splits.train
-        config.update_from_flattened_dict({**_PEER, **setting.fields})
         rates = config.sqs.learning_rate
-        rates.loc = rates.loc or rates.dense  # 0: ours keeps its codes
-        written = config.sqs.generated / len(text.labels)
-        config.sqs.kl_weight = setting.penalty * text.units * (1 + written)
+        rates.loc, rates.spread = rates.loc or rates.dense, rates.means  # loc 0: codes of ours stay
+        config.update_from_flattened_dict({**_PEER, **setting.fields})
         told = {"components": config.sqs.components}
         if setting.penalty:
+            train_part = load_problem(config, workdir).splits.train
+            written = config.sqs.generated / len(train_part.labels)
+            config.sqs.kl_weight = setting.penalty * train_part.units * (1 + written)
             told["penalty"] = setting.penalty
     scores = train(config, workdir)["mode"]
     kept = ("accuracy", "nll", "perplexity", "calibration_error")
