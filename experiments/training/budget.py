@@ -117,8 +117,8 @@ class Budget(NamedTuple):
                 knob = (low + high) / 2
         if best is None:
             raise ValueError(
-                f"config.sqs.target_bytes is {self.target}: at the highest price of a code the "
-                f"file still takes {found} bytes; raise it, or round more (config.sqs.dense_dtype)."
+                f"config.sqs.target_bytes is {self.target}: with as few codes as can be, the file "
+                f"still takes {found} bytes; raise it, or round more (config.sqs.dense_dtype)."
             )
         return best
 
