@@ -58,7 +58,11 @@ def run_point(config: Any, method: str, workdir: Path, setting: int = 0) -> dict
     found: dict[str, Any] = {"method": method, "budget": config.sqs.target_bytes,
                              "seed": config.seed, "bytes": None}  # fmt: skip
     if method in trained.METHODS:
-        found |= trained.run(config, method, setting, workdir)
+        try:
+            found |= trained.run(config, method, setting, workdir)
+        except sqs_jax.BudgetError as error:  # which says how small the file can be
+            print(error)
+            return found
     else:
         problem = load_problem(config, workdir)
         variables = jax.tree.map(np.asarray, starting_variables(problem, config))

@@ -20,6 +20,7 @@ from sqs_jax.artifact import (
 from sqs_jax.distribution import InputMoments, SpikeSlabPrior, SubDistribution, Windows
 from sqs_jax.transform import (
     DEFAULT_RULES,
+    BudgetError,
     ElboAux,
     Rule,
     Transform,
@@ -47,6 +48,7 @@ from sqs_jax.transform import (
 
 __all__ = [
     "DEFAULT_RULES",
+    "BudgetError",
     "CompressedLeaf",
     "ElboAux",
     "GridLeaf",

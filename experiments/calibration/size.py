@@ -48,7 +48,8 @@ def compress(
         had been trained: the values there are may be such that few bytes hold them.
 
     Raises:
-      ValueError: if codes chosen anew take more bytes than are left for them, again and again.
+      sqs_jax.BudgetError: if codes chosen anew take more bytes than are left for them, again and
+        again.
     """
     budget = room = config.sqs.target_bytes
     for trial in range(_TRIALS):
@@ -61,7 +62,7 @@ def compress(
         if size <= budget:
             return found
         room = int(0.999 * (room - (size - budget)))  # what follows the codes' order takes more now
-    raise ValueError(
+    raise sqs_jax.BudgetError(
         f"The file takes {size} bytes, config.sqs.target_bytes is {budget}, after {_TRIALS} "
         "trials; give a little less."
     )

@@ -80,7 +80,7 @@ def compress(
     for _ in range(_TRIALS):
         try:
             compressed = made(obc_allocation.allocate(errors, sizes, room))
-        except ValueError as error:  # which says how small it can be
+        except sqs_jax.BudgetError as error:  # which says how small it can be
             print(error)
             return None
         if (taken := size(compressed)) <= budget:

@@ -144,7 +144,7 @@ def compress(
                 found = ours.compress(*given, batches, config, workdir)
             else:
                 found = ours.allocate(*given, config, workdir, budget)
-        except ValueError as error:  # which says how small the file can be
+        except sqs_jax.BudgetError as error:  # which says how small the file can be
             print(error)
             return None
         return (found, None) if size(found) <= budget else None
@@ -198,7 +198,7 @@ def compress_to_train(
     Arguments as of `compress`.
 
     Raises:
-      ValueError: if the method makes no file that small.
+      sqs_jax.BudgetError: if the method makes no file that small.
     """
     budget = room = config.sqs.target_bytes
     smaller = config.copy_and_resolve_references()
@@ -211,7 +211,7 @@ def compress_to_train(
         if size <= budget:
             return made[0]
         room -= size - budget
-    raise ValueError(
+    raise sqs_jax.BudgetError(
         f"config.sqs.target_bytes is {budget}: {method} makes no file that small of this network; "
         "give more."
     )

@@ -1,7 +1,8 @@
 """The methods that train, all by one loop, from the same weights, data, steps and teacher.
 
-Ours trains towards a size. The sizes of published peers follow from their settings: each setting
-is a training, and a size gets the best of those that fit.
+Ours trains towards a size. So do the peers that choose codes first and then train what these stand
+for. The sizes of the others follow from their settings: each setting is a training, and a size
+gets the best of those that fit.
 """
 
 from pathlib import Path
@@ -11,6 +12,8 @@ from experiments.problem import load_problem
 from experiments.train import train
 
 OURS = "ours-trained"
+# name -> the peer whose codes it starts at, and keeps
+TUNED = {f"{name}-trained": name for name in ("decomposition-16", "prune-kmeans", "kmeans-prune")}
 
 # what none of the peers has: a budget, codes to start at, a price of codes, a mask
 _PEER = {
@@ -39,7 +42,7 @@ class Setting(NamedTuple):
     penalty: float = 0.0
 
 
-def _codeq(method: str, bits: tuple[int, ...]) -> list[Setting]:
+def _codeq(method: str, ways: tuple[tuple[int, float], ...]) -> list[Setting]:
     return [
         Setting(
             {
@@ -49,8 +52,7 @@ def _codeq(method: str, bits: tuple[int, ...]) -> list[Setting]:
             },
             penalty,
         )
-        for width in bits
-        for penalty in (0.01, 0.1)
+        for width, penalty in ways
     ]
 
 
@@ -58,26 +60,34 @@ SETTINGS = {
     "dgms-trained": [
         Setting({"sqs.method": "dgms", "sqs.components": k}) for k in (62, 30, 14, 6, 2)
     ],
-    "codeq-trained": _codeq("codeq", (6, 5, 4, 3)),
-    "codeq_mixed-trained": _codeq("codeq_mixed", (8, 6)),
+    "codeq-trained": [
+        *_codeq("codeq", ((6, 0.01), (5, 0.001), (5, 0.01), (4, 0.001), (4, 0.01))),
+        *_codeq("codeq", ((3, 0.001), (3, 0.01), (2, 0.001))),
+    ],
+    "codeq_mixed-trained": _codeq("codeq_mixed", ((8, 0.01), (6, 0.01), (8, 0.1), (4, 0.01))),
 }
-METHODS = (OURS, *SETTINGS)
+METHODS = (OURS, *TUNED, *SETTINGS)
 
 
 def run(config: Any, method: str, number: int, workdir: Path) -> dict[str, Any]:
     """Train by a method; returns the settings and the scores of the file, model.sqs.
 
     Args:
-      config: the experiment; ours trains towards its `sqs.target_bytes`.
+      config: the experiment; ours and TUNED train towards its `sqs.target_bytes`.
       method: one of METHODS.
       number: of the peer's setting.
       workdir: of the training.
+
+    Raises:
+      sqs_jax.BudgetError: if the method makes no file that small.
     """
     config = config.copy_and_resolve_references()
     config.update({"finetune": False})
     config.evaluation.average_samples = 0
     told: dict[str, Any] = {}
-    if method != OURS:
+    if method in TUNED:
+        config.sqs.start, config.sqs.learning_rate.loc = TUNED[method], 0.0
+    elif method != OURS:
         setting = SETTINGS[method][number]
         rates = config.sqs.learning_rate
         rates.loc, rates.spread = rates.loc or rates.dense, rates.means  # loc 0: codes of ours stay

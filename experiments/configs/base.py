@@ -70,7 +70,7 @@ def experiment() -> ConfigDict:
 
     # The dense network, trained from scratch: the teacher, and where the posterior starts.
     config.dense = ConfigDict()
-    config.dense.epochs = 60
+    config.dense.epochs = 60.0  # may be a fraction
     config.dense.optimizer = "adamw"  # or "sgd": momentum 0.9, and weight decay in the gradient
     config.dense.learning_rate = 2e-3
     config.dense.weight_decay = 0.0
@@ -120,7 +120,7 @@ def default_recipe() -> ConfigDict:
     sqs.method = "spike_slab"
     sqs.mistakes = ()  # of the published code, put back: experiments/training/published.py
     sqs.order = "together"  # or "prune_first", "quantise_first": experiments/training/sequential.py
-    sqs.epochs = 120
+    sqs.epochs = 120.0  # may be a fraction
     # Sequences that the dense language model draws itself, to be trained on beside the text.
     sqs.generated = 0
     sqs.pattern = ".*kernel"  # the leaves that are compressed

@@ -55,12 +55,12 @@ def command(config: dict[str, Any], name: str) -> dict[str, str]:
     )
     if sqs.get("target_bytes"):
         aim = f"towards a file of {sqs['target_bytes']:,} bytes"
-    start = f"after {config['dense']['epochs']} of dense training"
+    start = f"after {config['dense']['epochs']:g} of dense training"
     if config["model"].get("weights"):
         start = "from given weights"
     recipe = (
         f"The {sqs['recipe']} recipe with seed {config['seed']}: {aim}, the likelihood at the "
-        f"{sqs['estimator']}, {sqs['epochs']} epochs {start}."
+        f"{sqs['estimator']}, {sqs['epochs']:g} epochs {start}."
     )
     return {
         "recipe": escape(recipe),

@@ -89,7 +89,7 @@ class Budget(NamedTuple):
           its levels can fill.
 
         Raises:
-          ValueError: if the file is too large wherever the knob is.
+          sqs_jax.BudgetError: if the file is too large wherever the knob is.
         """
         low, high, knob = -math.inf, math.inf, 0.0
         best, best_size, before = None, 0, None
@@ -116,7 +116,7 @@ class Budget(NamedTuple):
             if not low < knob < high:
                 knob = (low + high) / 2
         if best is None:
-            raise ValueError(
+            raise sqs_jax.BudgetError(
                 f"config.sqs.target_bytes is {self.target}: with as few codes as can be, the file "
                 f"still takes {found} bytes; raise it, or round more (config.sqs.dense_dtype)."
             )

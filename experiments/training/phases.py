@@ -143,9 +143,9 @@ def phases(config: Any, num_train: int) -> list[Phase]:
       ValueError: listing all settings that cannot be trained, see settings.py.
     """
     require_trainable(config, num_train)
-    epoch = num_train // config.batch_size
     sqs = config.sqs
-    steps = sqs.epochs * ((num_train + sqs.generated) // config.batch_size)
+    dense_steps = _steps(config.dense.epochs, num_train, config)
+    steps = _steps(sqs.epochs, num_train + sqs.generated, config)
     prior = sqs_jax.SpikeSlabPrior(inclusion=sqs.prior_inclusion, scale=sqs.prior_scale)
     leave_dense = sqs_jax.spike_slab_gmm([sqs_jax.Rule(components=None)], prior=prior)
     dense = Phase(
@@ -153,13 +153,13 @@ def phases(config: Any, num_train: int) -> list[Phase]:
         transform=leave_dense,
         prior=prior,
         estimator="mean",
-        steps=config.dense.epochs * epoch,
+        steps=dense_steps,
         kl_weight=0.0,
         temperature=optax.constant_schedule(1.0),
         relaxation=sqs.relaxation,
         method=config.dense.optimizer,
         learning_rate={"dense": config.dense.learning_rate},
-        warmup=round(config.dense.warmup * config.dense.epochs * epoch),
+        warmup=round(config.dense.warmup * dense_steps),
         settled={},
         rate_weight=0.0,
         weight_decay=config.dense.weight_decay,
@@ -211,6 +211,10 @@ def transform(config: Any, prior: sqs_jax.SpikeSlabPrior) -> sqs_jax.Transform:
     if sqs.method.startswith("codeq"):
         return codeq.codeq(rules, mixed=sqs.method == "codeq_mixed")
     return sqs_jax.spike_slab_gmm(rules, prior=prior)
+
+
+def _steps(epochs: float, examples: int, config: Any) -> int:
+    return max(round(epochs * (examples // config.batch_size)), 1)
 
 
 def _geometric(start: float, end: float, steps: int) -> optax.Schedule:

@@ -9,12 +9,10 @@ from flax.traverse_util import flatten_dict
 
 from experiments.comparison.peers import PEERS
 
-_COUNTS = (
-    "batch_size", "accumulate", "checkpoint_every", "dense.epochs", "sqs.epochs", "sqs.prune_every",
-)  # fmt: skip
+_COUNTS = ("batch_size", "accumulate", "checkpoint_every", "sqs.prune_every")
 _POSITIVE = (
     "sqs.temperature_start", "sqs.temperature_end", "sqs.relaxation", "sqs.distill_temperature",
-    "evaluation.temperature", "evaluation.average_temperature",
+    "evaluation.temperature", "evaluation.average_temperature", "dense.epochs", "sqs.epochs",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "dense.learning_rate", "dense.weight_decay", "sqs.weight_decay", "sqs.kl_weight",

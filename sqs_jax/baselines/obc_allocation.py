@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from sqs_jax.transform.budget import BudgetError
+
 _BUCKETS = 10_000  # of the budget
 
 
@@ -28,8 +30,8 @@ def allocate(
       The number of each layer's way.
 
     Raises:
-      ValueError: if lists differ in length or hold what is negative or not finite, or if nothing
-        fits: naming the least that does.
+      BudgetError: if nothing fits: naming the least that does.
+      ValueError: if lists differ in length or hold what is negative or not finite.
     """
     ways = [np.asarray(each, np.float64) for each in errors]
     costs = [np.asarray(each, np.float64) for each in sizes]
@@ -43,7 +45,7 @@ def allocate(
     part = budget / _BUCKETS
     least = sum(int(np.ceil(each.min() / part)) for each in costs) if budget > 0 else math.inf
     if least > _BUCKETS:
-        raise ValueError(
+        raise BudgetError(
             f"budget is {budget}; the smallest ways of all layers take "
             f"{sum(each.min() for each in costs)}, rounded up to parts of a ten-thousandth of the "
             "budget for each layer; give more."

@@ -2,7 +2,7 @@
 
 from sqs_jax.transform import saliency
 from sqs_jax.transform.averaging import bayesian_average
-from sqs_jax.transform.budget import compress_to_budget, rules_for
+from sqs_jax.transform.budget import BudgetError, compress_to_budget, rules_for
 from sqs_jax.transform.folding import fold_batch_norm
 from sqs_jax.transform.objective import ElboAux, elbo
 from sqs_jax.transform.partition import combine, param_labels, partition
@@ -16,6 +16,7 @@ from sqs_jax.transform.transform import Transform, spike_slab_gmm
 
 __all__ = [
     "DEFAULT_RULES",
+    "BudgetError",
     "ElboAux",
     "Rule",
     "Transform",

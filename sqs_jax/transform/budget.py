@@ -34,6 +34,10 @@ _ATTEMPTS = 16  # one is usual
 _THREADS = 4  # numpy sorts and searches side by side; so many leaves are in memory at a time
 
 
+class BudgetError(ValueError):
+    """No file of so few bytes can be made; says what is the least, or what would make it less."""
+
+
 def compress_to_budget(
     params: Any,
     *,
@@ -75,8 +79,9 @@ def compress_to_budget(
       weights are left to choose for that nothing lies between.
 
     Raises:
-      ValueError: if not exactly one positive finite target is given, or it is below the least
-        possible file; naming the path, if weights or sensitivities cannot be used.
+      BudgetError: if the target is below the least possible file.
+      ValueError: if not exactly one positive finite target is given; naming the path, if weights
+        or sensitivities cannot be used.
     """
     rules = check_rules(rules)
     rounding = rounding_dtype(dense_dtype)
@@ -139,7 +144,7 @@ def compress_to_budget(
     if not size:
         best, size = build(allocation.least())
         if size > budget:
-            raise ValueError(_too_small(budget, size, dense, rounding))
+            raise BudgetError(_too_small(budget, size, dense, rounding))
     return best
 
 

@@ -121,7 +121,9 @@ def test_a_size_gets_the_best_of_a_peers_trainings_that_fit() -> None:
     assert trained.chosen(runs, 400)["bytes"] is None
 
 
-@pytest.mark.parametrize("method", ["dgms-trained", "codeq-trained", "ours-trained"])
+@pytest.mark.parametrize(
+    "method", ["dgms-trained", "codeq-trained", "ours-trained", "kmeans-prune-trained"]
+)
 def test_a_method_trains_by_the_configs_loop_and_its_file_is_told_of(
     method: str, network: Any, tmp_path: Path
 ) -> None:
@@ -135,9 +137,25 @@ def test_a_method_trains_by_the_configs_loop_and_its_file_is_told_of(
     assert found["bytes"] == (tmp_path / "run" / "model.sqs").stat().st_size
     assert found["scores"]["perplexity"] == pytest.approx(np.exp(found["scores"]["nll"]))
     assert found["bits_per_weight"]["file"] < 16
-    if method == "ours-trained":
-        assert found["bytes"] <= found["budget"] == 7_000
+    told = json.loads((tmp_path / "run" / "config.json").read_text())["sqs"]
+    if method in trained.SETTINGS:
+        wanted = trained.SETTINGS[method][3].fields["sqs.components"]
+        assert told["components"] == found["settings"]["components"] == wanted
+        assert (told["kl_weight"] > 1e-5) == ("penalty" in found["settings"])
     else:
-        told = json.loads((tmp_path / "run" / "config.json").read_text())["sqs"]
-        assert told["components"] == found["settings"]["components"] == {"d": 6, "c": 30}[method[0]]
-        assert (told["kl_weight"] > 1) == ("penalty" in found["settings"])
+        assert found["bytes"] <= found["budget"] == 7_000
+        assert told["start"] == ("weights" if method == "ours-trained" else "kmeans-prune")
+
+
+@pytest.mark.parametrize("method", ["ours-trained", "prune-kmeans-trained", "obc-allocated"])
+def test_a_method_that_makes_no_file_so_small_says_so_in_its_row(
+    method: str, network: Any, tmp_path: Path
+) -> None:
+    problem, variables, config = network
+    config = config.copy_and_resolve_references()
+    config.sqs.target_bytes, config.sqs.epochs = 1_200, 1
+    problem.tokenizer.save(str(tmp_path / "tokenizer.json"))
+    sqs_jax.save(tmp_path / "dense.sqs", variables)
+    config.model.weights = str(tmp_path / "dense.sqs")
+    found = compare.run_point(config, method, tmp_path / "run")
+    assert (found["budget"], found["bytes"]) == (1_200, None)

@@ -59,7 +59,7 @@ def test_a_finished_run_of_another_config_is_not_taken_for_a_point(tmp_path: Pat
     (point.folder / "report.html").write_text("")
     assert points({"sqs.components": [2]}, [], tmp_path, config)[0].finished
     config.sqs.epochs = 7
-    with pytest.raises(ValueError, match=r"config\.sqs\.epochs: 120 there, 7 now"):
+    with pytest.raises(ValueError, match=r"config\.sqs\.epochs: 120\.0 there, 7\.0 now"):
         points({"sqs.components": [2]}, [], tmp_path, config)
 
 
