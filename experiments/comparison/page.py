@@ -1,20 +1,16 @@
 """The page of a comparison: what each method makes of so many bytes."""
 
-import statistics
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from matplotlib.ticker import FuncFormatter
-
+from experiments.comparison.figure import draw
 from experiments.pages.page import table, write_page
-from experiments.pages.panels import COLORS, line_color, panel, styled, svg
-
-_OURS = "ours"
+from experiments.pages.panels import svg
 
 
 def write_comparison(page: Path, results: list[dict[str, Any]]) -> Path:
-    """Write the page; returns its path.
+    """Write the page, and its figures as SVG files beside it; returns the page's path.
 
     Args:
       page: its file.
@@ -24,23 +20,34 @@ def write_comparison(page: Path, results: list[dict[str, Any]]) -> Path:
     rows = [each for each in results if each["method"] != "dense"]
     budgets = sorted({each["budget"] for each in rows}, reverse=True)
     found: list[list[str]] = []
-    best = []
-    for budget in budgets:
-        best.append(len(found))
-        found += [_row(each, dense) for each in _ordered(rows, budget, dense)]
+    best, figures = [], []
+    for trained, title in ((False, "Without training"), (True, "Trained alike")):
+        alike = [each for each in rows if each["method"].endswith("-trained") == trained]
+        if any(each["bytes"] for each in alike):
+            picture = draw(alike, dense, title)
+            name = "trained" if trained else "untrained"
+            picture.savefig(page.with_name(f"comparison_{name}.svg"), metadata={"Date": None})
+            figures.append(svg(picture, name, f"{title}: scores against bytes"))
+        for budget in budgets:
+            ordered = _ordered(alike, budget, dense)
+            if ordered:
+                best.append(len(found))
+            found += [_row(each, dense) for each in ordered]
     columns = [
         "method", "budget", "bytes", _name(dense), "lost", "largest layer error", "seconds",
         "peak MB", "bits per weight: fixed, entropy, file", "settings", "command",
     ]  # fmt: skip
     intro = (
         f"The dense network: {_name(dense)} {_shown(dense)}, {dense['bytes']:,} bytes. Bytes are "
-        "of the whole file, by one coder for all; scores are measured with what is loaded from it."
+        "of the whole file, by one coder for all; scores are measured with what is loaded from it. "
+        "First what needs no training, then what is trained, all with the same data and steps; the "
+        "best of each size is tinted."
     )
     return write_page(
         page,
         f"Comparison: {page.resolve().parent.name}",
         intro,
-        figure(rows, dense),
+        *figures,
         table(columns, found, best),
     )
 
@@ -87,36 +94,3 @@ def _row(each: dict[str, Any], dense: dict[str, Any]) -> list[str]:
         escape(", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}"
                          for k, v in settings.items())), command,
     ]  # fmt: skip
-
-
-@styled
-def figure(rows: list[dict[str, Any]], dense: dict[str, Any]) -> str:
-    """Draw what is lost against bytes, a line for each method."""
-    unit = "% of the perplexity" if _name(dense) == "perplexity" else "points of accuracy"
-    picture, axes = panel(760, 460, f"Lost against bytes of the file, {unit}", left=52, bottom=44)
-    methods = list(dict.fromkeys(each["method"] for each in rows))
-    for i, method in enumerate(methods):
-        sizes: dict[int, list[dict[str, Any]]] = {}
-        for each in rows:
-            if each["method"] == method and each["bytes"]:
-                sizes.setdefault(each["budget"], []).append(each)
-        points = [
-            (
-                statistics.mean(e["bytes"] for e in runs),
-                max(statistics.mean(lost(e, dense) for e in runs), 0.01),
-            )
-            for _, runs in sorted(sizes.items())
-        ]
-        if points:
-            ours = method == _OURS
-            axes.plot(
-                *zip(*points, strict=True), marker="o", ms=5, lw=2.4 if ours else 1.2, label=method,
-                color=COLORS["mode"] if ours else line_color(i),
-                ls="-" if i < 6 else (0, (4, 2)), zorder=3 if ours else 2,
-            )  # fmt: skip
-    axes.set_yscale("log")
-    axes.set_xlabel("bytes of model.sqs")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-    axes.legend(frameon=False, fontsize=9)
-    return svg(picture, "comparison", "what is lost against bytes")

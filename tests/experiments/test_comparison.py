@@ -80,15 +80,20 @@ def test_the_page_has_a_row_for_each_and_the_best_first(tmp_path: Path) -> None:
             each | {"command": f"python {each['method']}"}
             for each in (
                 result("rtn", 1000, 0.90), result("ours", 1000, 0.94), result("ours", 500, 0.91),
-                result("rtn", 500, None),
+                result("rtn", 500, None), result("ours-trained", 500, 0.93),
+                result("dgms-trained", 500, 0.94),
             )
         ),
     ]  # fmt: skip
     page = write_comparison(tmp_path / "comparison.html", results).read_text()
     body = page[page.index("<tbody>") :]
-    order = [body.index(f"<code>python {name}</code>") for name in ("ours", "rtn")]
-    assert order == sorted(order)  # of the larger budget, which comes first
-    assert "cannot be made so small" in body and "1.00" in body and page.count('class="best"') == 2
+    names = ("ours", "rtn", "dgms-trained", "ours-trained")  # of the larger budget, then trained
+    order = [body.index(f"<code>python {name}</code>") for name in names]
+    assert order == sorted(order)
+    assert "cannot be made so small" in body and "1.00" in body and page.count('class="best"') == 3
+    for name in ("untrained", "trained"):
+        picture = (tmp_path / f"comparison_{name}.svg").read_text()
+        assert "ours" in picture and ("dgms-trained" in picture) == (name == "trained")
     assert lost(result("x", 1, 0.9, perplexity=11.0), result("d", 1, 0.9, perplexity=10.0)) == (
         pytest.approx(10.0)
     )
