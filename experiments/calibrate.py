@@ -25,6 +25,7 @@ import sqs_jax
 from experiments.calibration.blocks import examples_of
 from experiments.calibration.size import compress
 from experiments.export import shipped
+from experiments.files import write_json
 from experiments.memory import explained
 from experiments.outcome import evaluate_files, show
 from experiments.problem import TOKENIZER, described, load_problem, starting_variables
@@ -68,9 +69,7 @@ def calibrate(config: Any, workdir: Path) -> dict[str, Any]:
 
     timed("writing", write)
     memory = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-    (workdir / "calibration.json").write_text(
-        json.dumps({"seconds": seconds, "device_bytes": memory}, indent=1)
-    )
+    write_json(workdir / "calibration.json", {"seconds": seconds, "device_bytes": memory})
     evaluate_files(workdir)
     return json.loads((workdir / "evaluation.json").read_text())
 

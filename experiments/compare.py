@@ -36,10 +36,13 @@ from experiments.comparison.page import write_comparison
 from experiments.comparison.peers import METHODS, compress
 from experiments.evaluate import predict
 from experiments.export import shipped
+from experiments.files import write_json
 from experiments.problem import described, load_problem, starting_variables
 from experiments.scores import metrics
 from experiments.training.workdir import claim_workdir, hold_workdir
 from experiments.trees import flat_leaves, other_collections
+
+_SETTING = "setting"  # in the name of a folder, before its number
 
 
 def run_point(config: Any, method: str, workdir: Path, setting: int = 0) -> dict[str, Any]:
@@ -122,8 +125,16 @@ class Point(NamedTuple):
     @property
     def name(self) -> str:
         """Name of its folder."""
-        which = self.size if self.setting is None else f"setting{self.setting}"
+        which = self.size if self.setting is None else f"{_SETTING}{self.setting}"
         return f"{self.method}_{which}_{self.seed}"
+
+    @classmethod
+    def named(cls, name: str) -> "Point":
+        """Return the point of a folder's name."""
+        method, which, seed = name.rsplit("_", 2)
+        if which.startswith(_SETTING):
+            return cls(method, 0, int(seed), int(which.removeprefix(_SETTING)))
+        return cls(method, int(which), int(seed))
 
     def command(self, folder: Path) -> list[str]:
         """Return the command that runs it, with the config's flags of this process."""
@@ -160,18 +171,17 @@ def compare(workdir: Path, points: list[Point], sizes: list[int]) -> Path:
             raise RuntimeError(
                 f"{point.method} ended with {ended.returncode}; see {folder / 'log.txt'}"
             )
-    commands = {point.name: point.command(workdir / point.name) for point in points}
     results: list[dict[str, Any]] = []
     runs: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for path in sorted(workdir.glob("*/result.json")):
         found = json.loads(path.read_text())
-        if path.parent.name in commands:
-            found["command"] = shlex.join(["python", *commands[path.parent.name][1:]])
+        command = Point.named(path.parent.name).command(path.parent)
+        found["command"] = shlex.join(["python", *command[1:]])
         own = trained.SETTINGS.get(found["method"])
         (runs[found["method"], found["seed"]] if own else results).append(found)
     budgets = {*sizes, *(each["budget"] for each in results)} - {0}
     results += [trained.chosen(each, size) for each in runs.values() for size in budgets]
-    (workdir / "results.json").write_text(json.dumps(results, indent=1))
+    write_json(workdir / "results.json", results)
     return write_comparison(workdir / "comparison.html", results)
 
 
@@ -183,8 +193,7 @@ def main(_: Any) -> None:
     config, workdir = described(given.config), Path(given.workdir)
     if given.method:
         result = run_point(config, given.method, workdir, given.setting)
-        command = shlex.join(["python", "-m", "experiments.compare", *sys.argv[1:]])
-        (workdir / "result.json").write_text(json.dumps(result | {"command": command}, indent=1))
+        write_json(workdir / "result.json", result)
         return
     methods = (*METHODS, *trained.METHODS) if config.model.weights else METHODS
     if set(given.methods) & {*trained.METHODS} - {*methods}:

@@ -10,7 +10,6 @@ E_x E_q (f_w(x) - f(x))^2, and the theory (arXiv:2510.08999) has it fall to zero
 consistency.json and consistency.html: error against n on log axes, slopes fitted.
 """
 
-import json
 import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +23,7 @@ from ml_collections import config_flags
 from rich.progress import track
 
 import sqs_jax
+from experiments.files import write_json
 from experiments.pages.page import table, write_page
 from experiments.pages.panels import COLORS, QUIET, panel, styled, svg
 
@@ -292,7 +292,7 @@ def main(_: Any) -> None:
     workdir, config = Path(flags.FLAGS.workdir), flags.FLAGS.config
     workdir.mkdir(parents=True, exist_ok=True)
     rows = measure(config)
-    (workdir / "consistency.json").write_text(json.dumps(rows, indent=1))
+    write_json(workdir / "consistency.json", rows)
     lines = medians(rows)
     cells = [
         [f"{name}, {hidden}", *(f"{error:.4f}" for error in line.values()),

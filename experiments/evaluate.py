@@ -5,7 +5,6 @@
 Reads config.json and the .sqs files, writes evaluation.json.
 """
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -19,6 +18,7 @@ from absl import app, flags, logging
 
 import sqs_jax
 from experiments.data import Dataset
+from experiments.files import write_json
 from experiments.problem import load_problem
 from experiments.scores import Judgement, fingerprint, judge, metrics
 from experiments.training.workdir import read_config
@@ -123,7 +123,7 @@ def evaluate(workdir: Path) -> dict[str, Any]:
 def main(_: Any) -> None:
     logging.set_verbosity(logging.WARNING)  # jax tells of every backend that is not there
     workdir = Path(flags.FLAGS.workdir)
-    (workdir / "evaluation.json").write_text(json.dumps(evaluate(workdir), indent=1))
+    write_json(workdir / "evaluation.json", evaluate(workdir))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from flax.traverse_util import flatten_dict
 
 import sqs_jax
 from experiments.configs import base
+from experiments.files import write_text
 from experiments.training.layout import fetch
 from experiments.training.normalisation import fold_statistics
 from experiments.training.processes import is_writer
@@ -214,4 +215,4 @@ def describe_distributions(path: Path, posterior: Any) -> None:
             "shares": np.asarray(jax.nn.softmax(jnp.asarray(leaf.mixture_logits))).ravel().tolist(),
         }
     if is_writer():
-        path.write_text(json.dumps(described))
+        write_text(path, json.dumps(described))

@@ -7,7 +7,6 @@ came from. Tasks are the harness's own, which it downloads, or files of --includ
 their metrics, and writes harness_<file>.json into the run's folder. Needs the extra `harness`.
 """
 
-import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from rich.progress import track
 
+from experiments.files import write_json
 from experiments.language_run import LanguageRun, open_language_run
 from experiments.models.decoder import Decoder
 from experiments.models.generation import go_on
@@ -175,7 +175,7 @@ def main(_: Any) -> None:
         workdir, given.tasks, file=given.file, include=given.include, batch=given.batch,
         limit=given.limit,
     )  # fmt: skip
-    (workdir / f"harness_{Path(given.file).stem}.json").write_text(json.dumps(found, indent=1))
+    write_json(workdir / f"harness_{Path(given.file).stem}.json", found)
     for task, metrics in found.items():
         for name, value in metrics.items():
             print(f"{task:24} {name.split(',')[0]:20} {value:.4f}")

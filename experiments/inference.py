@@ -7,7 +7,6 @@ the draws by accuracy, NLL and expected calibration error, on the held-out image
 copies of them, at its bytes and forward passes. Writes inference.json and inference.html.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from experiments.data import Dataset
 from experiments.data.corruptions import CORRUPTIONS, corrupt
 from experiments.evaluate import probabilities
 from experiments.export import as_stored, codes_of, deployed, shipped
+from experiments.files import write_json
 from experiments.pages.page import table, write_page
 from experiments.pages.panels import COLORS, INK, QUIET, line_color, panel, styled, svg
 from experiments.scores import calibration, judge, metrics
@@ -180,7 +180,7 @@ def main(_: Any) -> None:
     config = read_config(workdir)
     trained = run_trainings(config, workdir)  # all of them are finished: restores
     found = study(trained, config, options.samples, temperatures, options.images, options.seed)
-    (workdir / "inference.json").write_text(json.dumps(found, indent=1))
+    write_json(workdir / "inference.json", found)
     print(f"page: {write_study(workdir, found)}")
 
 

@@ -11,7 +11,6 @@ bits that an ideal coder takes for either, places included, with `compress_to_bu
 both at once, at the bytes of its file. Writes study.json and study.html.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 import sqs_jax
+from experiments.files import write_json
 from experiments.pages.page import table, write_page
 from experiments.pages.panels import COLORS, panel, styled, svg
 from experiments.trees import flat_leaves
@@ -150,7 +150,7 @@ def main(_: Any) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     given = tensors(config)
     results = {name: study(weights, tuple(config.bits)) for name, weights in given.items()}
-    (workdir / "study.json").write_text(json.dumps(results, indent=1))
+    write_json(workdir / "study.json", results)
     head = [
         "tensor",
         "kurtosis",

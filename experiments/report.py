@@ -7,7 +7,6 @@ writes report.html. The same files give the same bytes, where the same software 
 """
 
 import json
-import os
 import platform
 from html import escape
 from importlib.metadata import version
@@ -20,6 +19,7 @@ import numpy as np
 from absl import app, flags
 
 import sqs_jax
+from experiments.files import write_text
 from experiments.pages import figures
 from experiments.pages.reproduce import command
 from experiments.pages.tables import (
@@ -118,9 +118,7 @@ def write_report(workdir: Path) -> Path:
     )
     page = page.replace(" %", "\N{NO-BREAK SPACE}%")  # a line must not begin with the sign
     path = workdir / "report.html"
-    part = path.with_suffix(".part")
-    part.write_text(page, encoding="utf-8")
-    os.replace(part, path)
+    write_text(path, page)
     return path
 
 

@@ -14,7 +14,6 @@ its own. Exits with 1 if a point failed, see its log.txt, and with 75 after SIGT
 
 import ast
 import json
-import os
 import shlex
 import sys
 import time
@@ -27,6 +26,7 @@ from ml_collections import config_flags
 from rich.console import Console
 
 from experiments.cluster import submit
+from experiments.files import write_json
 from experiments.frontier import write_frontier
 from experiments.points import Point, changed, points, train_all
 
@@ -126,9 +126,7 @@ def main(_: Any) -> None:
         gpus = [{"CUDA_VISIBLE_DEVICES": number} for number in _GPUS.value]
         failed = train_all(unfinished, gpus or [{}] * _JOBS.value, say)
     results = [result(point) for point in todo if point.finished]
-    part = workdir / "results.json.part"
-    part.write_text(json.dumps(results, indent=1))
-    os.replace(part, workdir / "results.json")
+    write_json(workdir / "results.json", results)
     if results:
         page = write_frontier(workdir / "frontier.html", results)
         print(f"frontier: {page}")

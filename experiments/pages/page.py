@@ -1,10 +1,11 @@
 """A page of figures and tables that opens in any browser, alone."""
 
-import os
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from string import Template
+
+from experiments.files import write_text
 
 _TEMPLATE = Path(__file__).with_name("page_template.html")
 
@@ -22,9 +23,7 @@ def write_page(path: Path, title: str, intro: str, *sections: str) -> Path:
     text = Template(_TEMPLATE.read_text()).substitute(
         title=escape(title), body=f"<p>{intro}</p>\n{parts}"
     )
-    part = path.with_suffix(".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    write_text(path, text)
     return path
 
 

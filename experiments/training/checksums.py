@@ -1,9 +1,10 @@
 """Checksums of a folder's files, so that not one changed bit goes unseen."""
 
 import json
-import os
 import zlib
 from pathlib import Path
+
+from experiments.files import write_json
 
 NAME = "checksums.json"
 _CHUNK = 1 << 22
@@ -16,9 +17,7 @@ def write_checksums(folder: Path) -> None:
         for path in sorted(folder.glob("*/**/*"))
         if path.is_file()
     }
-    part = folder / f"{NAME}.part"
-    part.write_text(json.dumps({"files": found, "crc": _crc_of_table(found)}))
-    os.replace(part, folder / NAME)
+    write_json(folder / NAME, {"files": found, "crc": _crc_of_table(found)})
 
 
 def damage(folder: Path, share: int = 0, shares: int = 1) -> str | None:

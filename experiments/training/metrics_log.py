@@ -1,13 +1,13 @@
 """The lines of metrics.jsonl, and a bar to look at."""
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from experiments.files import write_text
 from experiments.training.processes import is_writer
 
 Write = Callable[[int, dict[str, float]], None]
@@ -46,9 +46,7 @@ def forget_after(path: Path, phase: str, step: int) -> None:
             continue  # cut off in the middle when the run was killed
         if line["phase"] != phase or line["step"] <= step:
             kept.append(text)
-    part = path.with_suffix(".part")
-    part.write_text("".join(kept))
-    os.replace(part, path)
+    write_text(path, "".join(kept))
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from experiments.configs import base
+from experiments.files import write_json
 
 # Where a run lies on its devices may change from one start to the next.
 _LAYOUT = ("mesh.", "sharding")
@@ -60,9 +60,7 @@ def claim_workdir(workdir: Path, config: Any) -> None:
             )
         return
     workdir.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(wanted, indent=1))
-    os.replace(part, path)
+    write_json(path, wanted)
 
 
 def locked(path: Path) -> Any:

@@ -99,6 +99,13 @@ def test_the_page_has_a_row_for_each_and_the_best_first(tmp_path: Path) -> None:
     )
 
 
+def test_the_name_of_a_folder_says_which_point_it_is() -> None:
+    points = [
+        compare.Point("obc-8", 900, 1), compare.Point("codeq_mixed-trained", 0, 0, 3),
+    ]  # fmt: skip
+    assert [compare.Point.named(point.name) for point in points] == points
+
+
 def test_points_that_are_there_are_not_run_again(tmp_path: Path, monkeypatch: Any) -> None:
     points = [compare.Point("dense", 0, 0), compare.Point("ours", 900, 0)]
     for point in points:
