@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sqs_jax.artifact import GridLeaf
-from sqs_jax.distribution.feedback import InputMoments
+from sqs_jax.distribution.feedback import InputMoments, unusable
 from sqs_jax.transform.rules import Rule, assign, check_rules, flatten, path_string
 
 
@@ -91,8 +91,9 @@ def per_kernel(
 
     Raises:
       ValueError: for a sparsity outside of [0, 1), fewer than 2 or more than 65,536 levels; naming
-        the path, for a group that does not divide a kernel's rows, weights or moments that are not
-        finite, moments of another size or where no kernel is compressed; or see `select`.
+        the path, for a group that does not divide a kernel's rows, weights that are not finite,
+        moments that are none, see `unusable`, of another size or where no kernel is compressed; or
+        see `select`.
     """
     require_sparsity(sparsity)
     if not 2 <= levels <= 65_536:
@@ -135,8 +136,8 @@ def _require_fit(path: str, second: jax.Array, rows: int) -> None:
             f"{path}: second moments have shape {second.shape}; a kernel of {rows} rows needs "
             f"{(rows, rows)}."
         )
-    if not bool(jnp.isfinite(second).all()):
-        raise ValueError(f"{path}: second moments are not finite.")
+    if why := unusable(second):
+        raise ValueError(f"{path}: {why}.")
 
 
 def select(

@@ -34,7 +34,9 @@ def compress(
     Kept: one weight at a time, the one that costs least, with the inverse Hessian of what is left;
     the outputs' traces merged so that a layer prunes where it loses least; rounding on what pruning
     leaves, zeros fixed, weights beyond half a step first. Different: grids are laid from least to
-    greatest weight. How much of each layer is for `allocate`, in obc_allocation.py.
+    greatest weight; second moments, singular or not, are damped by a hundredth of their mean, as
+    the public code does where it is told to. How much of each layer is for `allocate`, in
+    obc_allocation.py.
 
     Args:
       params: tree of arrays; kernels are [*inputs, outputs].
@@ -266,8 +268,8 @@ def _diagonal(inverse: jax.Array) -> jax.Array:
 
 
 def _damped(second: jax.Array) -> jax.Array:
-    mean = jnp.mean(jnp.diagonal(second)) + jnp.finfo(second.dtype).tiny
-    return second + _DAMPING * mean * jnp.eye(len(second))
+    mean = jnp.mean(jnp.diagonal(second))
+    return second + _DAMPING * jnp.where(mean > 0, mean, 1.0) * jnp.eye(len(second))
 
 
 def _batch(weights: jax.Array) -> int:

@@ -19,9 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["Feedback", "InputMoments", "inverse_factor", "recode", "round_rows"]
+__all__ = ["Feedback", "InputMoments", "inverse_factor", "recode", "round_rows", "unusable"]
 
 _DAMPING = 0.01  # of the mean second moment, as in GPTQ
+_UNEQUAL = 1e-3  # of the largest: what rounding makes of two equal sums
 _BLOCK = 128  # rows whose errors reach the rows after the block in one product
 _PADDED = 32  # codebooks of so many values, or a multiple, share a program
 _PASSES = 8
@@ -64,8 +65,7 @@ def inverse_factor(moments: jax.Array, *, in_order: bool = False) -> Feedback:
       moments: H, float32 [I, I], positive semidefinite.
       in_order: leave the inputs in their order.
     """
-    mean = jnp.mean(jnp.diagonal(moments))
-    damped = moments + (_DAMPING * mean + jnp.finfo(moments.dtype).tiny) * jnp.eye(len(moments))
+    damped = _damped(moments)
     order = jnp.arange(len(moments))
     if not in_order:
         order = jnp.argsort(-jnp.diagonal(moments), stable=True)
@@ -74,6 +74,28 @@ def inverse_factor(moments: jax.Array, *, in_order: bool = False) -> Feedback:
     lower = jnp.linalg.cholesky(damped[turned][:, turned])
     inverse = jax.scipy.linalg.solve_triangular(lower, jnp.eye(len(moments)), lower=True)
     return Feedback(order, inverse[::-1, ::-1], damped)
+
+
+def _damped(moments: jax.Array) -> jax.Array:
+    mean = jnp.mean(jnp.diagonal(moments))
+    return moments + (_DAMPING * mean + jnp.finfo(moments.dtype).tiny) * jnp.eye(len(moments))
+
+
+def unusable(second: jax.Array) -> str | None:
+    """Say why a matrix cannot be second moments of inputs; None if it can.
+
+    Args:
+      second: [I, I].
+    """
+    found = jnp.asarray(second, jnp.float32)
+    why = None
+    if not bool(jnp.isfinite(found).all()):
+        why = "are not finite"
+    elif bool(jnp.abs(found - found.T).max() > _UNEQUAL * jnp.abs(found).max()):
+        why = "are not symmetric"
+    elif not bool(jnp.isfinite(jnp.linalg.cholesky(_damped(found))).all()):
+        why = "have a negative eigenvalue"
+    return why and f"second moments {why}; give x.T @ x / len(x) of the layer's inputs x"
 
 
 def code_bits(counts: np.ndarray) -> float:

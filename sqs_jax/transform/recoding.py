@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sqs_jax.artifact import CompressedLeaf
-from sqs_jax.distribution.feedback import InputMoments, inverse_factor
+from sqs_jax.distribution.feedback import InputMoments, inverse_factor, unusable
 from sqs_jax.distribution.feedback import recode as recode_kernel
 from sqs_jax.transform.rules import path_string
 
@@ -41,7 +41,7 @@ def recode(compressed: Any, params: Any, inputs: Any) -> Any:
 
     Raises:
       ValueError: naming the path, for moments where nothing is compressed or of another size, or
-        that are not finite.
+        that are none: not finite, not symmetric, or with a negative eigenvalue.
     """
     leaves, treedef = _flatten(compressed)
     weights, given = (dict(_flatten(tree)[0]) for tree in (params, inputs))
@@ -79,8 +79,10 @@ def _recode(path: str, leaf: Any, weights: Any, moments: InputMoments) -> Any:
         raise ValueError(f"{path}: params have no weights of shape {shape} there.")
     if cross is not None and cross.shape != second.shape:
         raise ValueError(f"{path}: cross has shape {cross.shape}, second {second.shape}.")
-    if not all(bool(jnp.isfinite(m).all()) for m in (second, cross) if m is not None):
-        raise ValueError(f"{path}: second moments of its inputs are not finite.")
+    if why := unusable(second):
+        raise ValueError(f"{path}: {why}.")
+    if cross is not None and not bool(jnp.isfinite(cross).all()):
+        raise ValueError(f"{path}: cross moments are not finite.")
     feedback = inverse_factor(second)
     wanted = jnp.asarray(np.asarray(weights), jnp.float32).reshape(rows, -1)
     if cross is not None:

@@ -234,6 +234,13 @@ def test_what_cannot_be_pruned_is_refused_and_the_rest_copes(method):
     nan = {"kernel": InputMoments(np.full((24, 24), np.nan, "f4"))}
     with pytest.raises(ValueError, match="kernel: second moments are not finite"):
         method.compress({"kernel": KERNEL}, sparsity=0.5, levels=8, calibration=nan)
+    for turned, why in (
+        (SECOND + KERNEL[:, :1], "not symmetric"),
+        (SECOND - 9 * np.eye(24), "neg"),
+    ):
+        moments = {"kernel": InputMoments(turned.astype("f4"))}
+        with pytest.raises(ValueError, match=f"kernel: second moments .*{why}"):
+            method.compress({"kernel": KERNEL}, sparsity=0.5, levels=8, calibration=moments)
     few = X[:5]  # fewer samples than inputs: singular, and damped
     singular = {"kernel": InputMoments((few.T @ few / 5).astype("f4"))}
     kernel = KERNEL.copy()
@@ -241,5 +248,9 @@ def test_what_cannot_be_pruned_is_refused_and_the_rest_copes(method):
     found = method.compress({"kernel": kernel}, sparsity=0.5, levels=8, calibration=singular)
     values = sqs_jax.materialize(found["kernel"])
     assert np.isfinite(values).all() and (values[:, 3] == 0).all()
+    silent = {"kernel": InputMoments(np.zeros((24, 24), "f4"))}  # inputs that are always 0
+    found = method.compress({"kernel": KERNEL}, sparsity=0.5, levels=8, calibration=silent)
+    values = sqs_jax.materialize(found["kernel"])
+    assert np.isfinite(values).all() and (values == 0).mean() >= 0.5
     alone = method.compress({"kernel": KERNEL}, sparsity=0.5, levels=8, calibration={})
     assert (sqs_jax.materialize(alone["kernel"]) == 0).mean() >= 0.5
