@@ -8,7 +8,7 @@ K and sparsity of every tensor come from `config.sqs.target_bytes` and the netwo
 codes are then chosen block by block such that each layer's outputs stay put; batch statistics stay
 those of the dense network, whose outputs the layers keep. Blocks that are done are kept: the same
 command goes on after the last. The folder ends up with model.sqs, dense.sqs, evaluation.json,
-calibration.json (times, device memory) and, of a language model, tokenizer.json.
+calibration.json (times, device memory), calibration.html and, of a language model, tokenizer.json.
 """
 
 import json
@@ -23,6 +23,7 @@ from ml_collections import config_flags
 
 import sqs_jax
 from experiments.calibration.blocks import examples_of
+from experiments.calibration.page import write_calibration
 from experiments.calibration.size import compress
 from experiments.export import shipped
 from experiments.files import write_json
@@ -85,6 +86,7 @@ def main(_: Any) -> None:
     show(evaluation, sqs_jax.inspect(workdir / "model.sqs"))
     told = json.loads((workdir / "calibration.json").read_text())["seconds"]
     print(", ".join(f"{name} {value} s" for name, value in told.items()))
+    print(f"page: {write_calibration(workdir)}")
 
 
 if __name__ == "__main__":

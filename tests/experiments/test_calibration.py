@@ -15,6 +15,7 @@ from experiments.calibration import inputs, sensitivity
 from experiments.calibration.blocks import examples_of, recode_stages
 from experiments.calibration.inputs import input_moments, layers_by_input
 from experiments.calibration.norms import input_norms
+from experiments.calibration.page import write_calibration
 from experiments.calibration.sensitivity import fisher_information
 from experiments.calibration.size import allocate
 from experiments.calibration.stages import read, stages_of, values
@@ -181,6 +182,13 @@ def test_the_command(tmp_path: Path) -> None:
     found = calibrate(config, tmp_path / "run")
     assert found.keys() == {"dense", "mode"}
     assert 0.97 * 7_000 <= found["mode"]["bytes"] <= 7_000
+    page = write_calibration(tmp_path / "run").read_text()
+    for shown in (found["mode"]["bytes"], found["dense"]["bytes"]):
+        assert f"{shown:,}" in page
+    assert f"{found['mode']['perplexity']:.3f}" in page and page.count("<svg") == page.count(
+        "</svg"
+    )
+    assert "layers_0/<wbr>mlp/<wbr>up_proj/<wbr>kernel" in page
     first = (tmp_path / "run" / "model.sqs").read_bytes()
     (tmp_path / "run" / "model.sqs").unlink()
     calibrate(config, tmp_path / "run")  # goes on after what is done
