@@ -76,8 +76,13 @@ def judge_all(parts: Iterable[tuple[slice, jax.Array]], dataset: Dataset) -> Jud
     return Judgement(*map(np.concatenate, zip(*judged, strict=True)))
 
 
-def evaluate(workdir: Path) -> dict[str, Any]:
-    """Evaluate dense, finetuned, mean, mode and averaged networks from the files of a run."""
+def evaluate(workdir: Path, networks: Iterable[str] = ()) -> dict[str, Any]:
+    """Evaluate dense, finetuned, mean, mode and averaged networks from the files of a run.
+
+    Args:
+      workdir: of the run.
+      networks: names of those that are; all by default.
+    """
     if not (workdir / "config.json").is_file():
         raise FileNotFoundError(
             f"{workdir} holds no finished run. Make one: python -m experiments.train "
@@ -88,6 +93,8 @@ def evaluate(workdir: Path) -> dict[str, Any]:
 
     def read(name: str) -> Any:
         return sqs_jax.materialize(sqs_jax.load(workdir / name))
+
+    wanted = {*networks} or {*_FILES, "averaged"}
 
     def scores(networks: Sequence[Any], file: str) -> dict[str, Any]:
         holdout = problem.splits.holdout
@@ -111,21 +118,23 @@ def evaluate(workdir: Path) -> dict[str, Any]:
     for name, file in _FILES.items():
         if name in ("finetune", "mean") and not (workdir / file).is_file():
             continue  # not every command trains one, or has a posterior
-        result[name] = scores([read(file)], file)
-    if (workdir / "average.sqs").is_file():
+        if name in wanted:
+            result[name] = scores([read(file)], file)
+    if "averaged" in wanted and (workdir / "average.sqs").is_file():
         average = read("average.sqs")
         draws = average.pop("draws")
-        networks = [{"params": params, **average} for params in draws]
-        result["averaged"] = scores(networks, "average.sqs")
+        members = [{"params": params, **average} for params in draws]
+        result["averaged"] = scores(members, "average.sqs")
     return result
 
 
 def main(_: Any) -> None:
     logging.set_verbosity(logging.WARNING)  # jax tells of every backend that is not there
     workdir = Path(flags.FLAGS.workdir)
-    write_json(workdir / "evaluation.json", evaluate(workdir))
+    write_json(workdir / "evaluation.json", evaluate(workdir, flags.FLAGS.networks))
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "Folder of a finished run.", required=True)
+    flags.DEFINE_list("networks", [], 'Which of "dense", "finetune", "mean", "mode", "averaged".')
     app.run(main)

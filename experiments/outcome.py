@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,15 @@ from experiments.scores import fingerprint
 _ROUNDING = 1e-3  # of all labels
 
 
-def evaluate_files(workdir: Path, correct: np.ndarray | None = None) -> None:
+def evaluate_files(
+    workdir: Path, correct: np.ndarray | None = None, networks: Iterable[str] = ()
+) -> None:
     """Evaluate the files in a process of their own, and compare the one that ships.
 
     Args:
       workdir: of the run.
       correct: which images [n] the network in memory classifies correctly, if that is known.
+      networks: names of those that are evaluated, "mode" among them; all by default.
 
     Raises:
       RuntimeError: if the file classifies other images correctly; on an accelerator, if their
@@ -28,7 +32,7 @@ def evaluate_files(workdir: Path, correct: np.ndarray | None = None) -> None:
     """
     print("Evaluating the files in a process of their own.", flush=True)
     command = [sys.executable, "-m", "experiments.evaluate", f"--workdir={workdir}"]
-    subprocess.run(command, check=True)
+    subprocess.run([*command, f"--networks={','.join(networks)}"], check=True)
     found = json.loads((workdir / "evaluation.json").read_text())["mode"]
     if correct is None or found["fingerprint"] == fingerprint(correct):
         return

@@ -12,6 +12,7 @@ its last step saved, and with 1 for an error.
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,13 @@ from experiments.training.processes import is_writer, joined, wait_for_all
 from experiments.training.run import run_trainings
 
 
-def train(config: Any, workdir: Path) -> dict[str, Any]:
+def train(config: Any, workdir: Path, networks: Iterable[str] = ()) -> dict[str, Any]:
     """Run an experiment, `described`, to its end; returns what evaluation.json holds.
+
+    Args:
+      config: the experiment.
+      workdir: of the run.
+      networks: names of those that are evaluated, "mode" among them; all by default.
 
     Raises:
       RuntimeError: if the files do not do what was trained, and as `run_trainings`.
@@ -40,7 +46,7 @@ def train(config: Any, workdir: Path) -> dict[str, Any]:
     describe_distributions(workdir / "distributions.json", state.posterior)
     trained = deployed(phase, state, config)
     if is_writer():
-        evaluate_files(workdir, predict(model, [trained], splits.holdout).correct)
+        evaluate_files(workdir, predict(model, [trained], splits.holdout).correct, networks)
     wait_for_all("the files are evaluated")
     return json.loads((workdir / "evaluation.json").read_text())
 

@@ -98,7 +98,7 @@ def run(config: Any, method: str, number: int, workdir: Path) -> dict[str, Any]:
             written = config.sqs.generated / len(train_part.labels)
             config.sqs.kl_weight = setting.penalty * train_part.units * (1 + written)
             told["penalty"] = setting.penalty
-    scores = train(config, workdir)["mode"]
+    scores = train(config, workdir, ["mode"])["mode"]
     kept = ("accuracy", "nll", "perplexity", "calibration_error")
     return {"settings": told, "scores": {name: scores[name] for name in kept if name in scores}}
 
