@@ -5,22 +5,26 @@ from pathlib import Path
 from typing import Any
 
 from experiments.comparison.figure import draw
+from experiments.files import write_text
 from experiments.pages.page import table, write_page
 from experiments.pages.panels import svg
 
 
 def write_comparison(page: Path, results: list[dict[str, Any]]) -> Path:
-    """Write the page, and its figures as SVG files beside it; returns the page's path.
+    """Write the page, beside it its figures as SVG files and its tables as Markdown.
 
     Args:
       page: its file.
       results: as `experiments.compare.run_point` returns them, with a command; one is "dense".
+
+    Returns:
+      The page's path.
     """
     dense = next(each for each in results if each["method"] == "dense")
     rows = [each for each in results if each["method"] != "dense"]
     budgets = sorted({each["budget"] for each in rows}, reverse=True)
     found: list[list[str]] = []
-    best, figures = [], []
+    best, figures, texts = [], [], []
     for trained, title in ((False, "Without training"), (True, "Trained alike")):
         alike = [each for each in rows if each["method"].endswith("-trained") == trained]
         if any(each["bytes"] for each in alike):
@@ -28,11 +32,13 @@ def write_comparison(page: Path, results: list[dict[str, Any]]) -> Path:
             name = "trained" if trained else "untrained"
             picture.savefig(page.with_name(f"comparison_{name}.svg"), metadata={"Date": None})
             figures.append(svg(picture, name, f"{title}: scores against bytes"))
+            texts.append(f"### {title}\n\n{_markdown(alike, budgets, dense)}")
         for budget in budgets:
             ordered = _ordered(alike, budget, dense)
             if ordered:
                 best.append(len(found))
             found += [_row(each, dense) for each in ordered]
+    write_text(page.with_suffix(".md"), "\n".join(texts))
     columns = [
         "method", "budget", "bytes", _name(dense), "lost", "largest layer error", "seconds",
         "peak MB", "bits per weight: fixed, entropy, file", "settings", "command",
@@ -78,19 +84,39 @@ def _ordered(rows: list[Any], budget: int, dense: Any) -> list[Any]:
     return sorted(here, key=lambda e: lost(e, dense) if e["bytes"] else float("inf"))
 
 
+def _markdown(rows: list[dict[str, Any]], budgets: list[int], dense: dict[str, Any]) -> str:
+    unit = "%" if "perplexity" in dense["scores"] else "points"
+    columns = ["budget", "method", "bytes", _name(dense), f"lost, {unit}", "settings", "seconds"]
+    lines = [columns, ["---"] * len(columns)]
+    for budget in budgets:
+        for each in _ordered(rows, budget, dense):
+            head = [f"{budget:,}", f"`{each['method']}`"]
+            if not each["bytes"]:
+                lines.append([*head, "cannot be made so small", *[""] * 4])
+                continue
+            score, apart = _shown(each), f"{lost(each, dense):.2f}".replace("-", "−")
+            told = [_settings(each), "" if each["seconds"] is None else f"{each['seconds']:.0f}"]
+            lines.append([*head, f"{each['bytes']:,}", score, apart, *told])
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def _settings(each: dict[str, Any]) -> str:
+    told = (each.get("settings") or {}).items()
+    return ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in told)
+
+
 def _row(each: dict[str, Any], dense: dict[str, Any]) -> list[str]:
     head = [escape(each["method"]), f"{each['budget']:,}"]
     command = f"<code>{escape(each['command'])}</code>"
     if not each["bytes"]:
         return [*head, "cannot be made so small", *[""] * 7, command]
     bits = each["bits_per_weight"]
-    settings, errors = each.get("settings") or {}, each.get("layer_errors")
+    errors = each.get("layer_errors")
     largest = f"{max(errors.values(), default=0.0):.3f}" if errors else ""  # trained weights move
     return [
         *head, f"{each['bytes']:,}", _shown(each), f"{lost(each, dense):.2f}",
         largest, "" if each["seconds"] is None else f"{each['seconds']:.0f}",
         f"{each['peak_bytes'] / 1e6:,.0f}",
         ", ".join(f"{bits[name]:.2f}" for name in ("fixed", "entropy", "file")),
-        escape(", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}"
-                         for k, v in settings.items())), command,
+        escape(_settings(each)), command,
     ]  # fmt: skip

@@ -94,6 +94,9 @@ def test_the_page_has_a_row_for_each_and_the_best_first(tmp_path: Path) -> None:
     for name in ("untrained", "trained"):
         picture = (tmp_path / f"comparison_{name}.svg").read_text()
         assert "ours" in picture and ("dgms-trained" in picture) == (name == "trained")
+    text = (tmp_path / "comparison.md").read_text()
+    assert "| 1,000 | `ours` | 990 | 94.00 | 1.00 | levels 4 | 1 |" in text
+    assert "| 500 | `rtn` | cannot be made so small |" in text and "### Trained alike" in text
     assert lost(result("x", 1, 0.9, perplexity=11.0), result("d", 1, 0.9, perplexity=10.0)) == (
         pytest.approx(10.0)
     )
