@@ -85,12 +85,13 @@ def run(config: Any, method: str, number: int, workdir: Path) -> dict[str, Any]:
     config.update({"finetune": False})
     config.evaluation.average_samples = 0
     told: dict[str, Any] = {}
+    rates = config.sqs.learning_rate
     if method in TUNED:
-        config.sqs.start, config.sqs.learning_rate.loc = TUNED[method], 0.0
+        config.sqs.start, rates.loc, rates.means = TUNED[method], 0.0, rates.dense
     elif method != OURS:
         setting = SETTINGS[method][number]
-        rates = config.sqs.learning_rate
-        rates.loc, rates.spread = rates.loc or rates.dense, rates.means  # loc 0: codes of ours stay
+        # one rate for all; where loc's is 0, codes of ours stay
+        rates.loc = rates.means = rates.spread = rates.loc or rates.dense
         config.update_from_flattened_dict({**_PEER, **setting.fields})
         told = {"components": config.sqs.components}
         if setting.penalty:

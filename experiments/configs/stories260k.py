@@ -26,4 +26,6 @@ def get_config() -> ConfigDict:
     config.sqs.start = "calibration"
     config.sqs.distill_weight = 0.5  # text and teacher alike
     config.sqs.epochs = 10
+    config.sqs.prune_every = 1  # zeros that are decided anew each step may leave at once
+    config.sqs.learning_rate.means = 2e-4  # one that moves takes all its weights with it
     return config
