@@ -30,10 +30,12 @@ def get_config() -> ConfigDict:
     config.batch_size = 64  # more steps for the same images, see docs/results.md
     config.sqs.epochs = 30
     config.sqs.target_bytes = 44_950
+    config.sqs.start = "calibration"
+    config.sqs.prune_every = 1  # codes are cheap to decide, and zeros may leave at once
     config.sqs.rate_weight = 0.05
     config.sqs.reestimate = 100
     config.sqs.distill_weight = 1.0  # the labels add nothing to what the teacher says
     config.sqs.learning_rate.loc = 7e-4
-    config.sqs.learning_rate.means = 1e-3
+    config.sqs.learning_rate.means = 2e-4  # a level that moves takes all its weights with it
     config.sqs.learning_rate.dense = 1e-3
     return config
