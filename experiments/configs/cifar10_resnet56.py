@@ -20,7 +20,10 @@ from experiments.configs import cifar10_resnet20
 def get_config() -> ConfigDict:
     config = cifar10_resnet20.get_config()
     config.model.name = "resnet56"
-    config.sqs.target_bytes = 0
+    config.sqs.target_bytes = 0  # pruning to a sparsity in place of codes at a price
+    config.sqs.start = "weights"
+    config.sqs.prune_every = 10
+    config.sqs.learning_rate.means = 1e-3
     config.sqs.components = 4
     config.sqs.sparsity = 0.5
     return config
