@@ -28,7 +28,8 @@ def compress(
 
     Kept: min-max grids, laid when the first input of a group is reached; damping of a hundredth of
     the mean second moment; the order of the inputs as it is. Different: errors reach later groups a
-    group at a time, not 128 rows, which changes the speed alone; any number of levels.
+    group at a time, not 128 rows, which changes the speed alone; any number of levels, and kernels
+    of any rank. (qwix's GPTQ gives the same codes, but for int4, int8 and matrices alone.)
 
     Args:
       params: tree of arrays; kernels are [*inputs, outputs].
