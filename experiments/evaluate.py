@@ -82,6 +82,10 @@ def evaluate(workdir: Path, networks: Iterable[str] = ()) -> dict[str, Any]:
     Args:
       workdir: of the run.
       networks: names of those that are; all by default.
+
+    Raises:
+      FileNotFoundError: if the folder has no run, or not all of its files.
+      ValueError: for an unknown network.
     """
     if not (workdir / "config.json").is_file():
         raise FileNotFoundError(
@@ -94,7 +98,10 @@ def evaluate(workdir: Path, networks: Iterable[str] = ()) -> dict[str, Any]:
     def read(name: str) -> Any:
         return sqs_jax.materialize(sqs_jax.load(workdir / name))
 
-    wanted = {*networks} or {*_FILES, "averaged"}
+    known = {*_FILES, "averaged"}
+    if unknown := {*networks} - known:
+        raise ValueError(f"--networks: no {sorted(unknown)}; there are {sorted(known)}.")
+    wanted = {*networks} or known
 
     def scores(networks: Sequence[Any], file: str) -> dict[str, Any]:
         holdout = problem.splits.holdout

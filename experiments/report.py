@@ -69,7 +69,7 @@ def read_run(workdir: Path) -> Run:
 
     Raises:
       FileNotFoundError: if a file is missing; names it and what writes it.
-      ValueError: if a file is damaged.
+      ValueError: if a file is damaged, or only some networks are evaluated.
     """
     for name, remedy in _FILES.items():
         if not (workdir / name).is_file():
@@ -85,6 +85,9 @@ def read_run(workdir: Path) -> Run:
     texts = {name: (workdir / name).read_text() for name in _FILES if name != "model.sqs"}
     lines = texts.pop("metrics.jsonl").splitlines()
     parsed = {name: parse(name, text) for name, text in texts.items()}
+    if missing := {"dense", "mean", "mode"} - parsed["evaluation.json"].keys():
+        remedy = _FILES["evaluation.json"].format(workdir)
+        raise ValueError(f"evaluation.json has no {', '.join(sorted(missing))}. {remedy}")
     pairs, _ = jax.tree_util.tree_flatten_with_path(
         sqs_jax.load(workdir / "model.sqs"),
         is_leaf=lambda x: isinstance(x, sqs_jax.CompressedLeaf),

@@ -17,7 +17,7 @@ from experiments.trees import flat_leaves, map_leaves, other_collections
 
 # Of the budget, before codes are chosen anew: codebooks may take a few bytes more after that.
 _LEAST, _AIM, _MOST = 0.993, 0.997, 0.998
-_TRIALS = 3
+_TRIALS = 4
 
 
 def _call(_: str, function: Any, *args: Any) -> Any:
@@ -48,8 +48,8 @@ def compress(
         had been trained: the values there are may be such that few bytes hold them.
 
     Raises:
-      sqs_jax.BudgetError: if codes chosen anew take more bytes than are left for them, again and
-        again.
+      sqs_jax.BudgetError: if no file is that small.
+      ValueError: if codes chosen anew take more bytes than are left for them, again and again.
     """
     budget = room = config.sqs.target_bytes
     for trial in range(_TRIALS):
@@ -62,7 +62,7 @@ def compress(
         if size <= budget:
             return found
         room = int(0.999 * (room - (size - budget)))  # what follows the codes' order takes more now
-    raise sqs_jax.BudgetError(
+    raise ValueError(
         f"The file takes {size} bytes, config.sqs.target_bytes is {budget}, after {_TRIALS} "
         "trials; give a little less."
     )

@@ -7,9 +7,10 @@ from typing import Any
 from experiments.comparison.figure import draw
 from experiments.files import write_text
 from experiments.pages.page import table, write_page
-from experiments.pages.panels import svg
+from experiments.pages.panels import styled, svg
 
 
+@styled
 def write_comparison(page: Path, results: list[dict[str, Any]]) -> Path:
     """Write the page, beside it its figures as SVG files and its tables as Markdown.
 

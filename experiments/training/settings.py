@@ -110,11 +110,16 @@ def _contradictions(config: Any, num_train: int) -> Iterator[str]:
             f"windows; config.sqs.saliency is {sqs.saliency!r} and config.sqs.window_kind is "
             f"{sqs.window_kind!r}: use 'magnitude' and 'single', or target_bytes=0."
         )
-    if sqs.start == "calibration" and not (sqs.target_bytes and sqs.order == "together"):
+    if sqs.start == "calibration" and not sqs.target_bytes:
         yield (
-            "config.sqs.start is 'calibration', which starts at the codes of a file of "
-            f"config.sqs.target_bytes, {sqs.target_bytes}, with config.sqs.order 'together', not "
-            f"{sqs.order!r}: give both, or start at the 'weights'."
+            "config.sqs.start is 'calibration', the codes of a file of config.sqs.target_bytes, "
+            "which is 0: give the bytes, or start at the 'weights' (and decide the mask less often "
+            "than at every step: config.sqs.prune_every=10)."
+        )
+    if sqs.start == "calibration" and sqs.order != "together":
+        yield (
+            f"config.sqs.start is 'calibration' and config.sqs.order {sqs.order!r}, which prunes "
+            "or quantises what starts at the 'weights': give that, or the order 'together'."
         )
     if sqs.start in PEERS and not (
         sqs.target_bytes and sqs.order == "together" and not sqs.learning_rate.loc

@@ -93,7 +93,10 @@ def test_the_page_has_a_row_for_each_and_the_best_first(tmp_path: Path) -> None:
     assert "cannot be made so small" in body and "1.00" in body and page.count('class="best"') == 3
     for name in ("untrained", "trained"):
         picture = (tmp_path / f"comparison_{name}.svg").read_text()
-        assert "ours" in picture and ("dgms-trained" in picture) == (name == "trained")
+        assert ("dgms-trained</text>" in picture) == (name == "trained")
+    before = page, picture
+    again = write_comparison(tmp_path / "comparison.html", results).read_text()
+    assert (again, (tmp_path / "comparison_trained.svg").read_text()) == before
     text = (tmp_path / "comparison.md").read_text()
     assert "| 1,000 | `ours` | 990 | 94.00 | 1.00 | levels 4 | 1 |" in text
     assert "| 500 | `rtn` | cannot be made so small |" in text and "### Trained alike" in text

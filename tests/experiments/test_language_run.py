@@ -36,6 +36,9 @@ def test_a_language_model_from_text_to_file(tmp_path: Path) -> None:
     assert found["dense"]["perplexity"] < 60  # of 300 tokens
     assert found["mode"]["perplexity"] == pytest.approx(np.exp(found["mode"]["nll"]))
     assert found["mode"]["count"] == trained.splits.holdout.units
+    assert evaluate(workdir, ["mode"]) == {"mode": found["mode"]}
+    with pytest.raises(ValueError, match=r"no \['model'\]; there are \['averaged', 'dense'"):
+        evaluate(workdir, ["model"])
     judged = predict(
         trained.model,
         [deployed(trained.phase, trained.state, config)],

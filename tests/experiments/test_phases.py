@@ -72,7 +72,11 @@ def test_a_peer_that_learns_what_it_prunes_has_no_mask() -> None:
             "use 'weights', or no mistakes",
         ),
         ({"saliency": "activation", "mistakes": ("untrained_scores",)}, "use one of them"),
-        ({"start": "calibration"}, "give both, or start at the 'weights'"),
+        ({"start": "calibration"}, "which is 0: give the bytes, or start at the 'weights'"),
+        (
+            {"start": "calibration", "target_bytes": 9000, "order": "prune_first"},
+            "or the order 'together'",
+        ),
     ],
 )
 def test_contradictions_are_named(changes: dict[str, object], said: str) -> None:

@@ -278,6 +278,13 @@ def test_a_damaged_file_is_named(workdir):
         write_report(workdir)
 
 
+def test_networks_that_were_not_evaluated_are_named(workdir):
+    found = json.loads((workdir / "evaluation.json").read_text())
+    (workdir / "evaluation.json").write_text(json.dumps({"mode": found["mode"]}))
+    with pytest.raises(ValueError, match=r"has no dense, mean\. Evaluate .*experiments\.evaluate"):
+        write_report(workdir)
+
+
 def test_labels_move_apart_no_further_than_they_must():
     np.testing.assert_allclose(
         spread(np.array([10.0, 80, 90, 200]), 30, 0, 300), [10, 70, 100, 200]
