@@ -11,6 +11,7 @@ from experiments.pages.panels import COLORS, QUIET, line_color, over, panel, spr
 
 _WIDTH, _HEIGHT, _LEFT, _NAMES, _APART = 860, 520, 52, 150, 14
 _BOTTOM = 44
+_PEERS = 4  # colours, the first of `line_color` being ours
 _MOST = 4  # times what the dense network scores, or ours if that is more: worse is not told apart
 
 
@@ -62,12 +63,13 @@ def _is_ours(name: str) -> bool:
 
 def _look(number: int, name: str) -> dict[str, Any]:
     ours = _is_ours(name)
-    dashes = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))[number // 5 % 4]
+    turn, color = divmod(number, _PEERS)
+    dashes = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))[turn % 4]
     return {
-        "color": COLORS["mode"] if ours else line_color(number),
+        "color": COLORS["mode"] if ours else line_color(1 + color),
         "ls": "-" if ours else dashes,
         "lw": 2.6 if ours else 1.2,
-        "marker": "osD^v"[number // 5 % 5],
+        "marker": "osD^v"[turn % 5],
         "ms": 6 if ours else 4,
         "zorder": 3 if ours else 2,
     }
