@@ -8,8 +8,8 @@ Every method gets the same weights, examples (`config.calibration.examples` of t
 and held-out data, and writes a file by the same coder; what it is given is the size of that file,
 in bits per weight of the network or, with --bytes, in bytes. Those whose names end in "-trained"
 get the config's training, steps and teacher, from the same weights. Each point is a process of its
-own; the same command does what is missing. Writes comparison.html and results.json, of all points
-that the folder has.
+own; the same command does what is missing. Writes of all points that the folder has
+comparison.html, its figures as comparison_*.svg, its tables as comparison.md, and results.json.
 """
 
 import json

@@ -87,6 +87,10 @@ def evaluate(workdir: Path, networks: Iterable[str] = ()) -> dict[str, Any]:
       FileNotFoundError: if the folder has no run, or not all of its files.
       ValueError: for an unknown network.
     """
+    known = {*_FILES, "averaged"}
+    wanted = {*networks} or known
+    if unknown := wanted - known:
+        raise ValueError(f"--networks: no {sorted(unknown)}; there are {sorted(known)}.")
     if not (workdir / "config.json").is_file():
         raise FileNotFoundError(
             f"{workdir} holds no finished run. Make one: python -m experiments.train "
@@ -97,11 +101,6 @@ def evaluate(workdir: Path, networks: Iterable[str] = ()) -> dict[str, Any]:
 
     def read(name: str) -> Any:
         return sqs_jax.materialize(sqs_jax.load(workdir / name))
-
-    known = {*_FILES, "averaged"}
-    if unknown := {*networks} - known:
-        raise ValueError(f"--networks: no {sorted(unknown)}; there are {sorted(known)}.")
-    wanted = {*networks} or known
 
     def scores(networks: Sequence[Any], file: str) -> dict[str, Any]:
         holdout = problem.splits.holdout

@@ -87,7 +87,9 @@ def read_run(workdir: Path) -> Run:
     parsed = {name: parse(name, text) for name, text in texts.items()}
     if missing := {"dense", "mean", "mode"} - parsed["evaluation.json"].keys():
         remedy = _FILES["evaluation.json"].format(workdir)
-        raise ValueError(f"evaluation.json has no {', '.join(sorted(missing))}. {remedy}")
+        raise ValueError(
+            f"{workdir / 'evaluation.json'} has no {', '.join(sorted(missing))}. {remedy}"
+        )
     pairs, _ = jax.tree_util.tree_flatten_with_path(
         sqs_jax.load(workdir / "model.sqs"),
         is_leaf=lambda x: isinstance(x, sqs_jax.CompressedLeaf),

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from experiments.pages.panels import COLORS, QUIET, line_color, over, panel, spread, styled
+from experiments.pages.panels import COLORS, QUIET, line_color, over, panel, spread
 
 _WIDTH, _HEIGHT, _LEFT, _NAMES, _APART = 860, 520, 52, 150, 14
 _BOTTOM = 44
@@ -15,7 +15,6 @@ _PEERS = 4  # colours, the first of `line_color` being ours
 _MOST = 4  # times what the dense network scores, or ours if that is more: worse is not told apart
 
 
-@styled
 def draw(rows: list[dict[str, Any]], dense: dict[str, Any], title: str) -> Figure:
     """Draw what methods score against the bytes of their files, both logarithmic.
 
@@ -25,7 +24,7 @@ def draw(rows: list[dict[str, Any]], dense: dict[str, Any], title: str) -> Figur
       title: what the methods have in common.
 
     Returns:
-      The figure: perplexities, or the percentage of wrong answers.
+      The figure, perplexities or percentages of wrong answers, to be written in the same style.
     """
     unit = "perplexity" if "perplexity" in dense["scores"] else "% wrong"
     figure, axes = panel(_WIDTH, _HEIGHT, f"{title}: {unit} against bytes", _LEFT, bottom=_BOTTOM)

@@ -1,5 +1,6 @@
 """The page of a comparison: what each method makes of so many bytes."""
 
+import io
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from experiments.comparison.figure import draw
 from experiments.files import write_text
 from experiments.pages.page import table, write_page
 from experiments.pages.panels import styled, svg
+
+_TOO_LARGE = "no setting is so small"  # of those there are: peers.PEERS, trained.SETTINGS
 
 
 @styled
@@ -31,7 +34,9 @@ def write_comparison(page: Path, results: list[dict[str, Any]]) -> Path:
         if any(each["bytes"] for each in alike):
             picture = draw(alike, dense, title)
             name = "trained" if trained else "untrained"
-            picture.savefig(page.with_name(f"comparison_{name}.svg"), metadata={"Date": None})
+            drawn = io.StringIO()
+            picture.savefig(drawn, format="svg", metadata={"Date": None})
+            write_text(page.with_name(f"comparison_{name}.svg"), drawn.getvalue())
             figures.append(svg(picture, name, f"{title}: scores against bytes"))
             texts.append(f"### {title}\n\n{_markdown(alike, budgets, dense)}")
         for budget in budgets:
@@ -93,7 +98,7 @@ def _markdown(rows: list[dict[str, Any]], budgets: list[int], dense: dict[str, A
         for each in _ordered(rows, budget, dense):
             head = [f"{budget:,}", f"`{each['method']}`"]
             if not each["bytes"]:
-                lines.append([*head, "cannot be made so small", *[""] * 4])
+                lines.append([*head, _TOO_LARGE, *[""] * 4])
                 continue
             score, apart = _shown(each), f"{lost(each, dense):.2f}".replace("-", "−")
             told = [_settings(each), "" if each["seconds"] is None else f"{each['seconds']:.0f}"]
@@ -110,7 +115,7 @@ def _row(each: dict[str, Any], dense: dict[str, Any]) -> list[str]:
     head = [escape(each["method"]), f"{each['budget']:,}"]
     command = f"<code>{escape(each['command'])}</code>"
     if not each["bytes"]:
-        return [*head, "cannot be made so small", *[""] * 7, command]
+        return [*head, _TOO_LARGE, *[""] * 7, command]
     bits = each["bits_per_weight"]
     errors = each.get("layer_errors")
     largest = f"{max(errors.values(), default=0.0):.3f}" if errors else ""  # trained weights move

@@ -56,6 +56,7 @@ def _codeq(method: str, ways: tuple[tuple[int, float], ...]) -> list[Setting]:
     ]
 
 
+# the folder of a training has the number of its setting: new ones go to the end
 SETTINGS = {
     "dgms-trained": [
         Setting({"sqs.method": "dgms", "sqs.components": k}) for k in (62, 30, 14, 6, 2, 22, 10)

@@ -185,9 +185,8 @@ def test_the_command(tmp_path: Path) -> None:
     page = write_calibration(tmp_path / "run").read_text()
     for shown in (found["mode"]["bytes"], found["dense"]["bytes"]):
         assert f"{shown:,}" in page
-    assert f"{found['mode']['perplexity']:.3f}" in page and page.count("<svg") == page.count(
-        "</svg"
-    )
+    assert f"{found['mode']['perplexity']:.3f}" in page
+    assert page.count("<svg") == page.count("</svg") > 2
     assert "layers_0/<wbr>mlp/<wbr>up_proj/<wbr>kernel" in page
     first = (tmp_path / "run" / "model.sqs").read_bytes()
     (tmp_path / "run" / "model.sqs").unlink()

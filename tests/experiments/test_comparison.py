@@ -90,7 +90,7 @@ def test_the_page_has_a_row_for_each_and_the_best_first(tmp_path: Path) -> None:
     names = ("ours", "rtn", "dgms-trained", "ours-trained")  # of the larger budget, then trained
     order = [body.index(f"<code>python {name}</code>") for name in names]
     assert order == sorted(order)
-    assert "cannot be made so small" in body and "1.00" in body and page.count('class="best"') == 3
+    assert "no setting is so small" in body and "1.00" in body and page.count('class="best"') == 3
     for name in ("untrained", "trained"):
         picture = (tmp_path / f"comparison_{name}.svg").read_text()
         assert ("dgms-trained</text>" in picture) == (name == "trained")
@@ -99,7 +99,7 @@ def test_the_page_has_a_row_for_each_and_the_best_first(tmp_path: Path) -> None:
     assert (again, (tmp_path / "comparison_trained.svg").read_text()) == before
     text = (tmp_path / "comparison.md").read_text()
     assert "| 1,000 | `ours` | 990 | 94.00 | 1.00 | levels 4 | 1 |" in text
-    assert "| 500 | `rtn` | cannot be made so small |" in text and "### Trained alike" in text
+    assert "| 500 | `rtn` | no setting is so small |" in text and "### Trained alike" in text
     assert lost(result("x", 1, 0.9, perplexity=11.0), result("d", 1, 0.9, perplexity=10.0)) == (
         pytest.approx(10.0)
     )
@@ -159,7 +159,10 @@ def test_a_method_trains_by_the_configs_loop_and_its_file_is_told_of(
     if method in trained.SETTINGS:
         wanted = trained.SETTINGS[method][3].fields["sqs.components"]
         assert told["components"] == found["settings"]["components"] == wanted
-        assert (told["kl_weight"] > 1e-5) == ("penalty" in found["settings"])
+        penalty = found["settings"].get("penalty")
+        own = penalty and penalty * problem.splits.train.units  # of a method without, the config's
+        assert told["kl_weight"] == pytest.approx(own or config.sqs.kl_weight)
+        assert (penalty is not None) == (method == "codeq-trained")
     else:
         assert found["bytes"] <= found["budget"] == 7_000
         assert told["start"] == ("weights" if method == "ours-trained" else "kmeans-prune")
