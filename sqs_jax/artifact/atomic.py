@@ -9,7 +9,7 @@ import stat
 from collections.abc import Iterator
 from typing import BinaryIO
 
-__all__ = ["replacing", "replacing_folder", "write_atomically"]
+__all__ = ["check_writable", "replacing", "replacing_folder", "write_atomically"]
 
 
 def write_atomically(path: str, data: bytes) -> None:
@@ -45,16 +45,11 @@ def replacing(path: str) -> Iterator[BinaryIO]:
             path and, where there is one, the way out.
     """
     target, folder, temporary = _places(path)
-    try:
-        if os.path.isdir(target):
-            raise IsADirectoryError(errno.EISDIR, "is a folder")
-        if os.path.exists(target) and not os.path.isfile(target):
-            raise OSError(errno.EINVAL, "is a device or a pipe, which a file would replace")
-        # O_EXCL and not tempfile: the file gets the permissions any new file here gets.
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-        descriptor = os.open(temporary, flags, 0o666)
+    with _explained(path, folder, temporary):
+        _check_file(target)
+        # A signal may raise anywhere: whatever is made is made inside of the try block.
         try:
-            with os.fdopen(descriptor, "wb") as file:
+            with os.fdopen(_create(temporary), "wb") as file:
                 yield file
                 file.flush()
                 if os.path.exists(target):  # whoever could read it still can, and nobody else
@@ -62,13 +57,15 @@ def replacing(path: str) -> Iterator[BinaryIO]:
                 os.fsync(file.fileno())
             os.replace(temporary, target)
         except BaseException:
-            os.unlink(temporary)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
             raise
-    except OSError as error:
-        if error.filename not in (None, temporary):
-            raise  # of another file, in the with block; a failed write has no name
-        raise type(error)(error.errno, _explain(error, folder), path) from error
     _sync_folder(folder)
+
+
+def _create(path: str) -> int:
+    # O_EXCL and not tempfile: the file gets the permissions any new file here gets.
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
 
 
 @contextlib.contextmanager
@@ -89,13 +86,10 @@ def replacing_folder(path: str) -> Iterator[str]:
             something stands there.
     """
     target, folder, temporary = _places(path)
-    try:
-        if os.path.lexists(target) and not os.path.isdir(target):
-            raise FileExistsError(errno.EEXIST, "a file stands at this path")
-        if os.path.isdir(target) and os.listdir(target):
-            raise FileExistsError(errno.EEXIST, "the folder is not empty")
-        os.mkdir(temporary)
+    with _explained(path, folder, temporary):
+        _check_new_folder(target)
         try:
+            os.mkdir(temporary)
             yield temporary
             _sync_tree(temporary)
             if os.path.isdir(target):
@@ -104,11 +98,52 @@ def replacing_folder(path: str) -> Iterator[str]:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+    _sync_folder(folder)
+
+
+def check_writable(path: str, *, folder: bool = False) -> None:
+    """Raise what `replacing` or `replacing_folder` would raise, before there is anything to write.
+
+    Args:
+        path: Where a file or a folder will be written.
+        folder: Whether it is a folder.
+
+    Raises:
+        OSError: As `replacing` and `replacing_folder`.
+    """
+    target, parent, temporary = _places(path)
+    with _explained(path, parent, temporary):
+        (_check_new_folder if folder else _check_file)(target)
+        try:  # permissions alone do not tell: the disk may be read-only, or have no inode left
+            os.close(_create(temporary))
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+
+
+def _check_file(target: str) -> None:
+    if os.path.isdir(target):
+        raise IsADirectoryError(errno.EISDIR, "is a folder")
+    if os.path.exists(target) and not os.path.isfile(target):
+        raise OSError(errno.EINVAL, "is a device or a pipe, which a file would replace")
+
+
+def _check_new_folder(target: str) -> None:
+    if os.path.lexists(target) and not os.path.isdir(target):
+        raise FileExistsError(errno.EEXIST, "a file stands at this path")
+    if os.path.isdir(target) and os.listdir(target):
+        raise FileExistsError(errno.EEXIST, "the folder is not empty")
+
+
+@contextlib.contextmanager
+def _explained(path: str, folder: str, temporary: str) -> Iterator[None]:
+    """Let errors of the temporary file name the path that was asked for, and the remedy."""
+    try:
+        yield
     except OSError as error:
         if error.filename not in (None, temporary):
             raise  # of another file, in the with block; a failed write has no name
         raise type(error)(error.errno, _explain(error, folder), path) from error
-    _sync_folder(folder)
 
 
 def _places(path: str) -> tuple[str, str, str]:

@@ -1,9 +1,12 @@
 """Checkpoints of other tools: read and written tensor by tensor."""
 
 from sqs_jax.checkpoints.detect import open_checkpoint
-from sqs_jax.checkpoints.huggingface_folder import copy_other_files, write_safetensors_folder
+from sqs_jax.checkpoints.folder_writer import write_safetensors_folder
 from sqs_jax.checkpoints.lazy import Checkpoint, CheckpointError, LazyArray
+from sqs_jax.checkpoints.msgpack_file import write_msgpack
 from sqs_jax.checkpoints.names import flat_names
+from sqs_jax.checkpoints.npz_file import write_npz
+from sqs_jax.checkpoints.other_files import copy_other_files
 from sqs_jax.checkpoints.safetensors_file import write_safetensors
 
 __all__ = [
@@ -13,6 +16,8 @@ __all__ = [
     "copy_other_files",
     "flat_names",
     "open_checkpoint",
+    "write_msgpack",
+    "write_npz",
     "write_safetensors",
     "write_safetensors_folder",
 ]

@@ -4,12 +4,20 @@ import os
 import stat
 import struct
 
-from sqs_jax.checkpoints.huggingface_folder import is_huggingface, read_huggingface
+from sqs_jax.checkpoints.hub_cache import hub_snapshot
+from sqs_jax.checkpoints.huggingface_folder import (
+    flax_file,
+    folders_with_weights,
+    is_huggingface,
+    read_flax_folder,
+    read_huggingface,
+)
 from sqs_jax.checkpoints.lazy import Checkpoint, CheckpointError, SourceFile
 from sqs_jax.checkpoints.msgpack_file import read_msgpack
 from sqs_jax.checkpoints.npz_file import PICKLE, read_npz
 from sqs_jax.checkpoints.orbax_folder import is_orbax, read_orbax
 from sqs_jax.checkpoints.safetensors_file import MAX_HEADER, SQS, read_safetensors
+from sqs_jax.checkpoints.weight_files import names_in
 
 __all__ = ["open_checkpoint"]
 
@@ -93,16 +101,27 @@ def _is_msgpack(head: bytes) -> bool:
 
 
 def _open_folder(path: str) -> Checkpoint:
+    path = hub_snapshot(path)
     if is_huggingface(path):
         return read_huggingface(path)
     if is_orbax(path):
         return read_orbax(path)
-    names = sorted(os.listdir(path))
+    names = names_in(path)
     for name in names:
         if name.endswith(".sqs"):
             raise CheckpointError(f"{os.path.join(path, name)}: {SQS}")
+    flax = flax_file(path)
+    if flax is not None:
+        return read_flax_folder(path, flax)
     for name in names:
         if name.endswith(_PYTORCH):
             raise CheckpointError(f"{os.path.join(path, name)}: a PyTorch file, {PICKLE}")
-    found = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") or "nothing"
-    raise CheckpointError(f"{path}: no checkpoint of a known kind, found {found}; give {KINDS}")
+    parts = folders_with_weights(path)
+    if parts:
+        shown = ", ".join(os.path.join(path, part) for part in parts[:5])
+        raise CheckpointError(
+            f"{path}: the weights are in its folders, and nothing says that they are one model; "
+            f"give one of: {shown}{', ...' if len(parts) > 5 else ''}"
+        )
+    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") or "nothing"
+    raise CheckpointError(f"{path}: no checkpoint of a known kind, found {shown}; give {KINDS}")

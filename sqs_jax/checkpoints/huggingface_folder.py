@@ -1,54 +1,78 @@
-"""Hugging Face folders: safetensors shards with an index, and the files beside them.
+"""Hugging Face folders: all safetensors files in a folder and its subfolders.
 
-The layout of a folder, which a round trip keeps, is JSON:
+A tensor of a subfolder has the subfolder in front of its name, "2_Dense/linear.weight". The layout
+of a folder, which a round trip keeps, is JSON:
 
-    {"index": name of the index or None,
-     "index_metadata": what else stands in the index, or None,
-     "weight_map": {tensor: shard},
-     "shards": {shard: its __metadata__}}
+    {"index": name of the root's index or None,
+     "index_metadata": the rest of that index, or None,
+     "weight_map": {tensor: file},
+     "shards": {file: its __metadata__},
+     "folders": {subfolder: {"index", "index_metadata"}}      where a subfolder has an index
+     "tied": {tensor: file}}                                  listed in an index, in no file
+
+A folder of Flax has {"msgpack": name of the file} instead.
 """
 
-import collections
+import json
 import os
 import re
-import stat
-from collections.abc import Collection, Mapping
+from collections.abc import Iterator
 from typing import Any
 
-from sqs_jax.artifact.atomic import replacing, replacing_folder, write_atomically
 from sqs_jax.checkpoints.lazy import Checkpoint, CheckpointError, LazyArray, SourceFile
-from sqs_jax.checkpoints.safetensors_file import (
-    MAX_HEADER,
-    dump_json,
-    load_json,
-    read_safetensors,
-    write_safetensors,
+from sqs_jax.checkpoints.msgpack_file import read_msgpack
+from sqs_jax.checkpoints.other_files import TOOLS
+from sqs_jax.checkpoints.safetensors_file import read_safetensors
+from sqs_jax.checkpoints.weight_files import (
+    INDEX,
+    TENSORS,
+    WeightFiles,
+    find_weight_files,
+    holds_tensors,
+    is_plain,
+    names_in,
 )
 
-__all__ = ["copy_other_files", "is_huggingface", "read_huggingface", "write_safetensors_folder"]
+__all__ = [
+    "flax_file",
+    "folders_with_weights",
+    "is_huggingface",
+    "read_flax_folder",
+    "read_huggingface",
+]
 
-TENSORS, INDEX = ".safetensors", re.compile(r".+\.safetensors\.index(\.[\w-]+)?\.json")
-WEIGHTS = re.compile(
-    r".*\.(safetensors|sqs|bin|pt|pth|ckpt|pkl|pickle|h5|hdf5|msgpack|npz|onnx|onnx_data|gguf|ot"
-    r"|tflite)"
-    r"|.+\.(safetensors|bin|h5|msgpack)\.index(\.[\w-]+)?\.json",
-    re.IGNORECASE,
+_MARKS = {"model_index.json", "modules.json", "config.json", "config_sentence_transformers.json"}
+"""Files that say that a folder and its subfolders are one model."""
+_TRAINING_STATE = re.compile(r"checkpoint-\d+")
+_TIED = re.compile(
+    r"(.*\.)?(lm_head|embed_out|output|decoder|embed_tokens|wte|shared|\w*embeddings?)"
+    r"\.(weight|bias)"
 )
-TOOLS = {".git", ".cache", "__pycache__"}
-"""Folders of other tools, which can hold the weights a second time."""
+"""Names of input embeddings and output heads, of which models keep one of two that are tied."""
 
 
 def is_huggingface(folder: str) -> bool:
-    """Return whether a folder has safetensors files, or an index of some, in it."""
-    return any(name.endswith(TENSORS) or INDEX.fullmatch(name) for name in os.listdir(folder))
+    """Return whether a folder has safetensors files: in itself, or as the parts of one model."""
+    names = names_in(folder)
+    if any(name.endswith(TENSORS) or INDEX.fullmatch(name) for name in names):
+        return True
+    return bool(_MARKS & set(names)) and bool(folders_with_weights(folder))
+
+
+def folders_with_weights(folder: str) -> list[str]:
+    """List the subfolders that have safetensors files in them, relative to the folder."""
+    return [
+        inner
+        for inner in _subfolders(folder, "")
+        if any(name.endswith(TENSORS) for name in names_in(os.path.join(folder, inner)))
+    ]
 
 
 def read_huggingface(folder: str) -> Checkpoint:
-    """Open the safetensors files of a folder; only their headers and the index are read.
+    """Open the safetensors files of a folder and its subfolders; only headers and indices are read.
 
-    Taken is `model.safetensors`, else what the one index (or `model.safetensors.index.json`)
-    names, else the one safetensors file there is. Files may be symbolic links, as in the cache of
-    huggingface_hub.
+    In each folder those of `find_weight_files` are taken. Files may be symbolic links, as in the
+    cache of huggingface_hub. Earlier states of a training (`checkpoint-500/`) are left out.
 
     Args:
         folder: The folder; its files are not to be trusted.
@@ -60,202 +84,145 @@ def read_huggingface(folder: str) -> Checkpoint:
         CheckpointError: If it is not clear which files are meant, a shard is missing or damaged,
             or a tensor is not where the index says, or in two shards.
     """
-    index, rest, weight_map, files = _find(folder)
-    where: dict[str, str] = {}
+    layout: dict[str, Any] = {"index": None, "index_metadata": None, "weight_map": {}, "shards": {}}
     tree: dict[str, LazyArray] = {}
-    shards: dict[str, Any] = {}
+    left_out = _states_and_links(folder)
     nbytes = 0
-    for shard in files:
+    for inner in ("", *_subfolders(folder, "")):
+        weights = find_weight_files(os.path.join(folder, inner))
+        left_out += [_joined(inner, name) for name in weights.left_out]
+        if weights.index_name is not None:
+            index = {"index": weights.index_name, "index_metadata": weights.index_metadata}
+            if inner:
+                layout.setdefault("folders", {})[inner] = index
+            else:
+                layout |= index
+        nbytes += _read_files(folder, inner, weights, layout, tree)
+        tied = _listed_only(folder, inner, weights, layout["weight_map"])
+        if tied:
+            layout.setdefault("tied", {}).update(tied)
+    return Checkpoint(tree, "huggingface", layout, nbytes, folder, tuple(left_out))
+
+
+def _read_files(
+    folder: str, inner: str, weights: WeightFiles, layout: dict[str, Any], tree: dict[str, Any]
+) -> int:
+    """Add the tensors of one directory's files to the tree and the layout; return their bytes."""
+    where, nbytes = layout["weight_map"], 0
+    for name in weights.files:
+        shard = _joined(inner, name)
         path = os.path.join(folder, shard)
+        if not all(map(is_plain, shard.split("/"))):  # it could not be written again elsewhere
+            raise CheckpointError(f"{path}: a name with a backslash or a colon; rename it")
         if not os.path.isfile(path):
-            raise CheckpointError(f"{path}: missing, though {index} names it; download it again")
+            raise CheckpointError(
+                f"{path}: missing, though {weights.index_name} names it; download it again"
+            )
         part = read_safetensors(SourceFile(path))
-        for name, tensor in part.tree.items():
-            if name in where or weight_map.get(name, shard) != shard:
-                other = where.get(name) or weight_map[name]
+        for tensor, array in part.tree.items():
+            full = _joined(inner, tensor)
+            listed = weights.weight_map.get(tensor, name)
+            if full in where or listed != name:
+                other = where.get(full) or _joined(inner, listed)
                 raise CheckpointError(
-                    f"{path}: {name!r:.80} is in this file and listed in {other} too; "
+                    f"{path}: {full!r:.80} is in this file and listed in {other} too; "
                     "remove it from one and correct the index"
                 )
-            where[name], tree[name] = shard, tensor
-        shards[shard] = part.metadata
+            where[full], tree[full] = shard, array
+        layout["shards"][shard] = part.metadata
         nbytes += part.nbytes
-    missing = sorted(weight_map.keys() - where.keys())
-    if missing:
+    return nbytes
+
+
+def _listed_only(
+    folder: str, inner: str, weights: WeightFiles, where: dict[str, str]
+) -> dict[str, str]:
+    """Return the tensors that an index lists and no file has, if they are tied to others."""
+    listed = {_joined(inner, tensor): shard for tensor, shard in weights.weight_map.items()}
+    missing = sorted(listed.keys() - where.keys())
+    if missing and not _ties_weights(os.path.join(folder, inner), missing):
+        path = os.path.join(folder, _joined(inner, listed[missing[0]]))
         raise CheckpointError(
-            f"{os.path.join(folder, weight_map[missing[0]])}: no tensor {missing[0]!r:.80}, though "
-            f"{index} says so; download both again"
+            f"{path}: no tensor {missing[0]!r:.80}, though {weights.index_name} says so; download "
+            f"both again, or remove it from {weights.index_name} if the model does without"
         )
-    layout = {"index": index, "index_metadata": rest, "weight_map": where, "shards": shards}
-    return Checkpoint(tree, "huggingface", layout, nbytes)
+    return {tensor: _joined(inner, listed[tensor]) for tensor in missing}
 
 
-def _find(folder: str) -> tuple[str | None, dict[str, Any] | None, dict[str, str], list[str]]:
-    """Return the index's name, what stands in it beside its map, the map, and the files to read."""
-    names = sorted(os.listdir(folder))
-    files = [name for name in names if name.endswith(TENSORS)]
-    indices = [name for name in names if INDEX.fullmatch(name)]
-    if "model.safetensors" in files:
-        return None, None, {}, ["model.safetensors"]
-    if "model.safetensors.index.json" in indices:
-        indices = ["model.safetensors.index.json"]
-    if len(indices or files) != 1:
-        found = ", ".join(indices or files) or "none"
-        raise CheckpointError(f"{folder}: which weights are meant? give one file of: {found}")
-    if not indices:
-        return None, None, {}, files
-    source = SourceFile(os.path.join(folder, indices[0]))
+def _ties_weights(folder: str, missing: list[str]) -> bool:
+    """Return whether a model saves one of two tied tensors, and these can be the other."""
     try:
-        if source.size > MAX_HEADER:
-            raise ValueError(f"{source.size} bytes, more than {MAX_HEADER}")
-        with source.open() as file:
-            rest = load_json(file.read())
-        if not isinstance(rest, dict):
-            raise ValueError("not a JSON object")
-        weight_map = _checked_map(rest.pop("weight_map", None))
-        if not weight_map:
-            raise ValueError("it names no tensors")
-    except CheckpointError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise source.error(f"no index of shards: {error}; download it again") from error
-    return indices[0], rest, weight_map, sorted(set(weight_map.values()))
+        with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
+            config = json.load(file)
+    except (OSError, ValueError, RecursionError):
+        config = {}
+    config = config if isinstance(config, dict) else {}
+    text = config.get("text_config")
+    stated = (text if isinstance(text, dict) else {}).get("tie_word_embeddings")
+    if config.get("tie_word_embeddings", stated) is False:
+        return False
+    return all(_TIED.fullmatch(name.split("/")[-1]) for name in missing)
 
 
-def _checked_map(weight_map: Any) -> dict[str, str]:
-    if not isinstance(weight_map, dict):
-        raise ValueError("it has no weight_map")
-    for name, shard in weight_map.items():
-        if not isinstance(shard, str) or not _is_plain(shard) or not shard.endswith(TENSORS):
-            raise ValueError(f"{name!r:.80} is in {shard!r:.80}, no plain name of a {TENSORS} file")
-    return weight_map
+def _joined(inner: str, name: str) -> str:
+    return f"{inner}/{name}" if inner else name
 
 
-def _is_plain(name: str) -> bool:
-    return name not in ("", ".", "..") and not re.search(r"[/\\:\0]", name)
+def _subfolders(folder: str, inner: str) -> Iterator[str]:
+    """List a folder's subfolders, and theirs; no links, no tools' folders, no training states."""
+    for name in names_in(os.path.join(folder, inner)):
+        relative = _joined(inner, name)
+        path = os.path.join(folder, relative)
+        if os.path.isdir(path) and not os.path.islink(path) and _is_part(name):
+            yield relative
+            yield from _subfolders(folder, relative)
 
 
-def copy_other_files(
-    source: str | os.PathLike[str], target: str | os.PathLike[str], exclude: Collection[str] = ()
-) -> list[str]:
-    """Copy what is not weights from one folder to another: configuration, tokenizer, licence.
+def _is_part(name: str) -> bool:
+    return name not in TOOLS and not _TRAINING_STATE.fullmatch(name)
 
-    Left out are files of weights in any format, by their extension, their indices, and the folders
-    of tools (.git, .cache). Links to files are followed, links to folders are not.
+
+def _states_and_links(folder: str) -> list[str]:
+    """List the folders that are not looked into and hold tensors, each ending in "/"."""
+    found = []
+    for inner in ("", *_subfolders(folder, "")):
+        for name in names_in(os.path.join(folder, inner)):
+            path = os.path.join(folder, inner, name)
+            skipped = os.path.islink(path) or _TRAINING_STATE.fullmatch(name)
+            if os.path.isdir(path) and skipped and _any_tensors(path):
+                found.append(_joined(inner, name) + "/")
+    return found
+
+
+def _any_tensors(folder: str) -> bool:
+    return any(any(map(holds_tensors, names)) for _, _, names in os.walk(folder))
+
+
+def flax_file(folder: str) -> str | None:
+    """Return the name of the one msgpack file of a folder of Flax, None if there is none."""
+    names = [name for name in names_in(folder) if name.endswith(".msgpack")]
+    if "flax_model.msgpack" in names:
+        return "flax_model.msgpack"
+    return names[0] if len(names) == 1 else None
+
+
+def read_flax_folder(folder: str, name: str) -> Checkpoint:
+    """Open a Hugging Face folder whose weights are one msgpack file of Flax.
 
     Args:
-        source: The folder to copy from.
-        target: The folder to copy to; it exists and lies outside of `source`.
-        exclude: More to leave out: paths relative to `source`, with "/".
+        folder: The folder.
+        name: The file, see `flax_file`.
 
     Returns:
-        Paths relative to `source` of all that was left out, those of `exclude` apart; folders end
-        in "/".
+        A checkpoint of nested dicts, with the layout {"msgpack": name}.
 
     Raises:
-        CheckpointError: If `target` lies in `source`, or a file cannot be read.
-        OSError: If a file cannot be written.
+        CheckpointError: As `read_msgpack`.
     """
-    source, target = os.fspath(source), os.fspath(target)
-    real = os.path.realpath(source)
-    if os.path.commonpath([real, os.path.realpath(target)]) == real:
-        raise CheckpointError(f"{target}: lies in {source}, which is copied; choose another place")
-    skipped = []
-
-    def visit(inner: str) -> None:
-        os.makedirs(os.path.join(target, inner), exist_ok=True)
-        for name in sorted(os.listdir(os.path.join(source, inner))):
-            relative = f"{inner}/{name}" if inner else name
-            path = os.path.join(source, relative)
-            if relative in exclude:
-                continue
-            if os.path.isdir(path):
-                if name in TOOLS or os.path.islink(path):
-                    skipped.append(relative + "/")
-                else:
-                    visit(relative)
-            elif WEIGHTS.fullmatch(name) or _is_special(path):
-                skipped.append(relative)
-            else:
-                with replacing(os.path.join(target, relative)) as file:
-                    file.writelines(SourceFile(path).chunks())
-
-    visit("")
-    return skipped
-
-
-def _is_special(path: str) -> bool:
-    try:
-        return not stat.S_ISREG(os.stat(path).st_mode)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); remove it") from error
-
-
-def write_safetensors_folder(
-    folder: str | os.PathLike[str],
-    tensors: Mapping[str, Any],
-    layout: Mapping[str, Any],
-    *,
-    others: str | os.PathLike[str] | None = None,
-) -> tuple[int, list[str]]:
-    """Write a folder of safetensors files as it was read; as a whole or not at all.
-
-    Args:
-        folder: The folder to make; it may exist if it is empty.
-        tensors: Arrays or `LazyArray`s by name; they pass one at a time.
-        layout: The metadata of the checkpoint that was read, not to be trusted.
-        others: A folder whose other files are copied too, see `copy_other_files`.
-
-    Returns:
-        The bytes of the files with tensors, and what `copy_other_files` left out.
-
-    Raises:
-        CheckpointError: If the layout is none, or is not one of these tensors; or a tensor cannot
-            be read or written.
-        OSError: If it cannot be written, or something stands at `folder` (FileExistsError).
-    """
-    target = os.fspath(folder)
-    try:
-        index, rest, shards = _check(layout, tensors)
-    except ValueError as error:
-        raise CheckpointError(f"{target}: no layout of a folder: {error}") from error
-    nbytes = 0
-    with replacing_folder(target) as temporary:
-        skipped = copy_other_files(others, temporary) if others is not None else []
-        for shard, names in shards.items():
-            part = {name: tensors[name] for name in names}
-            path = os.path.join(temporary, shard)
-            nbytes += write_safetensors(path, part, layout["shards"].get(shard))
-        if index is not None:
-            text = dump_json({**(rest or {}), "weight_map": dict(layout["weight_map"])})
-            write_atomically(os.path.join(temporary, index), text)
-    return nbytes, skipped
-
-
-def _check(
-    layout: Mapping[str, Any], tensors: Mapping[str, Any]
-) -> tuple[str | None, dict[str, Any] | None, dict[str, list[str]]]:
-    """Return the index's name, its metadata, and the names by shard, all of it checked."""
-    if not isinstance(layout, Mapping):
-        raise ValueError(f"{layout!r:.80}")
-    weight_map, metadata = _checked_map(layout.get("weight_map")), layout.get("shards")
-    index, rest = layout.get("index"), layout.get("index_metadata")
-    differing = sorted(weight_map.keys() ^ tensors.keys())
-    if differing:
-        raise ValueError(f"{differing[0]!r:.80} is in the layout or given, but not both")
-    if index is not None and not (
-        isinstance(index, str) and _is_plain(index) and INDEX.fullmatch(index)
-    ):
-        raise ValueError(f"{index!r:.80} is no name of an index")
-    if not isinstance(rest, dict | None) or not isinstance(metadata, dict):
-        raise ValueError("its metadata are no objects")
-    # A shard without tensors is in no weight_map; its metadata are kept all the same.
-    shards: dict[str, list[str]] = collections.defaultdict(list)
-    for shard, found in metadata.items():
-        _checked_map({"": shard})
-        if not isinstance(found, dict):
-            raise ValueError(f"the metadata of {shard!r:.80} are no object")
-        shards[shard] = []
-    for name, shard in weight_map.items():
-        shards[shard].append(name)
-    return index, rest, shards
+    part = read_msgpack(SourceFile(os.path.join(folder, name)))
+    left_out = _states_and_links(folder)
+    for inner in ("", *_subfolders(folder, "")):
+        paths = [_joined(inner, other) for other in names_in(os.path.join(folder, inner))]
+        left_out += [path for path in paths if holds_tensors(path) and path != name]
+    layout = {"msgpack": name}
+    return Checkpoint(part.tree, "huggingface", layout, part.nbytes, folder, tuple(left_out))

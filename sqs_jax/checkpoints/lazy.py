@@ -103,12 +103,18 @@ class Checkpoint:
         metadata: JSON-able, what a round trip must keep: the `__metadata__` of a safetensors file;
             of a Hugging Face folder the layout that `write_safetensors_folder` takes; else {}.
         nbytes: Size of the files that hold tensors, bytes.
+        root: Path of the folder that was read, which need not be the one that was asked for (the
+            cache of huggingface_hub); "" for a file.
+        left_out: Paths, relative to `root`, of files and folders that hold tensors and were not
+            read: duplicates, other formats, training states.
     """
 
     tree: Any
     kind: str
     metadata: dict[str, Any]
     nbytes: int
+    root: str = ""
+    left_out: tuple[str, ...] = ()
 
 
 class SourceFile:

@@ -1,14 +1,17 @@
 """Flax's msgpack files: what `flax.serialization.to_bytes` and `msgpack_serialize` write."""
 
+import os
 from typing import Any
 
+import jax
 import numpy as np
 
+from sqs_jax.artifact.atomic import write_atomically
 from sqs_jax.artifact.storage import DTYPES
 from sqs_jax.checkpoints.lazy import Checkpoint, LazyArray, SourceFile, check_shape
 from sqs_jax.checkpoints.names import MAX_DEPTH
 
-__all__ = ["read_msgpack"]
+__all__ = ["read_msgpack", "write_msgpack"]
 
 
 def read_msgpack(source: SourceFile) -> Checkpoint:
@@ -66,3 +69,25 @@ def _leaves(source: SourceFile, node: Any, keys: tuple[str, ...]) -> Any:
     except ValueError as error:
         raise source.error(f"{where!r}: {error}") from error
     return LazyArray.of(np.asarray(array, DTYPES[array.dtype.name]))
+
+
+def write_msgpack(path: str | os.PathLike[str], tree: Any) -> int:
+    """Write a msgpack file of Flax, as a whole or not at all; the whole tree is in memory.
+
+    Args:
+        path: Where to write.
+        tree: Nested dicts and lists of arrays of numpy or JAX, or `LazyArray`s.
+
+    Returns:
+        The size of the file, bytes.
+
+    Raises:
+        OSError: If the file cannot be written; what stood at `path` is then untouched.
+    """
+    from flax import serialization  # slow to import, and few need it
+
+    # dicts alone, as flax.serialization.to_bytes writes them: keys of lists become strings
+    arrays = serialization.to_state_dict(jax.tree.map(np.asarray, tree))
+    data = serialization.msgpack_serialize(arrays, in_place=True)
+    write_atomically(os.fspath(path), data)
+    return len(data)

@@ -3,15 +3,17 @@
 import functools
 import io
 import math
+import os
 import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from sqs_jax.artifact.atomic import replacing
 from sqs_jax.artifact.storage import DTYPES
 from sqs_jax.checkpoints.lazy import (
     Checkpoint,
@@ -22,7 +24,7 @@ from sqs_jax.checkpoints.lazy import (
     fill,
 )
 
-__all__ = ["read_npz"]
+__all__ = ["read_npz", "write_npz"]
 
 MOST_INFLATED = 1032
 """The most bytes that deflate makes of one."""
@@ -221,3 +223,37 @@ def _check_all(
     fill(flat, read)
     if flat.size and (done != member.size or crc != member.crc):
         raise ValueError("its checksum does not match")
+
+
+def write_npz(path: str | os.PathLike[str], tensors: Mapping[str, Any]) -> int:
+    """Write a .npz file, array by array; as a whole or not at all.
+
+    Args:
+        path: Where to write.
+        tensors: Arrays of numpy or JAX, or `LazyArray`s, by name; they pass one at a time.
+
+    Returns:
+        The size of the file, bytes.
+
+    Raises:
+        CheckpointError: If numpy has no dtype of its own for a tensor (bfloat16, float8, int4), two
+            names are the same in a zip archive, or a lazy array cannot be read.
+        OSError: If the file cannot be written; what stood at `path` is then untouched.
+    """
+    target = os.fspath(path)
+    for name, tensor in tensors.items():
+        if np.dtype(tensor.dtype).isbuiltin != 1:
+            raise CheckpointError(
+                f"{target}: {name!r:.80} is {tensor.dtype.name}, which .npz cannot hold; write "
+                ".safetensors, or .msgpack"
+            )
+    members = [f"{name}.npy" for name in tensors]
+    if len({zipfile.ZipInfo(member).filename for member in members}) < len(members):
+        raise CheckpointError(f"{target}: two names are the same in a zip archive; rename one")
+    with replacing(target) as file:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            for member, tensor in zip(members, tensors.values(), strict=True):
+                # the date of 1980, so that the same tensors give the same bytes
+                with archive.open(zipfile.ZipInfo(member), "w", force_zip64=True) as stream:
+                    np.lib.format.write_array(stream, np.asarray(tensor), allow_pickle=False)
+        return file.tell()

@@ -6,6 +6,11 @@
 
 The safetensors library reads to numpy only what numpy has a dtype for (float8 is missing) and maps
 the file, and it writes only what is in memory; hence not the library, but the same format.
+
+The format lacks int2, int4, complex128 and some float8. `write_safetensors` stores such tensors in
+a dtype of the format that holds their values (complex128 as pairs of F64 in a last axis), and
+names their own dtypes in `__metadata__`: {"sqs_dtypes": '{"name": "int4"}'}. Other readers get the
+values, `read_safetensors` the tensors as they were.
 """
 
 import functools
@@ -13,7 +18,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -43,6 +48,13 @@ _CODES = {
     **{"F32": "float32", "F64": "float64"},
 }
 _NAMES = {name: code for code, name in _CODES.items()}
+_HELD_IN = {
+    **{"int2": "int8", "uint2": "uint8", "int4": "int8", "uint4": "uint8", "complex128": "float64"},
+    **{"float8_e3m4": "float16", "float8_e4m3": "float16", "float8_e4m3b11fnuz": "float16"},
+    "float4_e2m1fn": "float8_e4m3fn",  # an odd number of them; two share a byte
+}
+"""The dtypes that the format lacks, each with one of the format that holds its values."""
+_DTYPES_KEY = "sqs_dtypes"
 SQS = "an sqs file, which is compressed already; unfold it with: sqs decompress"
 DAMAGED = "the file is damaged or cut short; copy it again"
 
@@ -81,17 +93,53 @@ def read_safetensors(source: SourceFile) -> Checkpoint:
             raise source.error(SQS)
         entries = {name: _entry(source, name, value) for name, value in header.items()}
         _check_layout(entries, source.size - begin)
+        restored = _restored_dtypes(metadata, entries)
     except CheckpointError:
         raise
     except (ValueError, RecursionError) as error:
         raise source.error(f"{error}; {DAMAGED}") from error
-    tree = {
-        name: LazyArray(
-            entry.shape, entry.dtype, functools.partial(_read, source, name, entry, begin)
-        )
-        for name, entry in entries.items()
-    }
-    return Checkpoint(tree, "safetensors", metadata, source.size)
+    tree = {}
+    for name, entry in entries.items():
+        read = functools.partial(_read, source, name, entry, begin)
+        if name in restored:
+            shape = entry.shape[:-1] if restored[name].kind == "c" else entry.shape
+            tree[name] = LazyArray(shape, restored[name], _restoring(read, restored[name]))
+        else:
+            tree[name] = LazyArray(entry.shape, entry.dtype, read)
+    kept = {key: text for key, text in metadata.items() if key != _DTYPES_KEY}
+    return Checkpoint(tree, "safetensors", kept, source.size)
+
+
+def _restored_dtypes(metadata: Mapping[str, str], entries: Mapping[str, _Entry]) -> dict[str, Any]:
+    """Return the own dtypes of the tensors that are stored in another one."""
+    text = metadata.get(_DTYPES_KEY)
+    if text is None:
+        return {}
+    names = load_json(text.encode("utf-8", "surrogatepass"))
+    if not isinstance(names, dict):
+        raise ValueError(f"{_DTYPES_KEY} in __metadata__ is no object")
+    for name, dtype in names.items():
+        entry = entries.get(name)
+        held = isinstance(dtype, str) and _HELD_IN.get(dtype)
+        fits = entry is not None and held == entry.dtype.name
+        if fits and entry is not None and dtype == "complex128":
+            fits = entry.shape[-1:] == (2,)
+        if not fits:
+            raise ValueError(f"{_DTYPES_KEY} in __metadata__ says {name!r:.80} is {dtype!r:.80}")
+    return {name: DTYPES[dtype] for name, dtype in names.items()}
+
+
+def _restoring(read: Callable[[], np.ndarray], dtype: np.dtype) -> Callable[[], np.ndarray]:
+    """Return what reads values held in another dtype, see `_HELD_IN`."""
+
+    def restored() -> np.ndarray:
+        held = read()
+        if dtype.kind == "c":
+            return held.view(dtype).reshape(held.shape[:-1])
+        with np.errstate(all="ignore"):  # a value outside of the dtype is the file's fault
+            return held.astype(dtype)
+
+    return restored
 
 
 def _header_text(source: SourceFile, file: BinaryIO) -> tuple[bytes, int]:
@@ -211,18 +259,24 @@ def write_safetensors(
         OSError: If the file cannot be written; what stood at `path` is then untouched.
     """
     target = os.fspath(path)
-    dtypes = {name: _stored_dtype(target, name, tensor) for name, tensor in tensors.items()}
-    order = sorted(tensors, key=lambda name: (-_bits(dtypes[name]), name))
-    header: dict[str, Any] = {}
-    if metadata:
-        if not all(map(_is_text, (*metadata, *metadata.values()))):
-            raise CheckpointError(f"{target}: metadata must be strings: {dict(metadata)!r:.80}")
-        header["__metadata__"] = dict(metadata)
+    stored = {name: _stored(target, name, tensor) for name, tensor in tensors.items()}
+    order = sorted(tensors, key=lambda name: (-_bits(stored[name].dtype), name))
+    metadata = dict(metadata or {})
+    if not all(map(_is_text, (*metadata, *metadata.values()))):
+        raise CheckpointError(f"{target}: metadata must be strings: {metadata!r:.80}")
+    own = {name: tensors[name].dtype.name for name in order if stored[name].held}
+    if own:
+        metadata[_DTYPES_KEY] = json.dumps(own)
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     end = 0
     for name in order:
-        shape, code = list(tensors[name].shape), _NAMES[dtypes[name].name]
-        start, end = end, end + math.prod(shape) * _bits(dtypes[name]) // 8
-        header[name] = {"dtype": code, "shape": shape, "data_offsets": [start, end]}
+        shape, dtype, _ = stored[name]
+        start, end = end, end + math.prod(shape) * _bits(dtype) // 8
+        header[name] = {
+            "dtype": _NAMES[dtype.name],
+            "shape": list(shape),
+            "data_offsets": [start, end],
+        }
     try:
         text = dump_json(header)
     except UnicodeEncodeError as error:
@@ -233,34 +287,45 @@ def write_safetensors(
     with replacing(target) as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name in order:
-            _write(file, target, name, tensors[name], dtypes[name])
+            _write(file, target, name, tensors[name], stored[name])
     return 8 + len(text) + end
 
 
-def _stored_dtype(target: str, name: Any, tensor: Any) -> np.dtype:
+class _Stored(NamedTuple):
+    """Shape and dtype of a tensor in the file; whether they are not its own, see `_HELD_IN`."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    held: bool
+
+
+def _stored(target: str, name: Any, tensor: Any) -> _Stored:
     dtype = getattr(tensor, "dtype", None)
-    found = getattr(dtype, "name", type(tensor).__name__)
+    kind = getattr(dtype, "name", type(tensor).__name__)
     if not isinstance(name, str) or name == "__metadata__":
         raise CheckpointError(f"{target}: {name!r:.80} cannot be a tensor's name; rename it")
-    if found not in _NAMES:
+    shape = tuple(getattr(tensor, "shape", ()))
+    odd = kind == "float4_e2m1fn" and math.prod(shape) % 2
+    if kind in _NAMES and not odd:
+        return _Stored(shape, DTYPES[kind], held=False)
+    if kind not in _HELD_IN:
         raise CheckpointError(
-            f"{target}: {name!r:.80} is {found}, which safetensors does not have; "
+            f"{target}: {name!r:.80} is {kind}, which safetensors does not have; "
             "cast it, e.g. to float32"
         )
-    if _bits(DTYPES[found]) == 4 and math.prod(tensor.shape) % 2:
-        raise CheckpointError(
-            f"{target}: {name!r:.80} has an odd number of 4-bit values; cast it to float8_e4m3fn"
-        )
-    return DTYPES[found]
+    return _Stored((*shape, 2) if kind == "complex128" else shape, DTYPES[_HELD_IN[kind]], True)
 
 
-def _write(file: BinaryIO, target: str, name: str, tensor: Any, dtype: np.dtype) -> None:
+def _write(file: BinaryIO, target: str, name: str, tensor: Any, stored: _Stored) -> None:
     # In a function of its own, so that one array is freed before the next is read.
-    array = np.asarray(np.asarray(tensor), dtype, order="C")
+    array: np.ndarray = np.asarray(tensor)
     if array.shape != tuple(tensor.shape):
         raise CheckpointError(f"{target}: {name!r:.80} is {array.shape}, not {tensor.shape}")
+    if array.dtype.kind == "c" and stored.held:
+        array = np.ascontiguousarray(array, np.complex128).reshape(-1).view(np.float64)
+    array = np.asarray(array, stored.dtype, order="C")
     flat: np.ndarray = array.reshape(-1).view(np.uint8)
-    if _bits(dtype) == 4:
+    if _bits(stored.dtype) == 4:
         flat = flat[0::2] | flat[1::2] << 4
     if flat.size:
         file.write(flat.data)

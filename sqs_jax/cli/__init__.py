@@ -1,13 +1,13 @@
 """The `sqs` command: any checkpoint to one small file, and what such a file holds."""
 
 import argparse
-import os
-import sys
+import signal
 from collections.abc import Sequence
 
 from sqs_jax import __version__
-from sqs_jax.artifact.bits import printable
-from sqs_jax.cli.compress import add_compress, add_decompress
+from sqs_jax.cli.compress import add_compress
+from sqs_jax.cli.console import Stopped, complain, flush, standard_streams, stopping
+from sqs_jax.cli.decompress import add_decompress
 from sqs_jax.cli.look import add_diff, add_inspect, add_verify
 from sqs_jax.cli.plot import add_plot
 
@@ -20,33 +20,32 @@ _EPILOG = """examples:
   sqs verify model.sqs model.safetensors
   sqs decompress model.sqs -o again.safetensors
 
-exit codes: 0 all well; 1 verify or diff found something; 2 the command makes no sense; 3 a file
-cannot be read, written or made so small."""
+exit codes: 0 all well; 1 verify or diff found something, or compress left out files with tensors;
+2 the command makes no sense; 3 a file cannot be read, written or made so small."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line, `sys.argv` by default; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="sqs",
-        description="Make the file of a neural network small, and look into such files.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"sqs {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (add_compress, add_decompress, add_inspect, add_verify, add_diff, add_plot):
-        add(commands)
-    args = parser.parse_args(argv)
-    try:
-        code = int(args.run(args))
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:  # whoever read the output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        print(printable(f"sqs: {error}"), file=sys.stderr)
-        return 3
-    except KeyboardInterrupt:
-        print("sqs: interrupted; nothing was written", file=sys.stderr)
-        return 130
+    with standard_streams():
+        parser = argparse.ArgumentParser(
+            prog="sqs",
+            description="Make the file of a neural network small, and look into such files.",
+            epilog=_EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        parser.add_argument("--version", action="version", version=f"sqs {__version__}")
+        commands = parser.add_subparsers(required=True, metavar="COMMAND")
+        for add in (add_compress, add_decompress, add_inspect, add_verify, add_diff, add_plot):
+            add(commands)
+        args = parser.parse_args(argv)
+        try:
+            with stopping():
+                code = int(args.run(args))
+                flush()
+                return code
+        except (ValueError, TypeError, OSError, ImportError) as error:
+            complain(str(error))
+            return 3
+        except Stopped as stopped:
+            complain(f"stopped by {signal.Signals(stopped.number).name}; no output was written")
+            return 128 + stopped.number

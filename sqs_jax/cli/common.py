@@ -1,6 +1,7 @@
 """What the commands share: opening files, progress, tables, JSON."""
 
 import argparse
+import collections
 import contextlib
 import json
 import math
@@ -14,23 +15,29 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from sqs_jax.artifact import SqsFile
 from sqs_jax.artifact.compressed import materialize
+from sqs_jax.artifact.reader import Leaf
 from sqs_jax.checkpoints import LazyArray
+from sqs_jax.cli.console import say
 
 __all__ = [
     "MODEL",
     "add_command",
-    "check_output",
     "lazy_tensors",
+    "lazy_tree",
     "open_sqs",
     "print_json",
     "progress",
+    "tracked",
+    "workers",
 ]
 
 MODEL = "model.sqs"
 """The name of the compressed weights in a folder."""
 
 _PARALLEL_FROM = 1 << 25
-"""So many weights are worth starting processes for: a second's decoding."""
+"""The number of weights that is worth starting processes for: a second's decoding."""
+_LARGE_FILE = 1 << 23
+"""The bytes of a file of about as many weights."""
 
 
 def add_command(
@@ -56,15 +63,8 @@ def open_sqs(path: str) -> SqsFile:
         if not os.path.isfile(inner):
             raise ValueError(f"{path}: a folder without {MODEL}; give an sqs file, or compress it")
         path = inner
-    with SqsFile(path) as file:
-        weights = sum(math.prod(leaf.spec.shape) for leaf in file.leaves)
-    return SqsFile(path, workers=workers(weights))
-
-
-def check_output(output: str, source: str) -> None:
-    """Raise ValueError if the output would replace what it is made from."""
-    if os.path.exists(output) and os.path.samefile(output, source):
-        raise ValueError(f"{output}: is the input too; give the output a name of its own")
+    size = os.path.getsize(path) if os.path.isfile(path) else 0
+    return SqsFile(path, workers=(os.cpu_count() or 1) if size >= _LARGE_FILE else 1)
 
 
 def workers(weights: int) -> int:
@@ -74,18 +74,24 @@ def workers(weights: int) -> int:
 
 def lazy_tensors(file: SqsFile) -> dict[str, LazyArray]:
     """Return the dense tensors of a file by path, each decoded when it is asked for."""
-
-    def lazy(path: str, shape: tuple[int, ...], dtype: str) -> LazyArray:
-        return LazyArray(shape, dtype, lambda: materialize(file.read(path)))
-
-    tensors = {leaf.path: lazy(leaf.path, leaf.spec.shape, leaf.spec.dtype) for leaf in file.leaves}
+    tensors = {leaf.path: _lazy(file, leaf) for leaf in file.leaves}
     if len(tensors) < len(file.leaves):
-        paths = [leaf.path for leaf in file.leaves]
-        twice = next(path for path in paths if paths.count(path) > 1)
+        counts = collections.Counter(leaf.path for leaf in file.leaves)
+        twice = next(path for path, count in counts.items() if count > 1)
         raise ValueError(
             f"{file.path}: two tensors are called {twice!r}; load it with sqs_jax.load"
         )
     return tensors
+
+
+def lazy_tree(file: SqsFile) -> Any:
+    """Return the tree of a file, its tensors decoded when they are asked for."""
+    return file.tree(lambda leaf: _lazy(file, leaf))
+
+
+def _lazy(file: SqsFile, leaf: Leaf) -> LazyArray:
+    spec = leaf.spec
+    return LazyArray(spec.shape, spec.dtype, lambda: materialize(file.read(leaf.path)))
 
 
 @contextlib.contextmanager
@@ -114,7 +120,7 @@ def tracked(tree: Any, advance: Callable[[float], None]) -> Any:
 
 def print_json(value: Any) -> None:
     """Print a result for another program; what is not finite becomes null."""
-    print(json.dumps(_finite(value), indent=1))
+    say(json.dumps(_finite(value), indent=1))
 
 
 def _finite(value: Any) -> Any:

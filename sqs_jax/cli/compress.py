@@ -1,38 +1,45 @@
-"""sqs compress, decompress: any checkpoint to one small file, and back to safetensors."""
+"""sqs compress: any checkpoint to one small file."""
 
 import argparse
 import math
 import os
 import re
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import sqs_jax
 from sqs_jax.artifact.atomic import replacing_folder
-from sqs_jax.checkpoints import (
-    Checkpoint,
-    copy_other_files,
-    flat_names,
-    open_checkpoint,
-    write_safetensors,
-    write_safetensors_folder,
-)
-from sqs_jax.cli.common import (
-    MODEL,
-    add_command,
-    check_output,
-    lazy_tensors,
-    open_sqs,
-    print_json,
-    progress,
-    tracked,
-    workers,
+from sqs_jax.artifact.bits import printable
+from sqs_jax.artifact.storage import rounding_dtype
+from sqs_jax.checkpoints import Checkpoint, copy_other_files, flat_names, open_checkpoint
+from sqs_jax.checkpoints.other_files import list_other_files
+from sqs_jax.checkpoints.weight_files import is_index
+from sqs_jax.cli.common import MODEL, add_command, print_json, progress, tracked, workers
+from sqs_jax.cli.console import say
+from sqs_jax.cli.outputs import check_output
+from sqs_jax.cli.selection import (
+    add_selection,
+    matcher,
+    no_match,
+    pattern_type,
+    select,
+    whole_or_part,
 )
 
-__all__ = ["add_compress", "add_decompress"]
+__all__ = ["add_compress"]
 
 _PASSES = 4  # over the weights, about: one to sort them, then one for each file that is tried
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 _UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
+_SHOWN = 8
+# The library's messages name its arguments; the command has options.
+_OPTIONS = (
+    ("or leave the leaf dense with a rule with components=None", "or leave it as it is: --keep"),
+    ("sensitivity has", "--sensitivity has"),
+    ("dense_dtype", "--dense-dtype"),
+    ("target_bytes", "--target-bytes"),
+    ("target_ratio", "--target-ratio"),
+)
 
 
 def add_compress(commands: Any) -> None:
@@ -45,12 +52,12 @@ def add_compress(commands: Any) -> None:
         help="safetensors, .npz, Flax msgpack, an orbax folder, or a Hugging Face folder",
     )
     parser.add_argument(
-        "-o", "--output", required=True, help="the sqs file (a folder for a folder)"
+        "-o", "--output", required=True, help="the sqs file (a folder for a Hugging Face folder)"
     )
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument(
         "--target-ratio",
-        type=float,
+        type=_ratio,
         metavar="R",
         help="the file is R times smaller than the weights",
     )
@@ -64,8 +71,18 @@ def add_compress(commands: Any) -> None:
         "--keep",
         action="append",
         default=[],
-        metavar="REGEX",
-        help="leave tensors whose whole name matches as they are; may be given again",
+        type=pattern_type,
+        metavar="PATTERN",
+        help="leave tensors as they are whose name, or the name up to a / or . in it, matches "
+        "this regular expression as a whole; may be given again",
+    )
+    add_selection(parser)
+    parser.add_argument(
+        "--stacked",
+        type=int,
+        metavar="N",
+        help="the first N axes of a tensor are a stack (layers under scan, experts), and every "
+        "slice gets levels of its own; by default where that is smaller, 0 for never",
     )
     parser.add_argument(
         "--dense-dtype",
@@ -79,111 +96,220 @@ def add_compress(commands: Any) -> None:
     )
 
 
-def _bytes(text: str) -> int:
-    found = re.fullmatch(r"([0-9.]+) *([a-zA-Z]*)", text)
+def _ratio(text: str) -> float:
     try:
-        if found is not None:
-            return math.floor(float(found[1]) * _UNITS[found[2].upper()])
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no ratio; write a number above 0, such as 8")
+    return value
+
+
+def _bytes(text: str) -> int:
+    size = re.fullmatch(r"([0-9.]+) *([a-zA-Z]*)", text)
+    try:
+        if size is not None:
+            return math.floor(float(size[1]) * _UNITS[size[2].upper()])
     except (KeyError, ValueError):
         pass
     raise argparse.ArgumentTypeError(f"{text!r} is no size; write 33500, 33.5kB, 400MB or 1GiB")
 
 
+class _Left(NamedTuple):
+    """What the compressed file or folder lacks.
+
+    Attributes:
+        tensors: Names of the tensors that --only and --exclude leave out.
+        files: Files with tensors, and folders, that --exclude names.
+        lost: Files with tensors that nobody asked to leave out.
+        uncopied: Other things that are not copied: links to folders, folders of tools, pipes.
+    """
+
+    tensors: list[str]
+    files: list[str]
+    lost: list[str]
+    uncopied: list[str]
+
+
 def _compress(args: argparse.Namespace) -> int:
     source = open_checkpoint(args.input)
-    check_output(args.output, args.input)
-    rules = [sqs_jax.Rule(pattern=pattern, components=None) for pattern in args.keep]
-    metadata = _metadata(args, source)
-    sensitivity = open_checkpoint(args.sensitivity).tree if args.sensitivity else None
-    options = {"dense_dtype": args.dense_dtype, "metadata": metadata}
-    tensors = flat_names(source.tree).values()
-    original = sum(tensor.nbytes for tensor in tensors)
+    selection = select(source.tree, args.only, args.exclude, args.input)
+    folder = source.kind == "huggingface"
+    sized = flat_names(selection.tree)
+    original = sum(tensor.nbytes for tensor in sized.values())
+    left, copied = _left(args, source, selection.left_out)
+    _check_options(args, sized)
+    budget = args.target_bytes or int(original / (args.target_ratio or math.inf))
+    sources = [args.input, *filter(None, [source.root, args.sensitivity])]
+    check_output(args.output, sources, nbytes=budget + copied, folder=folder)
+
+    options = {"dense_dtype": args.dense_dtype, "metadata": _metadata(args, source, left)}
+    try:
+        compressed = _to_budget(args, selection.tree, original, options)
+    except sqs_jax.BudgetError as error:
+        raise sqs_jax.BudgetError(_too_small(args, error)) from error
+    except ValueError as error:
+        raise ValueError(f"{args.input}: {_in_options(str(error))}") from error
+    options["workers"] = workers(sum(tensor.size for tensor in sized.values()))
+    if folder:
+        exclude = {name.rstrip("/") for name in source.left_out}
+        with replacing_folder(args.output) as temporary:
+            copy_other_files(source.root, temporary, exclude)
+            written = sqs_jax.save(os.path.join(temporary, MODEL), compressed, **options)
+    else:
+        written = sqs_jax.save(args.output, compressed, **options)
+    _report(args, written, original, left)
+    return 1 if left.lost else 0
+
+
+def _check_options(args: argparse.Namespace, tensors: Mapping[str, Any]) -> None:
+    """Raise ValueError for an option that does not fit the checkpoint."""
+    if not tensors:
+        raise ValueError(f"{args.input}: holds no tensors; there is nothing to compress")
+    if not any(tensor.size for tensor in tensors.values()):
+        raise ValueError(
+            f"{args.input}: all {len(tensors)} tensors are empty; there is nothing to compress"
+        )
+    try:
+        rounding_dtype(args.dense_dtype)
+    except ValueError as error:
+        raise ValueError(_in_options(str(error))) from error
+    if args.stacked is not None and args.stacked < 0:
+        raise ValueError(f"--stacked {args.stacked}: a number of axes is 0 or more")
+    names = list(tensors)
+    for pattern in args.keep:
+        if not any(map(matcher([pattern]), names)):
+            raise ValueError(no_match("--keep", pattern, names, args.input))
+
+
+def _left(
+    args: argparse.Namespace, source: Checkpoint, tensors: Sequence[str]
+) -> tuple[_Left, int]:
+    """Return what will be left out, and the bytes of the files that will be copied."""
+    excluded = matcher(args.exclude)
+    files = [name for name in source.left_out if excluded(name) or excluded(name.rstrip("/"))]
+    lost = [name for name in source.left_out if name not in files]
+    uncopied, copied = [], 0
+    if source.kind == "huggingface":
+        others = list_other_files(source.root, {name.rstrip("/") for name in source.left_out})
+        shards = {*source.metadata.get("shards", ()), source.metadata.get("msgpack")}
+        uncopied = [x for x in others.left_out if x not in shards and not is_index(x)]
+        copied = others.nbytes
+    names = [*flat_names(source.tree), *source.left_out]
+    for pattern in args.exclude:
+        if not any(map(matcher([pattern]), names)):
+            raise ValueError(no_match("--exclude", pattern, names, args.input))
+    return _Left(list(tensors), files, lost, uncopied), copied
+
+
+def _to_budget(args: argparse.Namespace, tree: Any, original: int, options: dict[str, Any]) -> Any:
+    sensitivity = None
+    if args.sensitivity:
+        given = open_checkpoint(args.sensitivity)
+        sensitivity = select(given.tree, [], args.exclude, args.sensitivity).tree
+    keep = [sqs_jax.Rule(pattern=whole_or_part(p), components=None) for p in args.keep]
     with progress("compressing", _PASSES * original) as advance:
         compressed = sqs_jax.compress_to_budget(
-            tracked(source.tree, advance),
+            tracked(tree, advance),
             target_bytes=args.target_bytes,
             target_ratio=args.target_ratio,
             sensitivity=sensitivity,
-            rules=[*rules, *sqs_jax.DEFAULT_RULES],
+            rules=[*keep, *sqs_jax.DEFAULT_RULES],
+            **({} if args.stacked is None else {"stacked": args.stacked}),
             **options,
         )
         advance(_PASSES * original)
-    options["workers"] = workers(sum(tensor.size for tensor in tensors))
-    if source.kind == "huggingface":
-        with replacing_folder(args.output) as folder:
-            skipped = copy_other_files(args.input, folder)
-            written = sqs_jax.save(os.path.join(folder, MODEL), compressed, **options)
-    else:
-        skipped = []
-        written = sqs_jax.save(args.output, compressed, **options)
-    result = {"output": args.output, "bytes": written, "original_bytes": original}
-    result["ratio"] = original / written
-    if args.json:
-        print_json({**result, "not_copied": skipped})
-    else:
-        print(
-            f"{args.output}: {written:,} bytes, {original / written:.2f}x smaller than the weights"
+    return compressed
+
+
+def _in_options(message: str) -> str:
+    for argument, option in _OPTIONS:
+        message = message.replace(argument, option)
+    return message
+
+
+def _too_small(args: argparse.Namespace, error: sqs_jax.BudgetError) -> str:
+    """Say which size is possible, what is in the way of a smaller one, and which options help."""
+    wanted = f"--target-bytes {args.target_bytes}"
+    if args.target_ratio is not None:
+        wanted = f"--target-ratio {args.target_ratio:g}"
+    lines = (
+        f"{args.input}: {wanted} asks for {error.budget:,} bytes, below the least possible file of "
+        f"{error.least:,} bytes"
+    )
+    whole = [entry for entry in error.dense if not entry[1].startswith(("float", "bfloat"))]
+    floating = [entry for entry in error.dense if entry not in whole]
+    remedies = ["a larger budget"]
+    if whole:
+        dtypes = ", ".join(sorted({dtype for _, dtype, _ in whole}))
+        lines += (
+            f"; {len(whole)} tensors of {dtypes} are never rounded (stored as they are, "
+            f"{sum(nbytes for *_, nbytes in whole):,} bytes)"
         )
-        if skipped:
-            print(f"not copied: {', '.join(skipped)}")
-    return 0
+        remedies.append("--exclude for tensors that are not needed")
+    if floating:
+        lines += (
+            f"; {len(floating)} floating tensors stay uncompressed "
+            f"({sum(nbytes for *_, nbytes in floating):,} bytes)"
+        )
+        remedies.append("a narrower --dense-dtype, such as bfloat16")
+    return f"{lines}. What helps: {'; '.join(remedies)}"
 
 
-def _metadata(args: argparse.Namespace, source: Checkpoint) -> dict[str, Any]:
+def _report(args: argparse.Namespace, written: int, original: int, left: _Left) -> None:
+    ratio = original / written
+    if args.json:
+        result = {"output": args.output, "bytes": written, "original_bytes": original}
+        lists = {"left_out": [*left.tensors, *left.files], "lost": left.lost}
+        not_copied = [*left.lost, *left.uncopied]
+        print_json({**result, "ratio": ratio, **lists, "not_copied": not_copied})
+        return
+    lines = [f"{args.output}: {written:,} bytes, {ratio:.2f}x smaller than the weights"]
+    if left.tensors:
+        lines.append(f"left out: {len(left.tensors)} tensors: {_some(left.tensors)}")
+    if left.files:
+        lines.append(f"left out: {', '.join(left.files)}")
+    if left.lost or left.uncopied:
+        lines.append(f"not copied: {', '.join([*left.lost, *left.uncopied])}")
+    if left.lost:
+        lines.append(
+            "problem: files with tensors are not in the output; compress them apart, or say that "
+            f"they are not needed: --exclude '{re.escape(left.lost[0].rstrip('/'))}'"
+        )
+    for line in lines:
+        say(printable(line))
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+
+
+def _metadata(args: argparse.Namespace, source: Checkpoint, left: _Left) -> dict[str, Any]:
     """Say in the file what it was made from, and how; nothing that changes from run to run."""
     name = os.path.basename(os.path.normpath(args.input))
     recipe = {
         "target_bytes": args.target_bytes,
         "target_ratio": args.target_ratio,
         "keep": args.keep,
+        "only": args.only,
+        "exclude": args.exclude,
+        "stacked": args.stacked,
         "dense_dtype": args.dense_dtype,
         "sensitivity": args.sensitivity and os.path.basename(args.sensitivity),
     }
+    layout = dict(source.metadata)
+    if source.kind == "huggingface" and left.tensors and "weight_map" in layout:
+        gone = set(left.tensors)
+        kept = {n: shard for n, shard in layout["weight_map"].items() if n not in gone}
+        layout["weight_map"] = kept
     return {
         "provenance": {
             "sqs_jax": sqs_jax.__version__,
             "source": name,
             "kind": source.kind,
             "bytes": source.nbytes,
-            "metadata": source.metadata,
+            "metadata": layout,
         },
-        "recipe": {key: value for key, value in recipe.items() if value},
+        "recipe": {key: value for key, value in recipe.items() if value not in (None, [], "")},
     }
-
-
-def add_decompress(commands: Any) -> None:
-    """Add `sqs decompress`."""
-    help = "write the weights of a file as safetensors, with their names, shapes and dtypes"
-    example = "sqs decompress model.sqs -o model.safetensors"
-    parser = add_command(commands, "decompress", _decompress, help, example)
-    parser.add_argument("file", help="an sqs file, or a folder that compress made")
-    parser.add_argument(
-        "-o", "--output", required=True, help="a .safetensors file; a folder for a folder"
-    )
-
-
-def _decompress(args: argparse.Namespace) -> int:
-    with open_sqs(args.file) as file:
-        check_output(args.output, args.file)
-        tensors = lazy_tensors(file)
-        provenance = file.metadata.get("provenance")
-        provenance = provenance if isinstance(provenance, dict) else {}
-        kept = provenance.get("metadata")
-        skipped: list[str] = []
-        with progress(
-            "decompressing", sum(tensor.nbytes for tensor in tensors.values())
-        ) as advance:
-            read = tracked(tensors, advance)
-            if os.path.isdir(args.file) and provenance.get("kind") == "huggingface":
-                written, skipped = write_safetensors_folder(
-                    args.output, read, kept or {}, others=args.file
-                )
-            else:
-                plain = (kept or None) if provenance.get("kind") == "safetensors" else None
-                written = write_safetensors(args.output, read, plain)
-    result = {"output": args.output, "bytes": written, "tensors": len(tensors)}
-    if args.json:
-        print_json({**result, "not_copied": skipped})
-    else:
-        print(f"{args.output}: {len(tensors)} tensors, {written:,} bytes")
-    return 0

@@ -1,6 +1,7 @@
 """sqs inspect, verify, diff: what is in a file, whether it is whole, and how two differ."""
 
 import argparse
+import math
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from sqs_jax.artifact.reader import Leaf
 from sqs_jax.artifact.spec import LeafSpec, SymbolsSpec
 from sqs_jax.checkpoints import flat_names, open_checkpoint
 from sqs_jax.cli.common import add_command, lazy_tensors, open_sqs, print_json, progress
+from sqs_jax.cli.console import say
+from sqs_jax.cli.selection import is_regex, matcher
 
 __all__ = ["add_diff", "add_inspect", "add_verify"]
 
@@ -32,12 +35,12 @@ def _inspect(args: argparse.Namespace) -> int:
         if args.json:
             print_json({"version": version, "metadata": file.metadata, **report.as_dict()})
             return 0
-        print(report)
-        print(f"format {version}, {file.file_bytes:,} bytes: {file.path}")
+        say(str(report))
+        say(f"format {version}, {file.file_bytes:,} bytes: {file.path}")
         for key, value in file.metadata.items():
             text = str(value)
             text = text if len(text) <= 300 else text[:300] + " ... (--json shows all)"
-            print(printable(f"{key}: {text}"))
+            say(printable(f"{key}: {text}"))
     return 0
 
 
@@ -50,10 +53,20 @@ def add_verify(commands: Any) -> None:
     parser.add_argument("original", nargs="?", help="the checkpoint it was made from")
     parser.add_argument(
         "--tolerance",
-        type=float,
+        type=_tolerance,
         metavar="X",
         help="fail if the relative L2 error of any tensor is larger",
     )
+
+
+def _tolerance(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no tolerance; write a number such as 0.1")
+    return value
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -61,7 +74,7 @@ def _verify(args: argparse.Namespace) -> int:
         raise ValueError("--tolerance compares with an original; give that too")
     with open_sqs(args.file) as file:
         lazy_tensors(file)  # names are unique, or this says so
-        original = flat_names(open_checkpoint(args.original).tree) if args.original else None
+        original, left_out = _original(args.original, file) if args.original else (None, 0)
         rows, problems = [], []
         if original is not None:
             paths = {leaf.path for leaf in file.leaves}
@@ -87,12 +100,36 @@ def _verify(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"file": args.file, "tensors": count, "errors": rows, "problems": problems})
         return 1 if problems else 0
+    if left_out:
+        summary += f"; {left_out} tensors were left out by --only and --exclude"
     if rows:
-        print(format_table(["tensor", "max error", "relative error", ""], map(_cells, rows), 1))
-    print(summary)
+        say(format_table(["tensor", "max error", "relative error", ""], map(_cells, rows), 1))
+    say(summary)
     for problem in problems:
-        print(printable(f"problem: {problem}"))
+        say(printable(f"problem: {problem}"))
     return 1 if problems else 0
+
+
+def _original(path: str, file: SqsFile) -> tuple[dict[str, Any], int]:
+    """Return what the file should hold, by name, and how many tensors were left out on purpose.
+
+    A file of the original that holds tensors and cannot be read stands for itself, as None.
+    """
+    checkpoint = open_checkpoint(path)
+    recipe = file.metadata.get("recipe")
+    recipe = recipe if isinstance(recipe, dict) else {}
+    only, exclude = (_patterns(recipe.get(key)) for key in ("only", "exclude"))
+    wanted, unwanted = matcher(only), matcher(exclude)
+    tensors = flat_names(checkpoint.tree)
+    taken = {n: x for n, x in tensors.items() if (not only or wanted(n)) and not unwanted(n)}
+    unread = [n for n in checkpoint.left_out if not (unwanted(n) or unwanted(n.rstrip("/")))]
+    return {**taken, **dict.fromkeys(unread)}, len(tensors) - len(taken)
+
+
+def _patterns(recorded: Any) -> list[str]:
+    """Return the patterns that a file's metadata, which are not to be trusted, say."""
+    texts = [x for x in recorded if isinstance(x, str)] if isinstance(recorded, list) else []
+    return [text for text in texts if is_regex(text)]
 
 
 def _misstated(leaf: Leaf, value: Any) -> list[str]:
@@ -166,10 +203,10 @@ def _diff(args: argparse.Namespace) -> int:
     else:
         if rows:
             head = ["tensor", "bytes", "bytes", "relative change", ""]
-            print(format_table(head, map(_diff_cells, rows), 1))
-        print(f"{sizes[0]:,} and {sizes[1]:,} bytes; {len(rows)} tensors differ")
+            say(format_table(head, map(_diff_cells, rows), 1))
+        say(f"{sizes[0]:,} and {sizes[1]:,} bytes; {len(rows)} tensors differ")
         if not metadata:
-            print("the metadata differ")
+            say("the metadata differ")
     return 0 if same else 1
 
 

@@ -8,7 +8,10 @@ from typing import Any
 
 from sqs_jax.artifact import SizeReport
 from sqs_jax.artifact.atomic import write_atomically
+from sqs_jax.artifact.bits import printable
 from sqs_jax.cli.common import add_command, open_sqs, print_json
+from sqs_jax.cli.console import say
+from sqs_jax.cli.outputs import check_output
 
 __all__ = ["add_plot"]
 
@@ -33,6 +36,7 @@ def _plot(args: argparse.Namespace) -> int:
     if kind not in (".png", ".svg", ".html"):
         raise ValueError(f"--output is {args.output!r}; it must end in .png, .svg or .html")
     with open_sqs(args.file) as file:
+        check_output(args.output, [file.path])
         file.check()
         report = file.report()
     if kind == ".html":
@@ -45,7 +49,7 @@ def _plot(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"output": args.output, "bytes": len(data)})
     else:
-        print(args.output)
+        say(printable(args.output))
     return 0
 
 

@@ -1,0 +1,48 @@
+"""The cache of huggingface_hub: from the folder of a repository to that of a snapshot.
+
+models--org--name/refs/main             the revision that was downloaded last
+models--org--name/snapshots/REVISION/   the files, links to models--org--name/blobs/
+"""
+
+import os
+
+from sqs_jax.checkpoints.lazy import CheckpointError
+
+__all__ = ["hub_snapshot"]
+
+_LONGEST_REVISION = 200
+
+
+def hub_snapshot(folder: str) -> str:
+    """Return the snapshot that a cached repository stands for; any other folder as it is.
+
+    Args:
+        folder: A folder of the cache, `models--org--name`, the cache of a single repository, or
+            anything else.
+
+    Raises:
+        CheckpointError: If it holds several snapshots or repositories, or none that is complete.
+    """
+    names = sorted(os.listdir(folder))
+    repositories = [name for name in names if name.startswith("models--")]
+    if repositories and all(name.startswith(("models--", ".", "version")) for name in names):
+        return hub_snapshot(_only(folder, "repositories", repositories))
+    if "snapshots" not in names or not {"refs", "blobs"} & set(names):
+        return folder
+    snapshots = os.path.join(folder, "snapshots")
+    revisions = [name for name in sorted(os.listdir(snapshots)) if not name.startswith(".")]
+    main = os.path.join(folder, "refs", "main")
+    if os.path.isfile(main):
+        with open(main, encoding="utf-8", errors="replace") as file:
+            current = file.read(_LONGEST_REVISION).strip()
+        if current in revisions:
+            return os.path.join(snapshots, current)
+    return _only(snapshots, "snapshots", revisions)
+
+
+def _only(folder: str, what: str, names: list[str]) -> str:
+    if len(names) != 1:
+        shown = ", ".join(os.path.join(folder, name) for name in names[:5])
+        remedy = f"give one of: {shown}" if names else "download the model again"
+        raise CheckpointError(f"{folder}: a cache with {len(names)} {what}; {remedy}")
+    return os.path.join(folder, names[0])

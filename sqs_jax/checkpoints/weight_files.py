@@ -1,0 +1,189 @@
+"""Find the files of one directory that hold a model's tensors."""
+
+import os
+import re
+from typing import Any, NamedTuple
+
+from sqs_jax.checkpoints.lazy import CheckpointError, SourceFile
+from sqs_jax.checkpoints.safetensors_file import MAX_HEADER, load_json
+
+__all__ = [
+    "INDEX",
+    "TENSORS",
+    "WeightFiles",
+    "check_weight_map",
+    "find_weight_files",
+    "holds_tensors",
+    "is_plain",
+    "names_in",
+]
+
+TENSORS = ".safetensors"
+INDEX = re.compile(r".+\.safetensors\.index(\.[\w-]+)?\.json")
+_ANY_INDEX = re.compile(r".+\.(safetensors|bin|h5|msgpack)\.index(\.[\w-]+)?\.json", re.IGNORECASE)
+_WEIGHTS = re.compile(
+    r".*\.(safetensors|sqs|bin|pt|pth|ckpt|pkl|pickle|h5|hdf5|msgpack|npz|onnx|onnx_data|gguf|ot"
+    r"|tflite)",
+    re.IGNORECASE,
+)
+_TRAINER_STATE = re.compile(r"training_args\.bin|scheduler\.pt|rng_state\w*\.pth")
+"""Small files that the Trainer of transformers leaves; they hold settings, not weights."""
+_PRIMARY = ("model.safetensors", "diffusion_pytorch_model.safetensors")
+"""What transformers and diffusers load, if it is there, before any index."""
+_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
+
+
+class WeightFiles(NamedTuple):
+    """The files of one directory that hold tensors, and the index that lists them.
+
+    Attributes:
+        files: Names of the safetensors files to read, sorted.
+        weight_map: The file that the index names for each tensor; empty without an index.
+        index_name: Name of the index, or None.
+        index_metadata: The index without its weight map, or None.
+        left_out: Names of the other files that hold tensors: duplicates, variants, other formats.
+    """
+
+    files: list[str]
+    weight_map: dict[str, str]
+    index_name: str | None
+    index_metadata: dict[str, Any] | None
+    left_out: list[str]
+
+
+def names_in(folder: str) -> list[str]:
+    """List a directory, sorted, without the `._*` companions that macOS writes (AppleDouble)."""
+    return [name for name in sorted(os.listdir(folder)) if not name.startswith("._")]
+
+
+def holds_tensors(name: str) -> bool:
+    """Return whether a file of this name holds tensors, in any format."""
+    return bool(_WEIGHTS.fullmatch(name)) and not _TRAINER_STATE.fullmatch(name)
+
+
+def is_index(name: str) -> bool:
+    """Return whether a file of this name is an index of shards, in any format."""
+    return bool(_ANY_INDEX.fullmatch(name))
+
+
+def is_plain(name: str) -> bool:
+    """Return whether a name stays in its folder on every system."""
+    return name not in ("", ".", "..") and not re.search(r"[/\\:\0]", name)
+
+
+def find_weight_files(folder: str) -> WeightFiles:
+    """Find the weights of one directory; subfolders are not looked into.
+
+    Taken are the files that an index names and the shards of the same set that it omits; else
+    `model.safetensors` (or diffusers' `diffusion_pytorch_model.safetensors`); else a complete set
+    of shards; else the only file.
+
+    Args:
+        folder: The directory; its files are not to be trusted.
+
+    Returns:
+        The files; none where the directory has no safetensors.
+
+    Raises:
+        CheckpointError: If the files that are meant are ambiguous or missing, or the index is
+            damaged.
+    """
+    names = names_in(folder)
+    tensors = [n for n in names if n.endswith(TENSORS) and not os.path.isdir(f"{folder}/{n}")]
+    indices = [n for n in names if INDEX.fullmatch(n)]
+    primary = next((n for n in _PRIMARY if n in tensors), None)
+    index = _choose_index(folder, indices, primary)
+    metadata, weight_map = _read_index(folder, index) if index else (None, {})
+    if primary and primary not in weight_map.values():
+        index, metadata, weight_map, files = None, None, {}, [primary]
+    elif index:
+        listed = set(weight_map.values())
+        sets = {_shard_set(name) for name in listed} - {None}
+        files = sorted(listed | {name for name in tensors if _shard_set(name) in sets})
+    else:
+        files = _without_index(folder, tensors)
+    others = [n for n in names if holds_tensors(n) and not os.path.isdir(f"{folder}/{n}")]
+    left_out = [name for name in others if name not in files]
+    return WeightFiles(files, weight_map, index, metadata, left_out)
+
+
+def _shard_set(name: str) -> tuple[str, str] | None:
+    """Return base and total of a shard's name, which all shards of a set share."""
+    shard = _SHARD.fullmatch(name)
+    return (shard[1], shard[3]) if shard else None
+
+
+def _choose_index(folder: str, indices: list[str], primary: str | None) -> str | None:
+    preferred = [f"{name}.index.json" for name in _PRIMARY if f"{name}.index.json" in indices]
+    if preferred or len(indices) == 1:
+        return (preferred or indices)[0]
+    if indices and not primary:
+        raise _ambiguous(folder, indices)
+    return None
+
+
+def _ambiguous(folder: str, names: list[str]) -> CheckpointError:
+    return CheckpointError(
+        f"{folder}: which weights are meant? give one file of: {', '.join(names)}"
+    )
+
+
+def _without_index(folder: str, tensors: list[str]) -> list[str]:
+    """Choose among files that no index lists: the only one, or all shards of a set."""
+    variant = re.compile(r"(.+)\.[\w-]+\.safetensors")  # model.fp16.safetensors beside the plain
+    plain = [
+        name
+        for name in tensors
+        if not ((of := variant.fullmatch(name)) and of[1] + TENSORS in tensors)
+    ]
+    if len(plain) <= 1:
+        return plain
+    sets = {_shard_set(name) for name in plain}
+    if None in sets or len(sets) > 1:
+        raise _ambiguous(folder, plain)
+    base, total = sets.pop() or ("", "")
+    numbers = range(1, int(total) + 1)
+    missing = [name for i in numbers if (name := f"{base}-{i:05}-of-{total}{TENSORS}") not in plain]
+    if missing:
+        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        raise CheckpointError(
+            f"{folder}: there is no index, and of {int(total)} shards {shown} "
+            f"{'is' if len(missing) == 1 else 'are'} missing; download the missing files"
+        )
+    return plain
+
+
+def _read_index(folder: str, name: str) -> tuple[dict[str, Any], dict[str, str]]:
+    source = SourceFile(os.path.join(folder, name))
+    try:
+        if source.size > MAX_HEADER:
+            raise ValueError(f"{source.size} bytes, more than {MAX_HEADER}")
+        with source.open() as file:
+            rest = load_json(file.read())
+        if not isinstance(rest, dict):
+            raise ValueError("not a JSON object")
+        weight_map = check_weight_map(rest.pop("weight_map", None))
+        if not weight_map:
+            raise ValueError("it names no tensors")
+    except CheckpointError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise source.error(f"no index of shards: {error}; download it again") from error
+    return rest, weight_map
+
+
+def check_weight_map(weight_map: Any, *, nested: bool = False) -> dict[str, str]:
+    """Return a weight map, `{tensor: file}`, or raise ValueError for one that is none.
+
+    Args:
+        weight_map: JSON from a file, not to be trusted.
+        nested: Whether files may lie in subfolders, "unet/model.safetensors".
+    """
+    if not isinstance(weight_map, dict):
+        raise ValueError("it has no weight_map")
+    for name, shard in weight_map.items():
+        parts = shard.split("/") if nested and isinstance(shard, str) else [shard]
+        plain = all(isinstance(part, str) and is_plain(part) for part in parts)
+        if not plain or not parts[-1].endswith(TENSORS):
+            raise ValueError(f"{name!r:.80} is in {shard!r:.80}, no plain name of a {TENSORS} file")
+    return weight_map

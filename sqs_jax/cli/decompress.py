@@ -1,0 +1,125 @@
+"""sqs decompress: a small file back to a checkpoint of arrays."""
+
+import argparse
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from sqs_jax.artifact import SqsFile
+from sqs_jax.artifact.atomic import replacing_folder
+from sqs_jax.artifact.bits import printable
+from sqs_jax.checkpoints import (
+    copy_other_files,
+    write_msgpack,
+    write_npz,
+    write_safetensors,
+    write_safetensors_folder,
+)
+from sqs_jax.checkpoints.other_files import list_other_files
+from sqs_jax.checkpoints.weight_files import holds_tensors, is_plain
+from sqs_jax.cli.common import (
+    MODEL,
+    add_command,
+    lazy_tensors,
+    lazy_tree,
+    open_sqs,
+    print_json,
+    progress,
+    tracked,
+)
+from sqs_jax.cli.console import say
+from sqs_jax.cli.outputs import check_output
+
+__all__ = ["add_decompress"]
+
+_FORMATS = (".safetensors", ".npz", ".msgpack")
+
+
+def add_decompress(commands: Any) -> None:
+    """Add `sqs decompress`."""
+    help = "write the weights of a file with their names, shapes and dtypes"
+    example = "sqs decompress model.sqs -o model.safetensors"
+    parser = add_command(commands, "decompress", _decompress, help, example)
+    parser.add_argument("file", help="an sqs file, or a folder that compress made")
+    parser.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        help="a .safetensors, .npz or .msgpack file; a folder for what was a Hugging Face folder",
+    )
+
+
+def _decompress(args: argparse.Namespace) -> int:
+    with open_sqs(args.file) as file:
+        provenance = file.metadata.get("provenance")
+        provenance = provenance if isinstance(provenance, dict) else {}
+        layout = provenance.get("metadata")
+        layout = layout if isinstance(layout, dict) else {}
+        format = _format(args.output, provenance.get("kind") == "huggingface")
+        tensors = lazy_tensors(file)
+        nbytes = sum(tensor.nbytes for tensor in tensors.values())
+        others = args.file if format == "folder" and os.path.isdir(args.file) else None
+        skipped = []
+        if others is not None:
+            listed = list_other_files(others, {MODEL})
+            nbytes, skipped = nbytes + listed.nbytes, listed.left_out
+        check_output(args.output, [args.file], nbytes=nbytes, folder=format == "folder")
+        with progress("decompressing", nbytes) as advance:
+            if format == "folder" and "msgpack" in layout:
+                written = _write_flax_folder(args.output, file, layout["msgpack"], others)
+            elif format == "folder":
+                read = tracked(tensors, advance)
+                written, _ = write_safetensors_folder(args.output, read, layout, others=others)
+            elif format == ".npz":
+                written = write_npz(args.output, tracked(tensors, advance))
+            elif format == ".msgpack":
+                written = write_msgpack(args.output, tracked(lazy_tree(file), advance))
+            else:
+                strings = _strings(provenance.get("kind"), layout)
+                written = write_safetensors(args.output, tracked(tensors, advance), strings)
+    result = {"output": args.output, "bytes": written, "tensors": len(tensors)}
+    if args.json:
+        print_json({**result, "not_copied": skipped})
+        return 0
+    say(printable(f"{args.output}: {len(tensors)} tensors, {written:,} bytes"))
+    if skipped:
+        say(printable(f"not copied: {', '.join(skipped)}"))
+    return 0
+
+
+def _format(output: str, was_folder: bool) -> str:
+    """Return the extension that decides the format, or "folder"."""
+    extension = os.path.splitext(output)[1].lower()
+    if extension in _FORMATS:
+        return extension
+    if was_folder and not holds_tensors(os.path.basename(os.path.normpath(output))):
+        return "folder"
+    if os.path.isdir(output):
+        raise ValueError(f"{output}: is a folder; give the name of a file in it")
+    raise ValueError(
+        f"{output}: the extension says in which format to write; give a name that ends in "
+        f"{', '.join(_FORMATS)}"
+    )
+
+
+def _strings(kind: Any, layout: Mapping[str, Any]) -> dict[str, str] | None:
+    """Return the metadata of the safetensors file, or those that all files of a folder share."""
+    if kind == "safetensors":
+        return dict(layout)
+    shards = layout.get("shards")
+    if kind != "huggingface" or not isinstance(shards, dict):
+        return None
+    given = [strings for strings in shards.values() if isinstance(strings, dict)]
+    if not given or len(given) < len(shards):
+        return None
+    shared = [set(map(repr, strings.items())) for strings in given]
+    return {k: v for k, v in given[0].items() if repr((k, v)) in set.intersection(*shared)}
+
+
+def _write_flax_folder(output: str, file: SqsFile, name: Any, others: str | None) -> int:
+    if not isinstance(name, str) or not is_plain(name) or not name.endswith(".msgpack"):
+        raise ValueError(f"{file.path}: {name!r:.80} is no plain name of a .msgpack file")
+    with replacing_folder(output) as temporary:
+        if others is not None:
+            copy_other_files(others, temporary)
+        return write_msgpack(os.path.join(temporary, name), lazy_tree(file))

@@ -1,0 +1,57 @@
+"""Everything that can be wrong with an output, found before the work."""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+
+from sqs_jax.artifact.atomic import check_writable
+from sqs_jax.checkpoints.other_files import lies_in
+
+__all__ = ["check_output"]
+
+_STREAMS = re.compile(r"-|/dev/(stdout|stderr|stdin|fd/.*|tty)|/proc/[^/]+/fd/.*")
+
+
+def check_output(
+    output: str, sources: Sequence[str], *, nbytes: int = 0, folder: bool = False
+) -> None:
+    """Raise an error if an output cannot be written, or would replace what it is made from.
+
+    Args:
+        output: Path of the file or folder to write.
+        sources: Paths of the files and folders that it is made from.
+        nbytes: How many bytes will be written, about.
+        folder: Whether the output is a folder.
+
+    Raises:
+        ValueError: If the output is a standard stream, an input or in one, or the disk is too full.
+        OSError: As `sqs_jax.artifact.atomic.check_writable`.
+    """
+    if _STREAMS.fullmatch(output):
+        raise ValueError(
+            f"{output}: a stream cannot be the output, which is written as a whole or not at all; "
+            "give the name of a file"
+        )
+    for source in sources:
+        if os.path.isdir(source) and lies_in(output, source):
+            raise ValueError(f"{output}: lies in the input {source}; choose a place outside of it")
+        if os.path.exists(output) and any(os.path.samefile(output, x) for x in _files(source)):
+            raise ValueError(f"{output}: is the input too; give the output a name of its own")
+    check_writable(output, folder=folder)
+    parent = os.path.dirname(os.path.realpath(output))
+    free = shutil.disk_usage(parent).free
+    if free < nbytes:
+        raise ValueError(
+            f"{output}: takes about {nbytes:,} bytes, and {free:,} are free in {parent}; free "
+            "some, or choose another place"
+        )
+
+
+def _files(source: str) -> Iterator[str]:
+    """List an input's files; those of a folder may be links to files elsewhere."""
+    if not os.path.isdir(source):
+        yield source
+    for folder, _, names in os.walk(source):
+        paths = (os.path.join(folder, name) for name in names)
+        yield from filter(os.path.exists, paths)
