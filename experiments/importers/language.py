@@ -13,7 +13,12 @@ import numpy as np
 
 from experiments.importers import huggingface, llama2c
 from experiments.trees import flat_leaves
-from sqs_jax.checkpoints import LazyArray, open_checkpoint, write_safetensors_folder
+from sqs_jax.checkpoints import (
+    LazyArray,
+    open_checkpoint,
+    unwrapped,
+    write_safetensors_folder,
+)
 
 _TENSORS = ".safetensors"
 _SHARD_BYTES = 5 << 30
@@ -103,7 +108,7 @@ def weights_of(source: Source, wanted: Any, *, fresh: Callable[[], Any] | None =
     tied = source.config.get("tie_word_embeddings", False)
     found: dict[str, Any] = {}
     problems = []
-    for name, tensor in source.tensors.items():
+    for name, tensor in unwrapped(source.tensors).items():
         path, swapped = huggingface.path_of(name, prefix)
         if huggingface.IGNORED.match(name) or (tied and path == "lm_head/kernel"):
             continue  # a tied head is the embedding: one leaf

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from sqs_jax.checkpoints import open_checkpoint, unwrapped
+
 # What training scripts wrap a state dict in.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 
@@ -13,8 +15,8 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 def read_state_dict(path: Path) -> dict[str, np.ndarray]:
     """Read a state dict: .safetensors, .npz, or what PyTorch saves (.pt, .pth, .th, .bin, ...).
 
-    Entries of a training checkpoint beside the state dict are left out, and so is the prefix
-    "module." that data parallelism adds to every name.
+    Entries of a training checkpoint beside the state dict are left out, and so are the wrappers
+    that training puts around names, see `sqs_jax.checkpoints.unwrapped`.
 
     Args:
       path: the file. PyTorch reads its own formats, weights only.
@@ -40,14 +42,12 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} cannot be read as {path.suffix}: {error}") from error
     if not found:
         raise ValueError(f"{path} holds no arrays; give the file of a state dict.")
-    shared = all(name.startswith("module.") for name in found)
-    return {name.removeprefix("module.") if shared else name: x for name, x in found.items()}
+    return unwrapped(found)
 
 
 def _safetensors(path: Path) -> dict[str, np.ndarray]:
-    from safetensors import numpy
-
-    return numpy.load_file(path)
+    # not by the library, which has no float8
+    return {name: np.asarray(tensor) for name, tensor in open_checkpoint(path).tree.items()}
 
 
 def _npz(path: Path) -> dict[str, np.ndarray]:

@@ -9,7 +9,28 @@ import stat
 from collections.abc import Iterator
 from typing import BinaryIO
 
-__all__ = ["check_writable", "replacing", "replacing_folder", "write_atomically"]
+__all__ = [
+    "check_writable",
+    "remove_temporaries",
+    "replacing",
+    "replacing_folder",
+    "write_atomically",
+]
+
+_TEMPORARIES: set[str] = set()
+"""What this process is writing now, for a signal handler that ends it."""
+
+
+def remove_temporaries() -> None:
+    """Remove the temporary files and folders of unfinished writes, before the process ends.
+
+    For signal handlers. An exception raised there would unwind through whatever code the signal
+    met, compiled extensions too, and could be lost; ending the process after this call cannot.
+    """
+    for path in list(_TEMPORARIES):
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def write_atomically(path: str, data: bytes) -> None:
@@ -47,7 +68,7 @@ def replacing(path: str) -> Iterator[BinaryIO]:
     target, folder, temporary = _places(path)
     with _explained(path, folder, temporary):
         _check_file(target)
-        # A signal may raise anywhere: whatever is made is made inside of the try block.
+        _TEMPORARIES.add(temporary)
         try:
             with os.fdopen(_create(temporary), "wb") as file:
                 yield file
@@ -60,6 +81,8 @@ def replacing(path: str) -> Iterator[BinaryIO]:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
             raise
+        finally:
+            _TEMPORARIES.discard(temporary)
     _sync_folder(folder)
 
 
@@ -88,6 +111,7 @@ def replacing_folder(path: str) -> Iterator[str]:
     target, folder, temporary = _places(path)
     with _explained(path, folder, temporary):
         _check_new_folder(target)
+        _TEMPORARIES.add(temporary)
         try:
             os.mkdir(temporary)
             yield temporary
@@ -98,6 +122,8 @@ def replacing_folder(path: str) -> Iterator[str]:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+        finally:
+            _TEMPORARIES.discard(temporary)
     _sync_folder(folder)
 
 
@@ -114,11 +140,13 @@ def check_writable(path: str, *, folder: bool = False) -> None:
     target, parent, temporary = _places(path)
     with _explained(path, parent, temporary):
         (_check_new_folder if folder else _check_file)(target)
+        _TEMPORARIES.add(temporary)
         try:  # permissions alone do not tell: the disk may be read-only, or have no inode left
             os.close(_create(temporary))
         finally:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+            _TEMPORARIES.discard(temporary)
 
 
 def _check_file(target: str) -> None:

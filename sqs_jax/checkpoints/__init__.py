@@ -4,7 +4,7 @@ from sqs_jax.checkpoints.detect import open_checkpoint
 from sqs_jax.checkpoints.folder_writer import write_safetensors_folder
 from sqs_jax.checkpoints.lazy import Checkpoint, CheckpointError, LazyArray
 from sqs_jax.checkpoints.msgpack_file import write_msgpack
-from sqs_jax.checkpoints.names import flat_names
+from sqs_jax.checkpoints.names import flat_names, unwrapped
 from sqs_jax.checkpoints.npz_file import write_npz
 from sqs_jax.checkpoints.other_files import copy_other_files
 from sqs_jax.checkpoints.safetensors_file import write_safetensors
@@ -16,6 +16,7 @@ __all__ = [
     "copy_other_files",
     "flat_names",
     "open_checkpoint",
+    "unwrapped",
     "write_msgpack",
     "write_npz",
     "write_safetensors",

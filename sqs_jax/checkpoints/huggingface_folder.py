@@ -16,7 +16,7 @@ A folder of Flax has {"msgpack": name of the file} instead.
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from sqs_jax.checkpoints.lazy import Checkpoint, CheckpointError, LazyArray, SourceFile
@@ -37,6 +37,7 @@ __all__ = [
     "flax_file",
     "folders_with_weights",
     "is_huggingface",
+    "layout_without",
     "read_flax_folder",
     "read_huggingface",
 ]
@@ -115,9 +116,9 @@ def _read_files(
         if not all(map(is_plain, shard.split("/"))):  # it could not be written again elsewhere
             raise CheckpointError(f"{path}: a name with a backslash or a colon; rename it")
         if not os.path.isfile(path):
-            raise CheckpointError(
-                f"{path}: missing, though {weights.index_name} names it; download it again"
-            )
+            why = f"missing, though {weights.index_name} names it"
+            why = why if weights.index_name else "a link to nothing"
+            raise CheckpointError(f"{path}: {why}; download it again")
         part = read_safetensors(SourceFile(path))
         for tensor, array in part.tree.items():
             full = _joined(inner, tensor)
@@ -147,6 +148,28 @@ def _listed_only(
             f"both again, or remove it from {weights.index_name} if the model does without"
         )
     return {tensor: _joined(inner, listed[tensor]) for tensor in missing}
+
+
+def layout_without(layout: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """Return the layout of a folder without tensors, and without the files that lose all of theirs.
+
+    Args:
+        layout: The metadata of a checkpoint that `read_huggingface` returned.
+        names: Names of the tensors to leave out.
+    """
+    where = {n: shard for n, shard in layout["weight_map"].items() if n not in names}
+    emptied = set(layout["weight_map"].values()) - set(where.values())
+    shards = {shard: x for shard, x in layout["shards"].items() if shard not in emptied}
+    kept = {shard.rpartition("/")[0] for shard in where.values()}
+    less = {**layout, "weight_map": where, "shards": shards}
+    if "" not in kept:
+        less |= {"index": None, "index_metadata": None}
+    if "folders" in layout:
+        less["folders"] = {k: x for k, x in layout["folders"].items() if k in kept}
+    if "tied" in layout:
+        tied = layout["tied"].items()
+        less["tied"] = {n: shard for n, shard in tied if shard.rpartition("/")[0] in kept}
+    return less
 
 
 def _ties_weights(folder: str, missing: list[str]) -> bool:

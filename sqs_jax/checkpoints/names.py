@@ -1,14 +1,23 @@
-"""Names of the leaves of a nested tree."""
+"""Names of tensors: of the leaves of a nested tree, and without the wrappers of training."""
 
-from collections.abc import Iterator
-from typing import Any
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
 
 from sqs_jax.checkpoints.lazy import CheckpointError
 
-__all__ = ["MAX_DEPTH", "flat_names"]
+__all__ = ["MAX_DEPTH", "flat_names", "unwrapped"]
+
+T = TypeVar("T")
 
 MAX_DEPTH = 200
 """The deepest tree, as in an sqs file."""
+_ANYWHERE = re.compile(
+    r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
+"""What torch.compile, FSDP and activation checkpointing put into names; no module has this name."""
+_IN_FRONT = ("module.", "model.")
+"""What DataParallel and training frameworks put before every name."""
 
 
 def flat_names(tree: Any) -> dict[str, Any]:
@@ -46,3 +55,38 @@ def _leaves(node: Any, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...],
             yield from _leaves(child, (*keys, str(index)))
     elif node is not None:
         yield keys, node
+
+
+def unwrapped(tensors: Mapping[str, T]) -> dict[str, T]:
+    """Remove from PyTorch's names what training wraps around a network.
+
+    `_orig_mod.` (torch.compile) and its like are removed anywhere in a name, `module.` and `model.`
+    in front, as often as all names have them.
+
+    Example:
+        >>> unwrapped({"module._orig_mod.fc.weight": 1, "module._orig_mod.fc.bias": 2})
+        {'fc.weight': 1, 'fc.bias': 2}
+
+    Args:
+        tensors: Values by name, e.g. a state dict.
+
+    Returns:
+        The same values in the same order.
+
+    Raises:
+        CheckpointError: If two names become the same.
+    """
+    renamed = {name: _ANYWHERE.sub("", name) for name in tensors}
+    while renamed:
+        shared = [p for p in _IN_FRONT if all(new.startswith(p) for new in renamed.values())]
+        if not shared:
+            break
+        renamed = {name: new.removeprefix(shared[0]) for name, new in renamed.items()}
+    values: dict[str, T] = {}
+    for name, new in renamed.items():
+        if new in values:
+            raise CheckpointError(
+                f"two tensors are called {new!r} without wrappers; remove {name!r}"
+            )
+        values[new] = tensors[name]
+    return values

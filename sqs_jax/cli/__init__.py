@@ -1,12 +1,11 @@
 """The `sqs` command: any checkpoint to one small file, and what such a file holds."""
 
 import argparse
-import signal
 from collections.abc import Sequence
 
 from sqs_jax import __version__
 from sqs_jax.cli.compress import add_compress
-from sqs_jax.cli.console import Stopped, complain, flush, standard_streams, stopping
+from sqs_jax.cli.console import complain, end_cleanly_on_signals, flush, standard_streams
 from sqs_jax.cli.decompress import add_decompress
 from sqs_jax.cli.look import add_diff, add_inspect, add_verify
 from sqs_jax.cli.plot import add_plot
@@ -25,7 +24,13 @@ exit codes: 0 all well; 1 verify or diff found something, or compress left out f
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line, `sys.argv` by default; returns the exit code."""
+    """Run one command line and return its exit code.
+
+    Args:
+        argv: The arguments; by default those of the process, which signals then end.
+    """
+    if argv is None:
+        end_cleanly_on_signals()
     with standard_streams():
         parser = argparse.ArgumentParser(
             prog="sqs",
@@ -39,13 +44,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             add(commands)
         args = parser.parse_args(argv)
         try:
-            with stopping():
-                code = int(args.run(args))
-                flush()
-                return code
-        except (ValueError, TypeError, OSError, ImportError) as error:
+            code = int(args.run(args))
+            flush()
+            return code
+        except OSError as error:
+            named = error.filename is not None and error.strerror
+            complain(f"{error.filename}: {error.strerror}" if named else str(error))
+            return 3
+        except (ValueError, TypeError, ImportError) as error:
             complain(str(error))
             return 3
-        except Stopped as stopped:
-            complain(f"stopped by {signal.Signals(stopped.number).name}; no output was written")
-            return 128 + stopped.number
+        except KeyboardInterrupt:
+            complain("interrupted; no output was written")
+            return 130

@@ -12,6 +12,7 @@ from sqs_jax.artifact.atomic import replacing_folder
 from sqs_jax.artifact.bits import printable
 from sqs_jax.artifact.storage import rounding_dtype
 from sqs_jax.checkpoints import Checkpoint, copy_other_files, flat_names, open_checkpoint
+from sqs_jax.checkpoints.huggingface_folder import layout_without
 from sqs_jax.checkpoints.other_files import list_other_files
 from sqs_jax.checkpoints.weight_files import is_index
 from sqs_jax.cli.common import MODEL, add_command, print_json, progress, tracked, workers
@@ -133,6 +134,18 @@ class _Left(NamedTuple):
 
 
 def _compress(args: argparse.Namespace) -> int:
+    try:
+        return _compress_checkpoint(args)
+    except sqs_jax.BudgetError as error:
+        raise sqs_jax.BudgetError(_too_small(args, error)) from error
+    except ValueError as error:
+        message = _in_options(str(error))
+        if args.input in message or args.output in message:
+            raise
+        raise ValueError(f"{args.input}: {message}") from error
+
+
+def _compress_checkpoint(args: argparse.Namespace) -> int:
     source = open_checkpoint(args.input)
     selection = select(source.tree, args.only, args.exclude, args.input)
     folder = source.kind == "huggingface"
@@ -145,12 +158,7 @@ def _compress(args: argparse.Namespace) -> int:
     check_output(args.output, sources, nbytes=budget + copied, folder=folder)
 
     options = {"dense_dtype": args.dense_dtype, "metadata": _metadata(args, source, left)}
-    try:
-        compressed = _to_budget(args, selection.tree, original, options)
-    except sqs_jax.BudgetError as error:
-        raise sqs_jax.BudgetError(_too_small(args, error)) from error
-    except ValueError as error:
-        raise ValueError(f"{args.input}: {_in_options(str(error))}") from error
+    compressed = _to_budget(args, selection.tree, original, options)
     options["workers"] = workers(sum(tensor.size for tensor in sized.values()))
     if folder:
         exclude = {name.rstrip("/") for name in source.left_out}
@@ -171,10 +179,7 @@ def _check_options(args: argparse.Namespace, tensors: Mapping[str, Any]) -> None
         raise ValueError(
             f"{args.input}: all {len(tensors)} tensors are empty; there is nothing to compress"
         )
-    try:
-        rounding_dtype(args.dense_dtype)
-    except ValueError as error:
-        raise ValueError(_in_options(str(error))) from error
+    rounding_dtype(args.dense_dtype)
     if args.stacked is not None and args.stacked < 0:
         raise ValueError(f"--stacked {args.stacked}: a number of axes is 0 or more")
     names = list(tensors)
@@ -275,10 +280,14 @@ def _report(args: argparse.Namespace, written: int, original: int, left: _Left) 
     if left.lost:
         lines.append(
             "problem: files with tensors are not in the output; compress them apart, or say that "
-            f"they are not needed: --exclude '{re.escape(left.lost[0].rstrip('/'))}'"
+            f"they are not needed: --exclude '{_escaped(left.lost[0].rstrip('/'))}'"
         )
     for line in lines:
         say(printable(line))
+
+
+def _escaped(name: str) -> str:
+    return re.sub(r"([^\w/ -])", r"\\\1", name)  # re.escape, but legible
 
 
 def _some(names: Sequence[str]) -> str:
@@ -298,11 +307,9 @@ def _metadata(args: argparse.Namespace, source: Checkpoint, left: _Left) -> dict
         "dense_dtype": args.dense_dtype,
         "sensitivity": args.sensitivity and os.path.basename(args.sensitivity),
     }
-    layout = dict(source.metadata)
-    if source.kind == "huggingface" and left.tensors and "weight_map" in layout:
-        gone = set(left.tensors)
-        kept = {n: shard for n, shard in layout["weight_map"].items() if n not in gone}
-        layout["weight_map"] = kept
+    layout = source.metadata
+    if "weight_map" in layout and left.tensors:
+        layout = layout_without(layout, set(left.tensors))
     return {
         "provenance": {
             "sqs_jax": sqs_jax.__version__,

@@ -1,26 +1,17 @@
-"""Standard streams and signals of the command: nothing that they do ends in a traceback."""
+"""Standard streams and signals of the command: neither ends it with a traceback."""
 
 import contextlib
 import io
 import os
 import signal
 import sys
-import threading
 from collections.abc import Iterator
 from types import FrameType
 
+from sqs_jax.artifact.atomic import remove_temporaries
 from sqs_jax.artifact.bits import printable
 
-__all__ = ["Stopped", "complain", "flush", "say", "standard_streams", "stopping"]
-
-
-class Stopped(BaseException):
-    """A signal asks the process to end; raised in the main thread, so that files are removed."""
-
-    def __init__(self, number: int) -> None:
-        """Take the signal's number."""
-        super().__init__(number)
-        self.number = number
+__all__ = ["complain", "end_cleanly_on_signals", "flush", "say", "standard_streams"]
 
 
 @contextlib.contextmanager
@@ -81,29 +72,21 @@ def complain(text: str) -> None:
         print(printable(f"sqs: {text}"), file=sys.stderr)
 
 
-@contextlib.contextmanager
-def stopping() -> Iterator[None]:
-    """Turn SIGINT, SIGTERM and SIGHUP into `Stopped`, once: while it is handled they are ignored.
+def end_cleanly_on_signals() -> None:
+    """End the process on SIGINT, SIGTERM and SIGHUP without temporary files, code 128 + signal.
 
-    Without this, SIGTERM (Slurm, docker stop) would end the process where it stands and leave
-    temporary files.
+    Without this, SIGTERM (Slurm, docker stop) would leave them behind.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set handlers
-        return
-    names = ("SIGINT", "SIGTERM", "SIGHUP")
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
 
-    def stop(number: int, _: FrameType | None) -> None:
-        for each in numbers:
-            signal.signal(each, signal.SIG_IGN)
-        raise Stopped(number)
+    def end(number: int, _: FrameType | None) -> None:
+        remove_temporaries()
+        text = f"sqs: stopped by {signal.Signals(number).name}; no output was written\n"
+        with contextlib.suppress(OSError):
+            os.write(2, text.encode())  # print could be what the signal has interrupted
+        os._exit(128 + number)
 
-    # what the parent has told the process to ignore (nohup) stays ignored
-    heeded = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, stop) for number in heeded}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        # what the parent has told the process to ignore (nohup) stays ignored
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, end)

@@ -160,9 +160,10 @@ def _errors(path: str, weights: Any, original: Any) -> dict[str, Any]:
     if want.dtype.kind in "biu":
         return {**row, "note": "differs, and is not of a floating dtype"}
     wide = np.complex128 if want.dtype.kind == "c" else np.float64
-    difference = np.abs(weights.astype(wide) - want.astype(wide))
-    norm = float(np.linalg.norm(want.astype(wide)))
-    error = float(np.linalg.norm(difference))
+    with np.errstate(all="ignore"):  # what is not finite is noted below
+        difference = np.abs(weights.astype(wide) - want.astype(wide))
+        norm = float(np.linalg.norm(want.astype(wide)))
+        error = float(np.linalg.norm(difference))
     row["max_error"] = float(difference.max())
     row["relative_error"] = error / norm if norm else float("inf")
     if not np.isfinite(error):

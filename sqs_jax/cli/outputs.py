@@ -33,6 +33,8 @@ def check_output(
             f"{output}: a stream cannot be the output, which is written as a whole or not at all; "
             "give the name of a file"
         )
+    if output.endswith(os.sep) and not folder:
+        raise ValueError(f"{output}: the name of a folder; give the name of a file in it")
     for source in sources:
         if os.path.isdir(source) and lies_in(output, source):
             raise ValueError(f"{output}: lies in the input {source}; choose a place outside of it")

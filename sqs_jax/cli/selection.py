@@ -5,6 +5,8 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+import jax
+
 from sqs_jax.checkpoints import flat_names
 
 __all__ = [
@@ -112,5 +114,5 @@ def _without(tree: Any, names: set[str], path: tuple[str, ...] = ()) -> Any:
 
 
 def _is_gone(child: Any, before: Any) -> bool:
-    """Return whether a child was a tensor, or held some, and nothing of it is left."""
-    return before is not None and (child is None or (child == {} and before != {}))
+    """Return whether a child was a tensor, or held some, and none of them is left."""
+    return not jax.tree.leaves(child) and bool(jax.tree.leaves(before))
