@@ -41,7 +41,9 @@ def write_safetensors_folder(
     try:
         shards, indices = _check(layout, tensors)
     except ValueError as error:
-        raise CheckpointError(f"{target}: no layout of a folder: {error}") from error
+        raise CheckpointError(
+            f"{target}: no layout of a folder: {error}; write the tensors to one .safetensors file"
+        ) from error
     nbytes = 0
     with replacing_folder(target) as temporary:
         skipped = copy_other_files(others, temporary) if others is not None else []
@@ -98,6 +100,8 @@ def _check(
         check_weight_map({"": shard}, nested=True)
         if not isinstance(strings, dict):
             raise ValueError(f"the metadata of {shard!r:.80} are no object")
+        if not all(isinstance(text, str) for text in strings.values()):
+            raise ValueError(f"the metadata of {shard!r:.80} must be strings")
         shards[shard] = []
     for name, shard in weight_map.items():
         shards[shard].append(name)

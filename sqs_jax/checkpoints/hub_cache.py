@@ -27,10 +27,11 @@ def hub_snapshot(folder: str) -> str:
     repositories = [name for name in names if name.startswith("models--")]
     if repositories and all(name.startswith(("models--", ".", "version")) for name in names):
         return hub_snapshot(_only(folder, "repositories", repositories))
-    if "snapshots" not in names or not {"refs", "blobs"} & set(names):
-        return folder
     snapshots = os.path.join(folder, "snapshots")
-    revisions = [name for name in sorted(os.listdir(snapshots)) if not name.startswith(".")]
+    if not os.path.isdir(snapshots) or not {"refs", "blobs"} & set(names):
+        return folder
+    inner = (name for name in sorted(os.listdir(snapshots)) if not name.startswith("."))
+    revisions = [name for name in inner if os.path.isdir(os.path.join(snapshots, name))]
     main = os.path.join(folder, "refs", "main")
     if os.path.isfile(main):
         with open(main, encoding="utf-8", errors="replace") as file:

@@ -90,7 +90,7 @@ def read_huggingface(folder: str) -> Checkpoint:
     left_out = _states_and_links(folder)
     nbytes = 0
     for inner in ("", *_subfolders(folder, "")):
-        weights = find_weight_files(os.path.join(folder, inner))
+        weights = find_weight_files(os.path.join(folder, inner) if inner else folder)
         left_out += [_joined(inner, name) for name in weights.left_out]
         if weights.index_name is not None:
             index = {"index": weights.index_name, "index_metadata": weights.index_metadata}

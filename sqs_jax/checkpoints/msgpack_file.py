@@ -66,6 +66,8 @@ def _leaves(source: SourceFile, node: Any, keys: tuple[str, ...]) -> Any:
         raise source.error(f"{where!r} is of dtype {array.dtype}, no tensor; cast it first")
     try:
         check_shape(array.shape)
+        if array.dtype == bool and array.view(np.uint8).max(initial=0) > 1:
+            raise ValueError("a bool tensor holds bytes other than 0 and 1")
     except ValueError as error:
         raise source.error(f"{where!r}: {error}") from error
     return LazyArray.of(np.asarray(array, DTYPES[array.dtype.name]))

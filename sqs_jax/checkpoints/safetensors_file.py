@@ -157,10 +157,13 @@ def load_json(text: bytes) -> Any:
     """Return what JSON text says, if no object of it has a key twice.
 
     Raises:
-        ValueError: If it has, or the text is not JSON.
+        ValueError: If it has, or the text is not JSON, or a string in it is no Unicode.
         RecursionError: If it is nested too deep.
     """
-    return json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
+    value = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
+    if b"\\ud" in text.lower():  # half of a surrogate pair could be neither printed nor written
+        dump_json(value)
+    return value
 
 
 def dump_json(value: Any) -> bytes:
@@ -175,7 +178,6 @@ def dump_json(value: Any) -> bytes:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
-        key.encode("utf-8")  # a lone surrogate could be neither printed nor written again
         if key in found:
             raise ValueError(f"the name {key!r:.80} stands twice")
         found[key] = value

@@ -15,6 +15,7 @@ from benchmarks import networks
 from experiments import data
 from experiments.importers import import_weights, read_state_dict
 from experiments.models import build_model
+from sqs_jax.checkpoints import write_safetensors
 from tests.conftest import REAL_DATA
 
 SHAPE = (32, 32, 3)
@@ -62,6 +63,19 @@ def test_a_state_dict_is_the_network_whatever_the_file(tmp_path: Path, suffix: s
     np.testing.assert_array_equal(variables["params"]["fc"]["kernel"].T, weights["fc.weight"])
     stats = variables["batch_stats"]["layer2_0"]["downsample_bn"]
     np.testing.assert_array_equal(stats["var"], weights["layer2.0.downsample.1.running_var"])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn", "float8_e5m2"])
+@pytest.mark.parametrize("wrapper", ["_orig_mod.", "model.", "module._orig_mod."])
+def test_narrow_dtypes_and_wrapped_names_are_read(tmp_path: Path, wrapper: str, dtype: str) -> None:
+    model = network("resnet20", 10)
+    narrow = {name: x.astype(np.dtype(dtype)) for name, x in state_dict(model).items()}
+    path = tmp_path / "weights.safetensors"
+    write_safetensors(path, {f"{wrapper}{name}": x for name, x in narrow.items()})
+    variables = import_weights(path, model, EXAMPLE)
+    np.testing.assert_array_equal(
+        variables["params"]["fc"]["kernel"].T, narrow["fc.weight"].astype(np.float32)
+    )
 
 
 def test_all_that_does_not_fit_is_listed_at_once(tmp_path: Path) -> None:

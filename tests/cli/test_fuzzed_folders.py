@@ -1,0 +1,17 @@
+"""Folders with random damage: the first cases of tests/fuzz/fuzz_folder.py, and its findings."""
+
+import pytest
+
+from tests.fuzz import fuzz_folder
+
+SEEDS = [*range(40), 10125, 10518]  # the last two were findings
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_damaged_folder_is_refused_or_nothing_of_it_is_lost(seed):
+    assert fuzz_folder.one(seed) in ("whole", "named", "refused")
+
+
+def test_the_cases_are_of_all_sorts():
+    results = {fuzz_folder.one(seed) for seed in range(100, 130)}
+    assert results == {"whole", "named", "refused"}
