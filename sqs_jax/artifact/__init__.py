@@ -5,13 +5,21 @@ its bits; `save` and `load` turn a tree of them into one small file and back. Th
 on the ground: it knows arrays and trees of them, and nothing of how they were trained.
 """
 
-from sqs_jax.artifact.bits import LeafSize, SizeReport
+from sqs_jax.artifact.bits import AttachmentSize, LeafSize, SizeReport
 from sqs_jax.artifact.composed import OverlayLeaf, ProductLeaf, ScaledLeaf
 from sqs_jax.artifact.compressed import CompressedLeaf, GridLeaf, is_compressed, materialize
-from sqs_jax.artifact.file import inspect, load, read_metadata, save, summarize
+from sqs_jax.artifact.file import (
+    inspect,
+    load,
+    read_attachments,
+    read_metadata,
+    save,
+    summarize,
+)
 from sqs_jax.artifact.reader import SqsFile, SqsFileError
 
 __all__ = [
+    "AttachmentSize",
     "CompressedLeaf",
     "GridLeaf",
     "LeafSize",
@@ -25,6 +33,7 @@ __all__ = [
     "is_compressed",
     "load",
     "materialize",
+    "read_attachments",
     "read_metadata",
     "save",
     "summarize",

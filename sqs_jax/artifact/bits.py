@@ -8,7 +8,8 @@
 | entropy | N * H(code), code in {0 = pruned, 1..W*K} | order-0 bound of a static coder          |
 | file    | 8 * bytes on disk                         | the only one to be called compression    |
 
-A dense leaf counts its own dtype under fixed and entropy. A leaf of grids has log2 of its levels
+A dense leaf counts its own dtype under fixed and entropy; one of integers that is stored as byte
+planes, the entropy of its planes. A leaf of grids has log2 of its levels
 per weight as the published rate, no mask, and the scales and zeros of its groups. Scales of inputs
 are free in the published rate, for other layers are said to take them; a weight that is kept as it
 is has 32 bits; factors count together, and a product has no zeros. See "Bits" in
@@ -23,7 +24,14 @@ from typing import Any, NamedTuple
 from sqs_jax.artifact.spec import ArraySpec, LeafSpec, Spec, SymbolsSpec
 from sqs_jax.artifact.storage import DTYPES
 
-__all__ = ["LeafSize", "SizeReport", "format_table", "leaf_size", "printable"]
+__all__ = [
+    "AttachmentSize",
+    "LeafSize",
+    "SizeReport",
+    "format_table",
+    "leaf_size",
+    "printable",
+]
 
 FIGURES = ("paper", "fixed", "entropy", "file")
 
@@ -97,16 +105,34 @@ class LeafSize(_PerWeight):
 
 
 @dataclasses.dataclass(frozen=True)
+class AttachmentSize:
+    """Say what one attachment weighs.
+
+    Attributes:
+        name: The attachment's name.
+        original_bytes: Its length.
+        file_bytes: What it occupies in the file's streams.
+    """
+
+    name: str
+    original_bytes: int
+    file_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
 class SizeReport(_PerWeight):
     """Say what a whole model weighs: totals over leaves, and the bytes of the whole file.
 
     Attributes:
         leaves: One `LeafSize` per leaf, in tree order.
-        file_bytes: The whole file: streams, index and header.
+        file_bytes: The whole file: streams, index, header and attachments.
+        attachments: One `AttachmentSize` per attachment, by name. They count in `file_bytes` and in
+            the file's bits, and in no other total.
     """
 
     leaves: tuple[LeafSize, ...]
     file_bytes: int
+    attachments: tuple[AttachmentSize, ...] = ()
 
     @property
     def weights(self) -> int:
@@ -159,19 +185,26 @@ class SizeReport(_PerWeight):
         return 8 * self.file_bytes
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the report as plain Python values, for JSON: totals, and a list of leaves."""
+        """Return the report as plain Python values, for JSON: totals, leaves and attachments."""
         names = ["weights", "compressed_weights", "kept", "sparsity", "original_bytes", "ratio"]
         names += [f"{figure}_bits" for figure in FIGURES]
         names += [f"{figure}_bits_per_weight" for figure in FIGURES]
         leaves = [{**dataclasses.asdict(leaf), "shape": list(leaf.shape)} for leaf in self.leaves]
         totals = {name: getattr(self, name) for name in names}
-        return {"file_bytes": self.file_bytes, **totals, "leaves": leaves}
+        attachments = list(map(dataclasses.asdict, self.attachments))
+        listed = {"leaves": leaves, "attachments": attachments}
+        return {"file_bytes": self.file_bytes, **totals, **listed}
 
     def __str__(self) -> str:
         head = ["path", "shape", "dtype", "W x K", "weights", "sparsity", *FIGURES]
         head += ["bytes", "share"]
         rows = [[*_row(leaf), *self._share(leaf.file_bits)] for leaf in self.leaves]
         rest = self.file_bits - sum(leaf.file_bits for leaf in self.leaves)
+        for entry in self.attachments:
+            bits = 8 * entry.file_bytes
+            about = [entry.name, str(entry.original_bytes), "uint8", "attachment"]
+            rows.append([*about, *[""] * 6, *self._share(bits)])
+            rest -= bits
         rows.append(["header, index, checksums", *[""] * 9, *self._share(rest)])
         total = ["total", "", "", "", *_numbers(self, bool(self.compressed_weights))]
         total += self._share(self.file_bits)
@@ -290,7 +323,13 @@ def _figures(spec: Spec) -> _Figures:
             a, b = _figures(left), _figures(right)
             together = (a.paper + b.paper, a.fixed + b.fixed, a.entropy + b.entropy)
             return _Figures(count, a.windows, a.components, *together)
+        case LeafSpec("integers", parts=planes):
+            return _Figures(count, None, None, 0.0, dense, math.fsum(map(_symbol_bits, planes)))
     return _Figures(count, None, None, 0.0, dense, float(dense))
+
+
+def _symbol_bits(spec: Spec) -> float:
+    return spec.entropy_bits if isinstance(spec, SymbolsSpec) else 0.0
 
 
 def _bits_of_scales(spec: Spec) -> float:

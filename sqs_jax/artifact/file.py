@@ -11,21 +11,39 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
+import numpy as np
 from numpy.typing import DTypeLike
 
-from sqs_jax.artifact import kinds, storage, tree
+from sqs_jax.artifact import integers, kinds, storage, tree
 from sqs_jax.artifact.atomic import replacing
-from sqs_jax.artifact.bits import LeafSize, SizeReport, leaf_size
+from sqs_jax.artifact.attachments import Attachment, check_attachments, wrap
+from sqs_jax.artifact.bits import AttachmentSize, LeafSize, SizeReport, leaf_size
 from sqs_jax.artifact.compressed import LEAVES
-from sqs_jax.artifact.container import sealed, write_header, write_index
+from sqs_jax.artifact.container import (
+    FIRST_VERSION,
+    MAX_INDEX,
+    VERSION,
+    index_text,
+    sealed,
+    write_header,
+    write_index,
+)
 from sqs_jax.artifact.parallel import mapping
 from sqs_jax.artifact.reader import Path, SqsFile, most_codes
-from sqs_jax.artifact.spec import ArraySpec, Spec, SymbolsSpec, parts_of, unfolded, write_spec
+from sqs_jax.artifact.spec import (
+    ArraySpec,
+    LeafSpec,
+    Spec,
+    SymbolsSpec,
+    parts_of,
+    unfolded,
+    write_spec,
+)
 
-__all__ = ["inspect", "load", "read_metadata", "save", "summarize"]
+__all__ = ["inspect", "load", "read_attachments", "read_metadata", "save", "summarize"]
 
 SHARED_FROM = 4096
 """Equal leaves of at least so many bytes (as arrays) are stored once: tied embeddings."""
@@ -37,6 +55,7 @@ def save(
     *,
     dense_dtype: DTypeLike | None = None,
     metadata: dict[str, Any] | None = None,
+    attachments: Mapping[str, bytes] | None = None,
     workers: int = 1,
 ) -> int:
     """Write a compressed tree to one file, as a whole or not at all.
@@ -50,24 +69,26 @@ def save(
             rounded to it: "float16", "bfloat16", "float32", "float8_e4m3fn" or "float8_e5m2".
             They are loaded in their original dtype all the same. Codebooks and scales never are.
         metadata: A JSON-able dict to keep in the file, see `read_metadata`.
+        attachments: Byte strings to keep in the file by name, such as a tokenizer, see
+            `read_attachments`. A name must do as the name of a file.
         workers: How many processes share the coding of large leaves.
 
     Returns:
         The size of the file, bytes.
 
     Raises:
-        TypeError: If the tree has a node or leaf that a file cannot keep, or metadata is not
-            JSON-able. Names the path of the leaf and the way out.
-        ValueError: If a compressed leaf breaks an invariant of its kind, or a value overflows
-            `dense_dtype`.
+        TypeError: If the tree has a node or leaf that a file cannot keep, metadata is not
+            JSON-able, or an attachment is not bytes-like. Names the leaf's path and a remedy.
+        ValueError: If a compressed leaf breaks an invariant of its kind, a value overflows
+            `dense_dtype`, or an attachment has a name that no file can have.
         OSError: If the file cannot be written; what stood at `path` is then untouched.
     """
-    pieces, report, codes = _pack(compressed, dense_dtype, metadata, mapping(workers))
+    pieces, report, codes = _pack(compressed, dense_dtype, metadata, attachments, mapping(workers))
     if codes > most_codes(report.file_bytes):
         raise ValueError(
             f"{codes} codes in a file of {report.file_bytes} bytes are more than a reader accepts "
-            f"({most_codes(report.file_bytes)}); leave out leaves that are pruned entirely, and "
-            "products of next to no rank"
+            f"({most_codes(report.file_bytes)}); leave out leaves that are pruned entirely, "
+            "products of next to no rank, and attachments of one byte repeated"
         )
     with replacing(os.fspath(path)) as file:
         file.writelines(pieces)
@@ -119,6 +140,7 @@ def summarize(
     *,
     dense_dtype: DTypeLike | None = None,
     metadata: dict[str, Any] | None = None,
+    attachments: Mapping[str, bytes] | None = None,
 ) -> SizeReport:
     """Report what a compressed tree would weigh in a file.
 
@@ -126,6 +148,7 @@ def summarize(
         compressed: A tree as `save` takes it.
         dense_dtype: As given to `save`.
         metadata: As given to `save`.
+        attachments: As given to `save`.
 
     Returns:
         The four figures per leaf and in total; the file is exactly what `save` writes with the
@@ -134,7 +157,7 @@ def summarize(
     Raises:
         TypeError, ValueError: As `save`.
     """
-    return _pack(compressed, dense_dtype, metadata, map)[1]
+    return _pack(compressed, dense_dtype, metadata, attachments, map).report
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -150,54 +173,143 @@ def read_metadata(path: Path) -> dict[str, Any]:
         return file.metadata
 
 
+def read_attachments(path: Path) -> dict[str, bytes]:
+    """Return the attachments that were given to `save`, an empty dict if none were.
+
+    Args:
+        path: A file that `save` wrote.
+
+    Returns:
+        The bytes of each attachment, by ascending name. Every name is also safe as that of a file.
+
+    Raises:
+        SqsFileError, OSError: As `load`.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     size = save(f"{folder}/m.sqs", {}, attachments={"config.json": b"{}"})
+        ...     read_attachments(f"{folder}/m.sqs")
+        {'config.json': b'{}'}
+    """
+    with SqsFile(path) as file:
+        return {name: file.read_attachment(name) for name in file.attachments}
+
+
+class _Packed(NamedTuple):
+    """A file's bytes in pieces, its report, and how much it unfolds to."""
+
+    pieces: list[bytes]
+    report: SizeReport
+    codes: int
+
+
 def _pack(
     compressed: Any,
     dense_dtype: DTypeLike | None,
     metadata: dict[str, Any] | None,
+    attachments: Mapping[str, bytes] | None,
     map: Callable[..., Any],
-) -> tuple[list[bytes], SizeReport, int]:
-    """Return a file's bytes in pieces, its report, and how much it unfolds to."""
+) -> _Packed:
     rounding = storage.rounding_dtype(dense_dtype)
     _check_metadata(metadata)
-    specs: list[Spec] = []
-    sizes: list[LeafSize] = []
-    pieces: list[bytes] = []
-    seen: dict[Any, int] = {}
+    attached = check_attachments(attachments)
 
-    def describe(path: str, given: Any) -> Any:
+    def pack(leaves: "_Leaves") -> _Packed:
+        skeleton = tree.flatten(compressed, leaves.describe)
+        nodes = {name: leaves.attach(name, value) for name, value in attached.items()}
+        return leaves.file(skeleton, nodes, metadata or {})
+
+    leaves = _Leaves(rounding, map, kinds.pack_shortest)
+    packed = pack(leaves)
+    if leaves.has_planes and packed.codes > most_codes(packed.report.file_bytes):
+        # As plain arrays, integers do not count: what 1.0 could store is stored.
+        packed = pack(_Leaves(rounding, map, kinds.pack))
+    return packed
+
+
+class _Leaves:
+    """Collect the leaves of a file, in order, and put the file together.
+
+    Attributes:
+        has_planes: Whether a leaf of integers is stored as byte planes.
+    """
+
+    def __init__(
+        self, rounding: np.dtype | None, map: Callable[..., Any], pack: Callable[..., Any]
+    ) -> None:
+        """Prepare for leaves of the tree, which `pack` codes, and then attachments."""
+        self.has_planes = False
+        self._rounding, self._map, self._pack = rounding, map, pack
+        self._specs: list[Spec] = []
+        self._pieces: list[bytes] = []
+        self._sizes: list[LeafSize] = []
+        self._attached: list[AttachmentSize] = []
+        self._seen: dict[Any, int] = {}
+        self._coded: dict[Any, tuple[Spec, list[bytes]]] = {}
+
+    def describe(self, path: str, value: Any) -> Any:
+        """Add a leaf of the tree, and return its node."""
         where = path or "(root)"
-        leaf = storage.check_leaf(where, given)
-        if rounding is not None and not isinstance(leaf, LEAVES):
-            leaf = storage.round_dense(where, leaf, rounding)
-        spec, chunks = kinds.pack(leaf, map)
+        leaf = storage.check_leaf(where, value)
+        if self._rounding is not None and not isinstance(leaf, LEAVES):
+            leaf = storage.round_dense(where, leaf, self._rounding)
+        spec, chunks = self._packed(leaf)
         data = b"".join(chunks)
-        node: Any = write_spec(spec)
-        shared = None
+        number, shared = len(self._sizes), None
         if math.prod(spec.shape) * storage.DTYPES[spec.dtype].itemsize >= SHARED_FROM:
-            shared = seen.setdefault((repr(spec), hashlib.sha256(data).digest()), len(sizes))
-        if shared is not None and shared < len(sizes):
-            node, data = ["r", shared], b""
-        else:
-            specs.append(spec)
-            pieces.append(sealed(data))
-        sizes.append(leaf_size(path, spec, len(data), shared=node[:1] == ["r"]))
-        return node
+            key = repr(spec), hashlib.sha256(data).digest()
+            shared = self._seen.setdefault(key, number)
+        is_shared = shared is not None and shared < number
+        self._sizes.append(leaf_size(path, spec, 0 if is_shared else len(data), shared=is_shared))
+        return ["r", shared] if is_shared else self._add(spec, data)
 
-    skeleton = tree.flatten(compressed, describe)
-    parts = [part for spec in specs for part in parts_of(spec)]
-    index: dict[str, Any] = {"tree": skeleton, "metadata": metadata or {}}
-    # By column and not by leaf: what repeats stands together, and packs to almost nothing.
-    for name, type_ in (("arrays", ArraySpec), ("symbols", SymbolsSpec)):
-        table = [part for part in parts if isinstance(part, type_)]
-        index[name] = [list(column) for column in zip(*table, strict=True)]
-    packed = write_index(index)
-    pieces[:0] = [write_header(len(packed), sum(map(len, pieces))), packed]
-    if sum(len(size.path) for size in sizes) > tree.MAX_PATHS:
-        raise ValueError(
-            f"the paths of the leaves have more than {tree.MAX_PATHS} characters together, more "
-            "than a reader accepts; shorten the keys"
-        )
-    return pieces, SizeReport(tuple(sizes), sum(map(len, pieces))), sum(map(unfolded, specs))
+    def attach(self, name: str, attachment: Attachment) -> Any:
+        """Add an attachment, and return its node; after all leaves of the tree."""
+        spec, (data,) = kinds.pack(attachment, self._map)
+        self._attached.append(AttachmentSize(name, attachment.data.size, len(data)))
+        return self._add(spec, data)
+
+    def file(self, skeleton: Any, nodes: dict[str, Any], metadata: dict[str, Any]) -> _Packed:
+        """Put the file together."""
+        index: dict[str, Any] = {"tree": skeleton, "metadata": metadata}
+        wrap(index, nodes)
+        parts = [part for spec in self._specs for part in parts_of(spec)]
+        # By column and not by leaf: what repeats stands together, and packs to almost nothing.
+        for name, type_ in (("arrays", ArraySpec), ("symbols", SymbolsSpec)):
+            table = [part for part in parts if isinstance(part, type_)]
+            index[name] = [list(column) for column in zip(*table, strict=True)]
+        text = index_text(index, len(self._specs))
+        if sum(len(size.path) for size in self._sizes) > tree.MAX_PATHS:
+            raise ValueError(
+                f"the paths of the leaves have more than {tree.MAX_PATHS} characters together, "
+                "more than a reader accepts; shorten the keys"
+            )
+        newer = self.has_planes or bool(nodes) or len(text) >= MAX_INDEX
+        packed = write_index(text)
+        data_bytes = sum(map(len, self._pieces))
+        header = write_header(len(packed), data_bytes, VERSION if newer else FIRST_VERSION)
+        pieces = [header, packed, *self._pieces]
+        file_bytes = len(header) + len(packed) + data_bytes
+        report = SizeReport(tuple(self._sizes), file_bytes, tuple(self._attached))
+        return _Packed(pieces, report, sum(map(unfolded, self._specs)))
+
+    def _packed(self, leaf: Any) -> tuple[Spec, list[bytes]]:
+        """Code a leaf; integer arrays that come again, such as each layer's mask, only once."""
+        if not isinstance(leaf, np.ndarray) or not integers.is_integer(leaf):
+            return self._pack(leaf, self._map)
+        digest = hashlib.sha256(leaf.reshape(-1).view(np.uint8).data).digest()
+        key = leaf.shape, leaf.dtype.name, digest
+        packed = self._coded.get(key) or self._pack(leaf, self._map)
+        if isinstance(packed[0], LeafSpec):  # not a plain array, which is large and quickly packed
+            self._coded[key] = packed
+            self.has_planes = True
+        return packed
+
+    def _add(self, spec: Spec, data: bytes) -> Any:
+        self._specs.append(spec)
+        self._pieces.append(sealed(data))
+        return write_spec(spec)
 
 
 def _check_metadata(metadata: dict[str, Any] | None) -> None:

@@ -10,21 +10,30 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sqs_jax.artifact import coding, composed, storage
+from sqs_jax.artifact import attachments, coding, composed, integers, storage
+from sqs_jax.artifact.attachments import Attachment
 from sqs_jax.artifact.composed import OverlayLeaf, ProductLeaf, ScaledLeaf
 from sqs_jax.artifact.compressed import CompressedLeaf, GridLeaf
+from sqs_jax.artifact.integers import Integers
 from sqs_jax.artifact.spec import ArraySpec, LeafSpec, Spec, SymbolsSpec
 
-__all__ = ["KINDS", "Kind", "Symbols", "check", "check_known", "pack", "unpack"]
+__all__ = ["KINDS", "Kind", "Symbols", "check", "check_known", "pack", "pack_shortest", "unpack"]
 
 Map = Callable[..., Any]
 
 
 class Symbols(NamedTuple):
-    """Unsigned integers below `alphabet`, to be entropy-coded."""
+    """Unsigned integers below `alphabet`, to be entropy-coded.
+
+    Attributes:
+        values: Unsigned array of any shape.
+        alphabet: The number of different symbols there can be, 1 to 65,536.
+        text: Whether they may repeat at any length, as text does; see `coding.encode`.
+    """
 
     values: np.ndarray
     alphabet: int
+    text: bool = False
 
 
 class Kind(NamedTuple):
@@ -34,13 +43,14 @@ class Kind(NamedTuple):
         type: Of its leaves.
         take_apart: (leaf) -> (shape, dtype, attributes, parts): of the tensor that it stands for, a
             JSON-able dict, and `Symbols`, arrays or leaves.
-        put_together: (attributes, parts) -> leaf; symbols arrive as their values.
+        put_together: (spec, parts) -> leaf; the spec has been checked, and symbols arrive as their
+            values. Raises ValueError if the values do not fit.
         check: (spec) -> None; raises ValueError unless such parts can be put together.
     """
 
     type: type
     take_apart: Callable[[Any], tuple[tuple[int, ...], str, dict[str, Any], Sequence[Any]]]
-    put_together: Callable[[dict[str, Any], list[Any]], Any]
+    put_together: Callable[[LeafSpec, list[Any]], Any]
     check: Callable[[LeafSpec], None]
 
 
@@ -53,9 +63,9 @@ def _check_codebook(spec: LeafSpec) -> None:
         raise ValueError(f"codes of {codes.alphabet} values for a codebook of {values}")
 
 
-def _grid_leaf(attributes: dict[str, Any], parts: list[Any]) -> GridLeaf:
+def _grid_leaf(spec: LeafSpec, parts: list[Any]) -> GridLeaf:
     codes, scales, zeros = parts
-    return GridLeaf(codes, scales, zeros, attributes["levels"])
+    return GridLeaf(codes, scales, zeros, spec.attributes["levels"])
 
 
 def _check_grid(spec: LeafSpec) -> None:
@@ -93,7 +103,7 @@ def _check_overlay(spec: LeafSpec) -> None:
         raise ValueError(f"places of {places.alphabet} values, they must have two")
 
 
-def _overlay_leaf(_: dict[str, Any], parts: list[Any]) -> OverlayLeaf:
+def _overlay_leaf(_: LeafSpec, parts: list[Any]) -> OverlayLeaf:
     composed.check_places(parts[1], parts[2])
     return OverlayLeaf(*parts)
 
@@ -120,6 +130,14 @@ def _composed(type_: type, parts: Callable[[Any], Sequence[Any]], put: Any, chec
         return shape, dtype.name, attributes, parts(leaf)
 
     return Kind(type_, take_apart, put, check)
+
+
+def _take_apart_integers(
+    leaf: Integers,
+) -> tuple[tuple[int, ...], str, dict[str, Any], Sequence[Any]]:
+    minimum, planes = integers.planes_of(leaf.array)
+    parts = [Symbols(p, int(p.max()) + 1, coding.repetitive(p)) for p in planes]
+    return leaf.array.shape, leaf.array.dtype.name, {"minimum": minimum}, parts
 
 
 KINDS = {
@@ -160,8 +178,20 @@ KINDS = {
     "product": _composed(
         ProductLeaf,
         lambda leaf: (leaf.left, leaf.right),
-        lambda attributes, parts: ProductLeaf(parts[0], parts[1], tuple(attributes["shape"])),
+        lambda spec, parts: ProductLeaf(parts[0], parts[1], spec.shape),
         _check_product,
+    ),
+    integers.KIND: Kind(
+        type=Integers,
+        take_apart=_take_apart_integers,
+        put_together=integers.from_planes,
+        check=integers.check_integers,
+    ),
+    attachments.KIND: Kind(
+        type=Attachment,
+        take_apart=lambda leaf: (leaf.data.shape, "uint8", {}, [Symbols(leaf.data, 256, True)]),
+        put_together=lambda _, parts: parts[0].tobytes(),
+        check=attachments.check_attachment,
     ),
 }
 
@@ -177,7 +207,7 @@ def pack(leaf: Any, map: Map = map) -> tuple[Spec, list[bytes]]:
         stored = storage.narrow(leaf)
         return ArraySpec(leaf.shape, leaf.dtype.name, stored.dtype.name), [stored.tobytes()]
     if isinstance(leaf, Symbols):
-        data = coding.encode(leaf.values, leaf.alphabet, map=map)
+        data = coding.encode(leaf.values, leaf.alphabet, text=leaf.text, map=map)
         counts = coding.histogram(leaf.values.reshape(-1), leaf.alphabet)
         excess = round(8 * len(data) - coding.entropy_bits(counts), 1)
         nonzero = int(counts[1:].sum())
@@ -187,6 +217,18 @@ def pack(leaf: Any, map: Map = map) -> tuple[Spec, list[bytes]]:
     packed = [pack(part, map) for part in parts]
     spec = LeafSpec(name, shape, dtype, attributes, tuple(part for part, _ in packed))
     return spec, [data for _, chunks in packed for data in chunks]
+
+
+def pack_shortest(leaf: Any, map: Map = map) -> tuple[Spec, list[bytes]]:
+    """Return what `pack` does, integer arrays as byte planes where this makes the file smaller.
+
+    Small counters stay plain arrays: a file without planes is of version 1.0.
+    """
+    if isinstance(leaf, np.ndarray) and integers.worth_coding(leaf):
+        spec, chunks = pack(Integers(leaf), map)
+        if spec.nbytes + integers.ENTRY < leaf.nbytes:
+            return spec, chunks
+    return pack(leaf, map)
 
 
 def check(spec: Spec) -> None:
@@ -224,4 +266,4 @@ def unpack(spec: Spec, data: bytes, map: Map = map) -> Any:
     for part in spec.parts:
         start, end = end, end + part.nbytes
         parts.append(unpack(part, data[start:end], map))
-    return KINDS[spec.kind].put_together(spec.attributes, parts)
+    return KINDS[spec.kind].put_together(spec, parts)

@@ -5,11 +5,19 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from sqs_jax.artifact import kinds, tree
-from sqs_jax.artifact.bits import SizeReport, leaf_size
-from sqs_jax.artifact.container import CHECKSUM, DAMAGED, read_header, read_index, unsealed
+from sqs_jax.artifact import attachments, kinds, tree
+from sqs_jax.artifact.bits import AttachmentSize, SizeReport, leaf_size
+from sqs_jax.artifact.container import (
+    CHECKSUM,
+    DAMAGED,
+    max_index,
+    read_header,
+    read_index,
+    unsealed,
+)
 from sqs_jax.artifact.parallel import mapping
 from sqs_jax.artifact.spec import (
+    LeafSpec,
     Spec,
     read_arrays,
     read_spec,
@@ -40,7 +48,7 @@ class Leaf(NamedTuple):
     """Where a leaf of a file lies, and what it is.
 
     Attributes:
-        path: The leaf's keys joined by "/".
+        path: The leaf's keys joined by "/"; the name of an attachment.
         spec: Its shapes, dtypes and figures.
         offset: Of its bytes, from the beginning of the file.
         shared_with: The number of an earlier leaf whose values, and bytes, are these; or None.
@@ -55,6 +63,19 @@ class Leaf(NamedTuple):
     def file_bytes(self) -> int:
         """What the leaf adds to the file."""
         return self.spec.nbytes if self.shared_with is None else 0
+
+    @property
+    def label(self) -> str:
+        """What the leaf is, and its path, for messages."""
+        return f"{'attachment' if _is_attachment(self.spec) else 'leaf'} {self.path!r:.200}"
+
+
+def _is_attachment(spec: Spec) -> bool:
+    return isinstance(spec, LeafSpec) and spec.kind == attachments.KIND
+
+
+def _is_earlier(number: int, count: int) -> bool:
+    return type(number) is int and 0 <= number < count  # true is no number
 
 
 class SqsFile:
@@ -75,6 +96,7 @@ class SqsFile:
         version: The format's, two numbers.
         leaves: A `Leaf` for each leaf, in the order of `jax.tree`.
         metadata: What was given to `save`.
+        attachments: The length of each attachment in bytes, by ascending name.
 
     Raises:
         SqsFileError: If the file is damaged, cut short, of another format, newer, or changes while
@@ -95,9 +117,10 @@ class SqsFile:
             with self._named():
                 streams = read_header(self._file, self.file_bytes)
                 self.version = streams.version
-                index = read_index(self._bytes(*streams.of_index))
+                start, end = streams.data
+                index, text_bytes = read_index(self._bytes(*streams.of_index), end - start)
             with self._named(DAMAGED):
-                self._read_index(index, *streams.data)
+                self._read_index(index, text_bytes, start, end)
         except BaseException:
             self._file.close()
             raise
@@ -128,6 +151,22 @@ class SqsFile:
             raise KeyError(f"{self.path}: no leaf {path!r}; there are: {shown or 'none'}{more}")
         return self._read(self.leaves[self._at[path]])
 
+    def read_attachment(self, name: str) -> bytes:
+        """Return one attachment.
+
+        Args:
+            name: One of `attachments`.
+
+        Raises:
+            KeyError: If there is no attachment of this name.
+            SqsFileError: As for the class; the others may still be readable.
+        """
+        if name not in self._attachments:
+            shown = ", ".join(list(self._attachments)[:8]) or "none"
+            raise KeyError(f"{self.path}: no attachment {name!r}; there are: {shown}")
+        data: bytes = self._read(self._attachments[name])
+        return data
+
     def tree(self, leaf: Callable[[Leaf], Any] | None = None) -> Any:
         """Return the tree, each leaf being `leaf(...)` of its `Leaf`; by default all are read."""
         if leaf is not None:
@@ -144,52 +183,66 @@ class SqsFile:
             leaf_size(leaf.path, leaf.spec, leaf.file_bytes, shared=leaf.shared_with is not None)
             for leaf in self.leaves
         ]
-        return SizeReport(tuple(sizes), self.file_bytes)
+        attached = [
+            AttachmentSize(name, self.attachments[name], leaf.file_bytes)
+            for name, leaf in self._attachments.items()
+        ]
+        return SizeReport(tuple(sizes), self.file_bytes, tuple(attached))
 
     def check(self) -> None:
-        """Compare every leaf's bytes with their checksum; nothing is decoded."""
-        for leaf in self.leaves:
+        """Compare the bytes of leaves and attachments with their checksums; decode nothing."""
+        for leaf in (*self.leaves, *self._attachments.values()):
             if leaf.shared_with is None:
                 self._checked(leaf)
 
-    def _read_index(self, index: dict[str, Any], start: int, end: int) -> None:
+    def _read_index(self, index: dict[str, Any], text_bytes: int, start: int, end: int) -> None:
         """Fill in leaves, tree and metadata. All that the index claims is checked before use."""
-        nodes = tree.leaf_nodes(index.get("tree"))
+        skeleton, attached = attachments.unwrap(index)
+        nodes = tree.leaf_nodes(skeleton)
+        count = len(nodes)
         arrays = iter(read_arrays(index.get("arrays")))
         symbols = iter(read_symbols(index.get("symbols")))
         leaves: list[Leaf] = []
-        for path, node in nodes:
+        for i, (path, node) in enumerate([*nodes, *attached.items()]):
             match node:
-                case ["r", int(number)] if type(number) is int and 0 <= number < len(leaves):
+                case ["r", int(number)] if _is_earlier(number, len(leaves)) and i < count:
                     leaves.append(leaves[number]._replace(path=path, shared_with=number))
                 case _:
                     spec = read_spec(node, arrays, symbols)
                     kinds.check(spec)
+                    if _is_attachment(spec) != (i >= count):
+                        raise ValueError(
+                            "an attachment lies in the tree, or a leaf among the attachments"
+                        )
                     leaves.append(Leaf(path, spec, start, shared_with=None))
                     start += spec.nbytes + CHECKSUM
         if any(next(table, None) is not None for table in (arrays, symbols)):
             raise ValueError("a table of the index is longer than the tree")
         if start != end:
             raise ValueError(f"the index claims {start} bytes of {end}")
-        codes = sum(unfolded(leaf.spec) for leaf in leaves if leaf.shared_with is None)
-        if codes > most_codes(self.file_bytes):
+        own = [leaf.spec for leaf in leaves if leaf.shared_with is None]
+        if text_bytes > max_index(len(own)):
+            raise ValueError(f"an index of {text_bytes} bytes is too long for {len(own)} leaves")
+        if sum(map(unfolded, own)) > most_codes(self.file_bytes):
             raise ValueError("the index claims more weights than a file of this size may hold")
         if not isinstance(index.get("metadata"), dict):
             raise ValueError("the index has no metadata")
-        self.leaves, self._skeleton = tuple(leaves), index["tree"]
+        self.leaves, self._skeleton = tuple(leaves[:count]), skeleton
         self.metadata: dict[str, Any] = index["metadata"]
-        self._at = {leaf.path: number for number, leaf in enumerate(leaves)}
+        self._at = {leaf.path: number for number, leaf in enumerate(self.leaves)}
+        self._attachments = {leaf.path: leaf for leaf in leaves[count:]}
+        self.attachments = {name: leaf.spec.shape[0] for name, leaf in self._attachments.items()}
 
     def _read(self, leaf: Leaf) -> Any:
-        with self._named(f"leaf {leaf.path!r:.200}"):
+        with self._named(leaf.label):
             kinds.check_known(leaf.spec)
         data = self._checked(leaf)
-        with self._named(f"leaf {leaf.path!r:.200}", DAMAGED):
+        with self._named(leaf.label, DAMAGED):
             return kinds.unpack(leaf.spec, data, self._map)
 
     def _checked(self, leaf: Leaf) -> bytes:
         data = self._bytes(leaf.offset, leaf.offset + leaf.spec.nbytes + CHECKSUM)
-        with self._named(f"leaf {leaf.path!r:.200}"):
+        with self._named(leaf.label):
             return unsealed(data)
 
     def _bytes(self, start: int, end: int) -> bytes:

@@ -88,10 +88,16 @@ def parts_of(spec: Spec) -> Iterator[ArraySpec | SymbolsSpec]:
 
 
 def unfolded(spec: Spec) -> int:
-    """Count the symbols of a leaf, and the weights of products in it, for which no byte stands."""
+    """Count what a leaf takes in memory beyond its bytes in the file.
+
+    That is its symbols, the weights of products in it, and the bytes of integer tensors, which are
+    at least as many as their symbols.
+    """
     match spec:
         case SymbolsSpec():
             return math.prod(spec.shape)
+        case LeafSpec("integers"):
+            return math.prod(spec.shape) * storage.DTYPES[spec.dtype].itemsize
         case LeafSpec():
             product = math.prod(spec.shape) if spec.kind == "product" else 0
             return product + sum(map(unfolded, spec.parts))

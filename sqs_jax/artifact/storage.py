@@ -230,8 +230,27 @@ def _to_numpy(path: str, x: Any) -> np.ndarray:
         raise TypeError(f"{path!r}: expected an array, not {type(x).__name__}")
     array = np.asarray(x)
     if array.dtype.name not in DTYPES or array.dtype.names is not None:
-        raise TypeError(f"{path!r}: dtype {array.dtype} cannot be stored; cast it to a numeric one")
+        remedy = _remedy(array.dtype)
+        raise TypeError(f"{path!r}: an array of dtype {array.dtype} cannot be stored; {remedy}")
     return np.asarray(array, DTYPES[array.dtype.name], order="C")
+
+
+def _remedy(dtype: np.dtype) -> str:
+    """Say what to do with an array of a dtype that a file does not have."""
+    if dtype.names is not None:
+        return "store a dict of its fields, {name: x[name] for name in x.dtype.names}"
+    match dtype.kind:
+        case "f":  # long double, of 80 bits or 128
+            return "cast it, which rounds: x.astype(np.float64)"
+        case "c":
+            return "cast it, which rounds: x.astype(np.complex128)"
+        case "U":
+            return "keep text in the metadata, save(..., metadata={...: x.tolist()})"
+        case "S":
+            return "keep bytes as an attachment, save(..., attachments={...: x.tobytes()})"
+        case "M" | "m":
+            return "store its integers, x.view(np.int64)"
+    return "cast it to a numeric one"
 
 
 def code_dtype(values: int) -> np.dtype:

@@ -149,6 +149,17 @@ def _children(node: Any) -> list[tuple[Any, Any]]:
 
 def _way_out(node: Any) -> str:
     name = f"{type(node).__module__}.{type(node).__qualname__}"
+    if isinstance(node, str):
+        return (
+            f"the text {node!r:.50} cannot be stored; keep it in the metadata, save(..., metadata=)"
+        )
+    if isinstance(node, bytes | bytearray | memoryview):
+        return f"a {name} cannot be stored; keep it as an attachment, save(..., attachments=)"
+    if isinstance(node, jax.ShapeDtypeStruct):
+        return (
+            f"{node} describes an array and has no values; store an array, such as "
+            "jnp.zeros(x.shape, x.dtype), or the checkpoint that it describes"
+        )
     if isinstance(node, bool | int | float | complex):
         return f"{node!r} is a Python number; store it as an array, np.asarray({node!r})"
     if isinstance(node, dict):
@@ -159,6 +170,17 @@ def _way_out(node: Any) -> str:
         return f"the namedtuple {name} cannot be stored; convert it to dict, x._asdict()"
     if hasattr(node, "unfreeze"):
         return f"a {name} cannot be stored; convert it to dict, x.unfreeze()"
+    if not jax.tree_util.all_leaves([node]):  # a module, a train state, a class of one's own
+        return (
+            f"a {name} cannot be stored, but its arrays can, in dict, list, tuple and None; "
+            "convert it, e.g. dict(enumerate(jax.tree.leaves(x))) or a dict of its fields"
+        )
+    if callable(node):
+        return (
+            f"the function {getattr(node, '__qualname__', name)} cannot be stored, for a file "
+            "holds no code; leave it out (equinox: eqx.partition(model, eqx.is_array)) and put it "
+            "back after load (eqx.combine)"
+        )
     return (
         f"a {name} cannot be stored; a file keeps dict, list, tuple, None, CompressedLeaf, "
         "GridLeaf and arrays; convert it (flax.nnx: nnx.to_pure_dict; a dataclass: a dict of its "

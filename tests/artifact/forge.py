@@ -43,14 +43,16 @@ def assemble(index, leaves, *, packed=False):
 
 
 def parts(path):
-    """Return the index of a file and the bytes of its leaves."""
+    """Return the index of a file and the bytes of its leaves, attachments last."""
     data = path.read_bytes()
     with open(path, "rb") as file:
         streams = box.read_header(file, len(data))
     with SqsFile(path) as file:
-        own = [leaf for leaf in file.leaves if leaf.shared_with is None]
+        listed = [*file.leaves, *file._attachments.values()]
+        own = [leaf for leaf in listed if leaf.shared_with is None]
     leaves = [data[leaf.offset : leaf.offset + leaf.spec.nbytes] for leaf in own]
-    return box.read_index(data[slice(*streams.of_index)]), leaves
+    start, end = streams.data
+    return box.read_index(data[slice(*streams.of_index)], end - start)[0], leaves
 
 
 def forge(path, change):

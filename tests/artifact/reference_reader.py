@@ -1,4 +1,4 @@
-"""A reader of the file format 1.0, written from docs/file_format.md without `sqs_jax`.
+"""A reader of the file format 1.1, written from docs/file_format.md without `sqs_jax`.
 
 It shows what a reader in another language has to do, one symbol at a time, and trusts the file
 beyond its checksums. `FORMS` collects which forms it met, for tests that want to meet them all.
@@ -159,8 +159,20 @@ def read_context(source, shape, alphabet):
     return (symbols.T if last else symbols).ravel().tolist()
 
 
+def read_integers(shape, dtype, minimum, planes):
+    """Sum up byte planes, one Python integer at a time: exact, whatever the dtype."""
+    FORMS.add("integers")
+    array = np.full(prod(shape), minimum, object)
+    for j, plane in enumerate(planes):
+        array += plane.ravel().astype(object) * 256**j
+    return array.astype(dtype).reshape(shape)
+
+
 def read_file(file):
-    """Return the tree and the metadata; leaves of a kind come as tuples, the kind first."""
+    """Return the tree, the metadata and the attachments.
+
+    Leaves of a kind other than `integers` come as tuples, the kind first.
+    """
     start = 8 + int.from_bytes(file[:8], "little")
     header = json.loads(file[8:start])
     assert header.pop("__metadata__")["format"] == "sqs"
@@ -181,6 +193,11 @@ def read_file(file):
             return read_symbols(data.take(size), shape, alphabet)
         if node == "c":
             return "codebook", part("s"), part("d")
+        if node[1] == "integers":
+            planes = map(part, node[5:])
+            return read_integers(node[2], node[3], node[4]["minimum"], planes)
+        if node[1] == "attachment":
+            return part(node[5]).tobytes()
         return *node[1:5], *map(part, node[5:])
 
     def walk(node):
@@ -200,4 +217,5 @@ def read_file(file):
 
     tree = walk(index["tree"])
     assert data.at == len(data.data) and next(arrays, None) is next(symbols, None) is None
-    return tree, index["metadata"]
+    tree, attachments = tree if index.get("attachments") else (tree, {})
+    return tree, index["metadata"], attachments

@@ -1,8 +1,6 @@
 """The file: what goes in comes out, in the same bytes; whatever else is on the disk is refused."""
 
 import base64
-import collections
-import dataclasses
 import math
 import os
 
@@ -130,74 +128,6 @@ def test_every_structure(tree, path):
     assert [leaf.weights for leaf in inspect(path).leaves] == [
         math.prod(x.shape) for x in jax.tree.leaves(materialize(tree))
     ]
-
-
-Point = collections.namedtuple("Point", "x y")
-
-
-@dataclasses.dataclass
-class Thing:
-    x: int = 0
-
-
-@pytest.mark.parametrize(
-    ("node", "says"),
-    [
-        (Point(np.ones(1), np.ones(1)), "_asdict"),
-        (collections.OrderedDict(a=np.ones(1)), "dict"),
-        (Thing(), "dict of its fields"),
-        (3, "np.asarray"),
-        (2.5, "np.asarray"),
-        (True, "np.asarray"),
-        ("text", "str"),
-        ({1: np.ones(1), "a": np.ones(1)}, "rename"),
-        ({float("nan"): np.ones(1)}, "rename"),
-        ({True: np.ones(1)}, "rename"),
-        (jax.ShapeDtypeStruct((3,), np.float32), "ShapeDtypeStruct"),
-        (np.array(["a"]), "dtype"),
-        (np.array([None]), "dtype"),
-        (np.zeros(2, [("a", "f4")]), "dtype"),
-        (jax.random.key(0), "key_data"),
-        (CompressedLeaf([1, 2], np.ones((1, 4))), "list"),
-    ],
-    ids=str,
-)
-def test_what_a_file_cannot_keep_is_named_with_the_way_out(node, says, path):
-    with pytest.raises(TypeError, match=r"'a/1'.*" + says):
-        save(path, {"a": [np.ones(1), node]})
-    assert not path.exists()
-
-
-def test_other_impossible_trees(path):
-    deep = np.ones(1)
-    for _ in range(5000):
-        deep = [deep]
-    with pytest.raises(ValueError, match="deeper"):
-        save(path, deep)
-    with pytest.raises(TypeError, match="traced"):
-        jax.jit(lambda x: save(path, {"x": x}))(jnp.ones(3))
-    big_endian = np.arange(3, dtype=">f4")
-    save(path, [big_endian])
-    assert same(load(path), [big_endian.astype(np.float32)])
-
-
-@pytest.mark.parametrize(
-    ("codes", "codebook", "says"),
-    [
-        (np.full(3, 5, np.uint8), np.ones((1, 4)), "code 5"),
-        (np.zeros(3, np.uint16), np.ones((1, 4)), "must be uint8"),
-        (np.zeros(3, np.uint8), np.ones((2, 128)), "must be uint16"),
-        (np.zeros(3, np.int32), np.ones((1, 4)), "int32"),
-        (np.zeros(3, np.uint8), np.ones(4), "W, K"),
-        (np.zeros((3, 2), np.uint8), np.ones((2, 1, 4)), "leading axes"),
-        (np.zeros(3, np.uint8), np.ones((1, 0)), "0 values"),
-        (np.zeros(3, np.uint16), np.ones((256, 256)), "65536 values"),
-        (np.zeros(3, np.uint8), np.ones((1, 4), int), "floating"),
-    ],
-)
-def test_broken_invariants_are_named(codes, codebook, says, path):
-    with pytest.raises(ValueError, match=f"'a/k'.*{says}"):
-        save(path, {"a": {"k": CompressedLeaf(codes, codebook)}})
 
 
 # Dtypes on the disk.

@@ -3,11 +3,19 @@
 import numpy as np
 import pytest
 
-from sqs_jax.artifact import CompressedLeaf, coding, kinds, load, read_metadata, save
+from sqs_jax.artifact import (
+    CompressedLeaf,
+    coding,
+    kinds,
+    load,
+    read_attachments,
+    read_metadata,
+    save,
+)
 from sqs_jax.artifact.storage import DTYPES
 from tests.artifact import reference_reader as reference
 from tests.artifact.forge import assemble
-from tests.artifact.trees import compressed, model, structured
+from tests.artifact.trees import compressed, integers, model, structured
 
 TABLES = {"dense table", "sparse table"}
 RNG = np.random.default_rng(0)
@@ -77,6 +85,7 @@ CASES = {
         },
         set(),
     ),
+    "integers": (integers(), {"integers", "lzma", "packed"}),
     "narrow": ([np.array(x) for x in ([0.5, 448], [1, 2.0**-16], [1 + 2**-10], [2.0**99])], set()),
 }
 
@@ -100,8 +109,9 @@ def agree(got, want):
 
 def check(path, forms):
     reference.FORMS.clear()
-    tree, metadata = reference.read_file(path.read_bytes())
+    tree, metadata, attachments = reference.read_file(path.read_bytes())
     assert agree(load(path), tree) and metadata == read_metadata(path)
+    assert attachments == read_attachments(path)
     assert forms <= reference.FORMS
     return tree
 
@@ -115,6 +125,9 @@ def test_it_agrees_with_load(name, path):
     data = path.read_bytes()
     save(path, load(path), metadata=read_metadata(path))
     assert path.read_bytes() == data
+    save(path, tree, attachments={"é.json": b"{}" * 99, "empty": b"", "all": bytes(range(256))})
+    assert len(read_attachments(path)) == 3
+    check(path, forms)
     if name == "shared":
         assert again["in"] is again["out"] and again["mid"][0] is again["mid"][1]
 
@@ -146,12 +159,12 @@ def test_it_agrees_on_a_kind_that_is_made_of_parts(path, monkeypatch):
     data = [streams[0], scales.tobytes(), streams[1], codes.codebook.tobytes()]
     path.write_bytes(assemble(index, [b"".join(data)]))
 
-    def together(attributes, parts):
-        return ["sum", [6, 4], "float32", attributes, *parts]
+    def together(spec, parts):
+        return [spec.kind, list(spec.shape), spec.dtype, spec.attributes, *parts]
 
     known = kinds.Kind(type(None), lambda leaf: None, together, lambda spec: None)
     monkeypatch.setitem(kinds.KINDS, "sum", known)
-    got, (want, _) = load(path)["a"], reference.read_file(path.read_bytes())
+    got, (want, *_) = load(path)["a"], reference.read_file(path.read_bytes())
     assert got[:4] == list(want["a"][:4]) == ["sum", [6, 4], "float32", {"group": 2}]
     assert want["b"] is want["a"]
     np.testing.assert_array_equal(got[4], values)

@@ -62,3 +62,23 @@ def structured(shape, components=4, axes=(0, 1), seed=0):
         keep *= share.reshape([-1 if i == axis else 1 for i in range(len(shape))])
     codes = np.where(rng.random(shape) < keep, rng.integers(1, components + 1, shape), 0)
     return codes.astype(np.uint8 if components <= 255 else np.uint16)
+
+
+def integers(seed=0):
+    """Integer tensors that are stored as byte planes: of every dtype, and what networks have."""
+    rng = np.random.default_rng(seed)
+    tree = {
+        "positions": np.arange(512)[None],
+        "mask": np.tril(np.ones((1, 1, 60, 60), bool)),
+        "groups": np.repeat(np.arange(32, dtype=np.int32), 16),
+        "tokens": rng.integers(0, 50_257, (64, 3)),
+        "constant": np.full(40, -(2**63)),
+        "extremes": np.tile(np.array([-(2**63), 2**63 - 1]), 40),
+        "unsigned": np.tile(np.array([0, 2**64 - 1], np.uint64), 40),
+        "wrong way": np.arange(3000, 0, -1, dtype=np.uint32).reshape(30, 100).T,
+    }
+    for bits in (2, 4, 8, 16, 32, 64):
+        low = rng.integers(-2, 2, 300)
+        tree[f"int{bits}"] = low.astype(f"int{bits}")
+        tree[f"uint{bits}"] = (low + 2).astype(f"uint{bits}")
+    return tree

@@ -1,4 +1,6 @@
-"""Coverage-guided fuzzing of what reads a stranger's file: `load` and `inspect`.
+"""Coverage-guided fuzzing of what reads a stranger's file.
+
+That is `load`, `inspect` and `read_attachments`.
 
     pip install atheris
     python tests/fuzz/fuzz_file.py -max_total_time=600 CORPUS
@@ -40,6 +42,13 @@ FILE = Path(tempfile.mkdtemp()) / "m.sqs"
 FEW = [0, 1, -1, 2, 5, 64, 255, 256, 1024, 65_536, 1 << 20, 1 << 47, 1 << 70, 0.5, True, None, ""]
 FEW += [[], {}, "d", "s", "c", ["r", 0], ["l"], ["t", "d"], ["k", "x", [], "int8", {}, "s"]]
 FEW += ["bfloat16", "float64", "int4", [0], [3, 4], [1 << 40, 0], ["i", [1], "d"]]
+FEW += ["integers", "attachment", "uint8", "bool", "int64", -(1 << 63), 1 << 63, {"minimum": 1}]
+FEW += [["k", "integers", [4], "int16", {"minimum": -3}, "s", "s"], ["t", {"a": "s"}, {"b": "s"}]]
+FEW += [
+    ["k", "attachment", [4], "uint8", {}, "s"],
+    {"a": ["k", "attachment", [4], "uint8", {}, "s"]},
+]
+KEYS = ["attachments", "minimum", "a/b", "..", "", "\0", "\ud800", "x" * 256, "tree", "é"]
 
 reader.most_codes = lambda file_bytes: (1 << 18) + 64 * file_bytes
 stream.CHUNK = 1 << 12
@@ -51,6 +60,7 @@ def read(data: bytes) -> None:
     start = time.process_time()
     try:
         artifact.inspect(FILE)
+        artifact.read_attachments(FILE)
         artifact.load(FILE)
     except artifact.SqsFileError:
         pass
@@ -134,6 +144,8 @@ def mutate(given: bytes, most: int, seed: int) -> bytes:
             node.insert(key, node[key] if action < 0.6 else rng.choice(FEW))
         elif isinstance(node, list) and action < 0.8:
             del node[key]
+        elif isinstance(node, dict) and action < 0.7:
+            node[rng.choice(KEYS)] = node.pop(key) if action < 0.6 else rng.choice(FEW)
         else:
             node[key] = rng.choice(FEW)
     changed = json.dumps(index, separators=(",", ":")).encode()
@@ -160,10 +172,16 @@ def seeds() -> list[bytes]:
         leaf(quiet.transpose(2, 3, 0, 1)),
         leaf(rng.integers(0, 5, (70, 80)) * (rng.random((70, 1)) < 0.5)),
         [np.full(2000, 0.1)] * 3,
+        {"mask": np.tril(np.ones((1, 40, 40), bool)), "ids": np.arange(-200, 300)},
+        [np.tile(np.array([-(2**63), 2**63 - 1]), 40), np.full(90, 7, np.uint16)],
+        {"t": rng.integers(-8, 8, 300).astype("int4"), "u": np.arange(300, dtype=np.uint32)},
+        np.ones(3, np.float32),
     ]
     found = []
     for number, one in enumerate(trees):
-        artifact.save(FILE, one, metadata={"n": number} if number % 2 else None)
+        attachments = {"é.json": b'{"a": [1, 2]}' * 5, "empty": b""} if number > 10 else None
+        metadata = {"n": number} if number % 2 else None
+        artifact.save(FILE, one, metadata=metadata, attachments=attachments)
         found.append(FILE.read_bytes())
     return found
 
@@ -172,8 +190,11 @@ def unforged(data: bytes) -> bytes:
     """Return the input from which `forged` makes this file."""
     FILE.write_bytes(data)
     with artifact.SqsFile(FILE) as file, open(FILE, "rb") as raw:
-        index = container.read_index(data[slice(*container.read_header(raw, len(data)).of_index)])
-        own = [leaf for leaf in file.leaves if leaf.shared_with is None]
+        streams = container.read_header(raw, len(data))
+        packed = data[slice(*streams.of_index)]
+        index, _ = container.read_index(packed, streams.data[1] - streams.data[0])
+        listed = [*file.leaves, *file._attachments.values()]
+        own = [leaf for leaf in listed if leaf.shared_with is None]
         parts = [data[leaf.offset : leaf.offset + leaf.spec.nbytes] for leaf in own]
     return join(json.dumps(index, separators=(",", ":")).encode(), b"".join(parts))
 

@@ -5,6 +5,13 @@ with one frequency table, or ANS with a table per context. docs/file_format.md s
 to the bit.
 """
 
-from sqs_jax.artifact.coding.stream import CHUNK, decode, encode, entropy_bits, histogram
+from sqs_jax.artifact.coding.stream import (
+    CHUNK,
+    decode,
+    encode,
+    entropy_bits,
+    histogram,
+    repetitive,
+)
 
-__all__ = ["CHUNK", "decode", "encode", "entropy_bits", "histogram"]
+__all__ = ["CHUNK", "decode", "encode", "entropy_bits", "histogram", "repetitive"]

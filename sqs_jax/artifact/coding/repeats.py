@@ -31,11 +31,11 @@ def repeats(flat: np.ndarray) -> bool:
     return bool(distinct < (1 - _SHARE) * hashes.size)
 
 
-def encode(flat: np.ndarray, alphabet: int) -> bytes:
+def encode(flat: np.ndarray, alphabet: int, preset: int = 9 | lzma.PRESET_EXTREME) -> bytes:
     """Code symbols `[N]` below `alphabet` as a raw LZMA1 stream with its end marker."""
-    thorough = {**_FILTER, "preset": 9 | lzma.PRESET_EXTREME}
+    coder = {**_FILTER, "preset": preset}
     data = flat.astype(_stored(alphabet), copy=False).tobytes()
-    return lzma.compress(data, lzma.FORMAT_RAW, filters=[thorough])
+    return lzma.compress(data, lzma.FORMAT_RAW, filters=[coder])
 
 
 def decode(data: bytes, count: int, alphabet: int, dtype: DTypeLike) -> np.ndarray:
