@@ -108,9 +108,11 @@ def weights_of(source: Source, wanted: Any, *, fresh: Callable[[], Any] | None =
     tied = source.config.get("tie_word_embeddings", False)
     found: dict[str, Any] = {}
     problems = []
-    for name, tensor in unwrapped(source.tensors).items():
-        path, swapped = huggingface.path_of(name, prefix)
-        if huggingface.IGNORED.match(name) or (tied and path == "lm_head/kernel"):
+    plain = unwrapped({name: name for name in source.tensors})
+    for bare, name in plain.items():
+        tensor = source.tensors[name]
+        path, swapped = huggingface.path_of(bare, prefix)
+        if huggingface.IGNORED.match(bare) or (tied and path == "lm_head/kernel"):
             continue  # a tied head is the embedding: one leaf
         shape = tensor.shape[::-1] if swapped else tensor.shape
         if path not in shapes:

@@ -77,6 +77,7 @@ def _decompress(args: argparse.Namespace) -> int:
             else:
                 strings = _strings(provenance.get("kind"), layout)
                 written = write_safetensors(args.output, tracked(tensors, advance), strings)
+        skipped += [f"attachment {name}" for name in file.attachments]
     result = {"output": args.output, "bytes": written, "tensors": len(tensors)}
     if args.json:
         print_json({**result, "not_copied": skipped})

@@ -94,9 +94,12 @@ def _verify(args: argparse.Namespace) -> int:
                             f"{leaf.path}: {row['note'] or f'relative error {error:.3g}'}"
                         )
                 advance(1)
+        for name in file.attachments:
+            file.read_attachment(name)
         problems.sort()
         count = len(file.leaves)
-        summary = f"{file.path}: {count} tensors, all checksums match"
+        attached = f" and {len(file.attachments)} attachments" if file.attachments else ""
+        summary = f"{file.path}: {count} tensors{attached}, all checksums match"
     if args.json:
         print_json({"file": args.file, "tensors": count, "errors": rows, "problems": problems})
         return 1 if problems else 0
@@ -196,11 +199,16 @@ def _diff(args: argparse.Namespace) -> int:
                     rows.append(row)
                 advance(1)
         metadata = first.metadata == second.metadata
+        attached = [
+            {n: file.read_attachment(n) for n in file.attachments} for file in (first, second)
+        ]
+        same_attachments = attached[0] == attached[1]
         sizes = first.file_bytes, second.file_bytes
     rows.sort(key=lambda row: row["tensor"])
-    same = not rows and metadata
+    same = not rows and metadata and same_attachments
     if args.json:
-        print_json({"same": same, "bytes": sizes, "metadata": metadata, "differences": rows})
+        equal = {"metadata": metadata, "attachments": same_attachments}
+        print_json({"same": same, "bytes": sizes, **equal, "differences": rows})
     else:
         if rows:
             head = ["tensor", "bytes", "bytes", "relative change", ""]
@@ -208,6 +216,8 @@ def _diff(args: argparse.Namespace) -> int:
         say(f"{sizes[0]:,} and {sizes[1]:,} bytes; {len(rows)} tensors differ")
         if not metadata:
             say("the metadata differ")
+        if not same_attachments:
+            say("the attachments differ")
     return 0 if same else 1
 
 

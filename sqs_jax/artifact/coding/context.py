@@ -172,8 +172,12 @@ def _fit(
             continue
         trial = score + np.expand_dims(level, others)
         trial_bias = bias + int(np.median(level))  # the bulk of the scores stays in the middle
-        found = _merge(_histogram(codes, _clipped(trial, trial_bias, codes.shape), counts.size))
-        cost = found[0] + _side_bytes(level)
+        by_context = _histogram(codes, _clipped(trial, trial_bias, codes.shape), counts.size)
+        side = _side_bytes(level)
+        if _least_bytes(by_context) + side >= best:
+            continue
+        found = _merge(by_context)
+        cost = found[0] + side
         if cost < best:
             score, bias, best, merged = trial, trial_bias, cost, found
             levels[axis] = level.astype(np.int64)
@@ -255,6 +259,20 @@ def _merge(counts: np.ndarray) -> tuple[float, np.ndarray, list[np.ndarray]]:
         table_of[group] = number
     totals = [counts[group].sum(0) for group in groups]
     return float(cost.sum()) + len(used) / 4, table_of, totals
+
+
+def _least_bytes(counts: np.ndarray) -> float:
+    """Return what `_merge` returns at least, if it does not join all contexts in one table.
+
+    Joining makes codes longer, and two tables or more hold every symbol once and one twice. (One
+    table for all is longer than no contexts.) Small tensors seldom have contexts: this spares them
+    the search.
+    """
+    used = counts[counts.any(1)].astype(np.float64)
+    shares = np.where(used > 0, used / used.sum(1, keepdims=True), 1.0)
+    words = -float((used * np.log2(shares)).sum())
+    symbols = 1 + np.count_nonzero(used.any(0))
+    return (words + 10 * symbols + 2 * 16) / 8 + len(used) / 4 - 1e-6  # rounding errors aside
 
 
 def _bytes(counts: np.ndarray) -> np.ndarray:

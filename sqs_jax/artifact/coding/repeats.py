@@ -4,6 +4,7 @@ Where the same stretch of codes comes again, a dictionary coder says so in a few
 entropy. It is slow, and elsewhere longer than an entropy coder: only tried where blocks repeat.
 """
 
+import functools
 import lzma
 
 import numpy as np
@@ -25,10 +26,14 @@ def repeats(flat: np.ndarray) -> bool:
     if not words.size:
         return False
     # A sum with odd factors, modulo 2**64: equal blocks for sure, others hardly ever.
-    factors = np.random.default_rng(0).integers(1 << 63, size=words.shape[1], dtype=np.uint64)
-    hashes = np.sort(words @ (2 * factors + 1))  # many times as fast as np.unique
+    hashes = np.sort(words @ _odd_factors(words.shape[1]))  # many times as fast as np.unique
     distinct = 1 + np.count_nonzero(hashes[1:] != hashes[:-1])
     return bool(distinct < (1 - _SHARE) * hashes.size)
+
+
+@functools.cache
+def _odd_factors(count: int) -> np.ndarray:
+    return 2 * np.random.default_rng(0).integers(1 << 63, size=count, dtype=np.uint64) + 1
 
 
 def encode(flat: np.ndarray, alphabet: int, preset: int = 9 | lzma.PRESET_EXTREME) -> bytes:

@@ -14,6 +14,8 @@ Symbol 0 has what the others leave over. The Exp-Golomb code of order k of a num
 u = (v >> k) + 1 of n bits, is n - 1 zeros, u in n bits, and the k low bits of v.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 __all__ = [
@@ -28,6 +30,9 @@ __all__ = [
 
 PRECISION = 24
 """The most bits of a table: constriction's fixed-point precision."""
+_BATCH = 2048
+"""Precisions times symbols that are tried at a time."""
+_ORDERS = np.arange(16)
 
 
 def best_table(counts: np.ndarray, most: int = PRECISION) -> tuple[np.ndarray, bytes, float]:
@@ -49,18 +54,30 @@ def best_table(counts: np.ndarray, most: int = PRECISION) -> tuple[np.ndarray, b
     if least > most:
         raise ValueError(f"{present.size} symbols do not fit a table of {most} bits")
     best: tuple[np.ndarray, float] | None = None
-    for bits in range(least, most + 1):
-        frequencies = quantize(counts, bits)
-        words = counts[present] @ (bits - np.log2(frequencies[present])) / 8
-        size = _cheapest(frequencies)[0] + float(words)
-        if best is None or size < best[1]:
-            best = frequencies, size
-        elif size > 1.01 * best[1] + 8:
-            break  # finer ones only get longer
-        if present.size == 1:
-            break
+    most = least if present.size == 1 else most
+    # Several precisions at a time: for few symbols nearly all the time is numpy's overhead.
+    step = max(1, _BATCH // counts.size)
+    for start in range(least, most + 1, step):
+        precisions = range(start, min(start + step, most + 1))
+        frequencies = _quantize(counts[present], precisions)
+        tables = _cheapest(present, frequencies)[0].tolist()
+        logs = np.log2(frequencies)
+        for i, bits in enumerate(precisions):
+            size = tables[i] + float(counts[present] @ (bits - logs[i]) / 8)
+            if best is None or size < best[1]:
+                best = frequencies[i], size
+            elif size > 1.01 * best[1] + 8:  # finer ones only get longer
+                return _finished(counts, present, best)
     assert best is not None
-    return best[0], write_table(best[0]), best[1]
+    return _finished(counts, present, best)
+
+
+def _finished(
+    counts: np.ndarray, present: np.ndarray, best: tuple[np.ndarray, float]
+) -> tuple[np.ndarray, bytes, float]:
+    frequencies = np.zeros_like(counts)
+    frequencies[present] = best[0]
+    return frequencies, write_table(frequencies), best[1]
 
 
 def quantize(counts: np.ndarray, bits: int) -> np.ndarray:
@@ -70,22 +87,34 @@ def quantize(counts: np.ndarray, bits: int) -> np.ndarray:
     result is the same everywhere (and exact in int64 below 2**39 symbols).
     """
     present = np.flatnonzero(counts)
-    share, remainder = np.divmod(
-        counts[present] * ((1 << bits) - present.size), counts[present].sum()
-    )
-    left = (1 << bits) - present.size - int(share.sum())
-    share[np.argsort(-remainder, kind="stable")[:left]] += 1
     frequencies = np.zeros_like(counts)
-    frequencies[present] = 1 + share
+    frequencies[present] = _quantize(counts[present], [bits])[0]
     return frequencies
+
+
+def _quantize(counts: np.ndarray, precisions: Sequence[int]) -> np.ndarray:
+    """Return `quantize` of counts that are all above 0, a row for each number of bits."""
+    rest = (1 << np.array(precisions, np.int64)) - counts.size
+    share, remainder = np.divmod(counts * rest[:, None], counts.sum())
+    left = rest - share.sum(1)
+    order = np.argsort(-remainder, axis=1, kind="stable")
+    np.put_along_axis(
+        share,
+        order,
+        np.take_along_axis(share, order, 1) + (np.arange(counts.size) < left[:, None]),
+        1,
+    )
+    return share + 1
 
 
 def write_table(frequencies: np.ndarray) -> bytes:
     """Write frequencies `[alphabet]` whose sum is a power of two."""
-    _, order, sparse = _cheapest(frequencies)
+    present = np.flatnonzero(frequencies)
+    _, orders, sparses = _cheapest(present, frequencies[present][None])
+    order, sparse = int(orders[0]), bool(sparses[0])
     bits = int(frequencies.sum()).bit_length() - 1
-    gaps, values = _entries(frequencies, sparse)
-    codes = [_golomb(int(np.flatnonzero(frequencies)[-1]), 0)]
+    gaps, values = _entries(present, frequencies[present], sparse)
+    codes = [_golomb(int(present[-1]), 0)]
     for gap, value in zip(gaps.tolist(), values.tolist(), strict=True):
         codes += [_golomb(gap, 0)] if sparse else []
         codes.append(_golomb(value, order))
@@ -94,33 +123,57 @@ def write_table(frequencies: np.ndarray) -> bytes:
     return bytes([bits, order + 16 * sparse]) + int(text, 2).to_bytes(len(text) // 8, "big")
 
 
-def _entries(frequencies: np.ndarray, sparse: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Return the gap before, and the number that stands for, each frequency that is written."""
-    symbols = np.flatnonzero(frequencies)
+def _entries(
+    present: np.ndarray, frequencies: np.ndarray, sparse: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the gaps before, and the numbers that stand for, the frequencies that are written.
+
+    Args:
+        present: Symbols that occur, ascending, `[n]`.
+        frequencies: Theirs, above 0, `[..., n]`.
+        sparse: In which of the two forms.
+    """
+    written = present > 0
     if sparse:
-        symbols = symbols[symbols > 0]
-        return np.diff(symbols, prepend=0) - 1, frequencies[symbols] - 1
-    values = frequencies[1 : symbols[-1] + 1]
-    return np.zeros_like(values), values
+        symbols = present[written]
+        return np.diff(symbols, prepend=0) - 1, frequencies[..., written] - 1
+    values = np.zeros((*frequencies.shape[:-1], int(present[-1])), np.int64)
+    values[..., present[written] - 1] = frequencies[..., written]
+    return np.zeros(values.shape[-1], np.int64), values
 
 
-def _cheapest(frequencies: np.ndarray) -> tuple[int, int, bool]:
-    """Return the bytes, the order and the form of the shortest table."""
-    last = _golomb_bits(np.flatnonzero(frequencies)[-1:], np.zeros(1, np.int64))
-    forms = []
+def _cheapest(
+    present: np.ndarray, frequencies: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the bytes, the order and the form of the shortest table of each row.
+
+    Args:
+        present: Symbols that occur, ascending, `[n]`.
+        frequencies: Theirs, above 0, `[rows, n]`.
+
+    Returns:
+        Three arrays `[rows]`.
+    """
+    zero = np.zeros(1, np.int64)
+    last = _golomb_bits(present[-1:], zero)
+    lengths = []
     for sparse in (False, True):
-        gaps, values = _entries(frequencies, sparse)
-        fixed = last + (_golomb_bits(gaps, np.zeros(1, np.int64)) if sparse else 0)
-        bits = fixed + _golomb_bits(values, np.arange(16))
-        order = int(bits.argmin())
-        forms.append((2 + (int(bits[order]) + 7) // 8, order, sparse))
-    return min(forms)
+        gaps, values = _entries(present, frequencies, sparse)
+        fixed = last + (_golomb_bits(gaps, zero) if sparse else 0)
+        lengths.append(fixed + _golomb_bits(values, _ORDERS))
+    # Of equally short ones the dense form of the lowest order, as ever: files stay the same.
+    sizes = 2 + (np.stack([bits.min(-1) for bits in lengths]) + 7) // 8
+    orders = np.stack([bits.argmin(-1) for bits in lengths])
+    sparse = (sizes[1] < sizes[0]) | ((sizes[1] == sizes[0]) & (orders[1] < orders[0]))
+    rows = np.arange(len(frequencies))
+    form = sparse.astype(np.int64)
+    return sizes[form, rows], orders[form, rows], sparse
 
 
 def _golomb_bits(values: np.ndarray, orders: np.ndarray) -> np.ndarray:
-    """Return the length of the Exp-Golomb codes of numbers together, for each order."""
-    exponents = np.frexp((values >> orders[:, None]) + 1.0)[1]
-    return np.asarray((2 * exponents - 1).sum(1) + orders * values.size)
+    """Return the length of the Exp-Golomb codes of numbers `[..., n]`, `[..., orders]`."""
+    exponents = np.frexp((values[..., None, :] >> orders[:, None]) + 1.0)[1]
+    return np.asarray((2 * exponents - 1).sum(-1) + orders * values.shape[-1])
 
 
 def _golomb(value: int, order: int) -> str:
