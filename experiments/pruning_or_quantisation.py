@@ -87,7 +87,7 @@ def study(weights: np.ndarray, bits: tuple[int, ...]) -> dict[str, list[dict[str
         add("pruning", pruned, b, entropy(pruned))
         add("quantisation", rounded, b, entropy(rounded))
         tree = {"w": weights.reshape(1, -1)}
-        made = sqs_jax.compress_to_budget(tree, target_bytes=b * weights.size // 8)
+        made = sqs_jax.compress_to_budget(tree, target_bytes=b * weights.size // 8, stacked=0)
         values = np.asarray(sqs_jax.materialize(made)["w"], np.float64).ravel()
         size = 8 * sqs_jax.summarize(made).file_bytes / weights.size
         add("both", values, size, size)

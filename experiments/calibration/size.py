@@ -98,6 +98,7 @@ def allocate(
             target_bytes=int(target),
             sensitivity={"params": sensitivity},
             rules=[sqs_jax.Rule(pattern=f"params/(?:{config.sqs.pattern})")],
+            stacked=0,
             **options,
         )["params"]
         size = sqs_jax.summarize({"params": compressed, **rest}, **options).file_bytes

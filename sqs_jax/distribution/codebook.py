@@ -29,11 +29,12 @@ _LLOYD_STEPS = 300
 # A larger tensor's codebook is fitted to so many of its weights.
 SAMPLE = 1 << 22
 
-# A scale may not fall below this fraction of the tensor's mean absolute weight (plus the second
-# number, for a tensor of zeros): a component of equal weights would be a needle that divides by
-# zero. The mean absolute weight, because one outlier hardly moves it.
+# A scale may not fall below this fraction of the tensor's mean absolute weight (below the second
+# number in a tensor of zeros): a component of equal weights would be a needle that divides by
+# zero. The mean absolute weight, because one outlier hardly moves it. Relative to the weights, so
+# that a tensor of 1e-16 is treated as one of 1.
 RELATIVE_FLOOR = 1e-4
-ABSOLUTE_FLOOR = 1e-12
+FLOOR_OF_ZEROS = 1e-12
 
 
 def init_mixture(
@@ -121,7 +122,7 @@ def _fit_tensor(
     ordered = np.sort(weights) if weights.size else np.zeros(1)
     boundaries = init_boundaries(ordered, windows)
     edges = [0, *np.searchsorted(ordered, boundaries, side="left"), ordered.size]
-    floor = float(RELATIVE_FLOOR * np.mean(np.abs(ordered)) + ABSOLUTE_FLOOR)
+    floor = float(RELATIVE_FLOOR * np.mean(np.abs(ordered))) or FLOOR_OF_ZEROS
     rows = []
     for start, stop in pairwise(edges):
         # An empty window (an absent tail, tied edges) gets the value beside it, so that its

@@ -7,27 +7,30 @@ import jax
 import jax.numpy as jnp
 
 from sqs_jax.distribution.assignment import candidates, most_probable, sum_by_component
-from sqs_jax.distribution.codebook import ABSOLUTE_FLOOR, RELATIVE_FLOOR
+from sqs_jax.distribution.codebook import FLOOR_OF_ZEROS, RELATIVE_FLOOR
 
 # Mean of a half-normal distribution, in standard deviations.
 _HALF_NORMAL = math.sqrt(2 / math.pi)
+
+_USUAL = 30  # binary orders of magnitude about 1 whose squares float32 holds with ease
 
 _ROUNDS = 2  # times that codes' shares, and then codes by these, are taken
 
 
 def refit(leaf: Any) -> Any:
     """Do what `SubDistribution.refit` says, to one slice."""
-    count, variance = _spreads(leaf)
+    unit = _unit(leaf.latent)
+    count, variance = _spreads(leaf, unit)
     # Fewer than two weights have no spread of their own.
     pooled = jnp.sum(variance * count, -1, keepdims=True) / jnp.maximum(
         jnp.sum(count, -1, keepdims=True), 1
     )
     variance = jnp.where(count > 1, variance, pooled)
-    size = jnp.sum(jnp.abs(leaf.latent)) / max(leaf.latent.size, 1)
-    floor = RELATIVE_FLOOR * size + ABSOLUTE_FLOOR
+    size = _mean_size(leaf.latent / unit)
+    floor = jnp.where(size > 0, RELATIVE_FLOOR * size, FLOOR_OF_ZEROS)
     share = jnp.maximum(count, 0.5)
     return leaf.replace(
-        log_scales=0.5 * jnp.log(jnp.maximum(variance, floor * floor)),
+        log_scales=jnp.log(unit) + 0.5 * jnp.log(jnp.maximum(variance, floor * floor)),
         mixture_logits=jnp.log(share / jnp.sum(share, axis=-1, keepdims=True)),
     )
 
@@ -45,15 +48,18 @@ def at_price(leaf: Any, widening: jax.typing.ArrayLike) -> Any:
         held = _held(leaf)
         if leaf.prunable and leaf.structure is None:
             zeros = jnp.log(jnp.maximum(leaf.kept.size - jnp.sum(counts), 0.5))
-            gain = leaf.latent**2 - (leaf.latent - leaf.means.reshape(-1)[held]) ** 2
+            unit = _unit(leaf.latent)
+            weights, nearest = leaf.latent / unit, leaf.means.reshape(-1)[held] / unit
+            gain = weights**2 - (weights - nearest) ** 2
             nats = zeros - shares[held]  # that the zero saves, of either sign
-            leaf = leaf.replace(kept=gain > 2 * jnp.exp(2 * width) * nats)
+            leaf = leaf.replace(kept=gain > 2 * jnp.exp(2 * (width - jnp.log(unit))) * nats)
     return leaf
 
 
 def revive(leaf: Any) -> Any:
     """Do what `SubDistribution.revive` says, to one slice."""
-    count, variance = _spreads(leaf)
+    unit = _unit(leaf.latent)
+    count, variance = _spreads(leaf, unit)
     numbers = jnp.arange(count.shape[-1])[None]
 
     def split(
@@ -71,7 +77,7 @@ def revive(leaf: Any) -> Any:
         spread = jnp.sqrt(squares / jnp.maximum(weights, 1))
         due = (of(count, dead) == 0) & (spread > 0)
         for which, sign in ((dead, 1), (widest, -1)):
-            means = jnp.where(due & which, centre + sign * _HALF_NORMAL * spread, means)
+            means = jnp.where(due & which, centre + sign * _HALF_NORMAL * spread * unit, means)
             count = jnp.where(due & which, weights / 2, count)
             left = (1 - _HALF_NORMAL**2) * squares / 2
             error = jnp.where(due & which, left, error)
@@ -86,7 +92,9 @@ def revive(leaf: Any) -> Any:
     changed = jnp.any(moved, axis=-1, keepdims=True)
     return leaf.replace(
         means=means,
-        log_scales=jnp.where(moved, jnp.log(jnp.maximum(spread, 1e-30)), leaf.log_scales),
+        log_scales=jnp.where(
+            moved, jnp.log(unit) + jnp.log(jnp.maximum(spread, 1e-30)), leaf.log_scales
+        ),
         mixture_logits=jnp.where(changed, share, leaf.mixture_logits),
     )
 
@@ -97,12 +105,35 @@ def _held(leaf: Any) -> jax.Array:
     return most_probable(leaf.latent, leaf.mixture, found)
 
 
-def _spreads(leaf: Any) -> tuple[jax.Array, jax.Array]:
-    """Count each component's kept weights, and average their squared distance from its mean."""
+def _spreads(leaf: Any, unit: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Count each component's kept weights, and average their squared distance from its mean.
+
+    Args:
+      leaf: one slice of a sub-distribution.
+      unit: weight in whose square distances are measured, see `_unit`; scalar, > 0.
+
+    Returns:
+      Counts and mean squares, [W, K] each.
+    """
     size, shape, latent = leaf.means.size, leaf.means.shape, leaf.latent
     held = _held(leaf)
     nearest = leaf.means.reshape(-1)[held]
     held = jnp.where(leaf.kept, held, size)  # out of range: dropped
     count = sum_by_component(jnp.ones_like(latent), held, size).reshape(shape)
-    square = sum_by_component((latent - nearest) ** 2, held, size).reshape(shape)
+    distance = (latent - nearest) / unit
+    square = sum_by_component(distance**2, held, size).reshape(shape)
     return count, square / jnp.maximum(count, 1)
+
+
+def _mean_size(weights: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.abs(weights)) / max(weights.size, 1)
+
+
+def _unit(weights: jax.Array) -> jax.Array:
+    """Return 1, or for weights whose squares could vanish or overflow a power of 2 of their size.
+
+    Powers of 2 change no digit, so that usual tensors have the same results as without a unit.
+    """
+    size = _mean_size(weights)
+    usual = (size > 2.0**-_USUAL) & (size < 2.0**_USUAL) | (size == 0)
+    return jnp.where(usual, 1.0, jnp.exp2(jnp.floor(jnp.log2(jnp.where(usual, 1.0, size)))))

@@ -1,10 +1,11 @@
 """A byte budget as an input: levels and sparsity of every tensor by rate and distortion."""
 
+import dataclasses
 import hashlib
 import math
 import numbers
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,7 +16,7 @@ from numpy.typing import DTypeLike
 
 from sqs_jax.artifact import CompressedLeaf, summarize
 from sqs_jax.artifact.file import SHARED_FROM
-from sqs_jax.artifact.storage import rounding_dtype
+from sqs_jax.artifact.storage import DTYPES, rounding_dtype
 from sqs_jax.transform.allocation import Allocation
 from sqs_jax.transform.alternatives import Choice, Tensor, as_array, read_tensor
 from sqs_jax.transform.rules import (
@@ -27,6 +28,7 @@ from sqs_jax.transform.rules import (
     is_sub_distribution,
     path_string,
 )
+from sqs_jax.transform.stacking import stacked_axes
 
 _AIM = 0.995  # of the budget
 _GOOD, _PROMISED = 0.99, 0.98
@@ -35,7 +37,25 @@ _THREADS = 4  # numpy sorts and searches side by side; so many leaves are in mem
 
 
 class BudgetError(ValueError):
-    """No file of so few bytes can be made; says what is the least, or what would make it less."""
+    """No file is as small as the budget; the message says how small one can be, and why.
+
+    Attributes:
+      budget: What was asked for, bytes.
+      least: Size of the smallest possible file, bytes; None where it is not known.
+      dense: Path, name of the dtype and bytes of each leaf that is stored uncompressed.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        budget: int = 0,
+        least: int | None = None,
+        dense: Sequence[tuple[str, str, int]] = (),
+    ) -> None:
+        """Keep the figures beside the message."""
+        super().__init__(message)
+        self.budget, self.least, self.dense = budget, least, tuple(dense)
 
 
 def compress_to_budget(
@@ -45,8 +65,10 @@ def compress_to_budget(
     target_ratio: float | None = None,
     sensitivity: Any = None,
     rules: Iterable[Rule] = DEFAULT_RULES,
+    stacked: int | None = None,
     dense_dtype: DTypeLike | None = None,
     metadata: dict[str, Any] | None = None,
+    attachments: Mapping[str, bytes] | None = None,
 ) -> Any:
     """Compress weights so that the file takes 98 to 100 % of a budget, everything counted.
 
@@ -70,8 +92,12 @@ def compress_to_budget(
         measures.
       rules: which leaves may be compressed, and their `prunable` and `stacked`. K and sparsity
         are chosen here; windows are not used. Integer, bool and complex leaves stay as they are.
+      stacked: number of leading axes whose slices each get their own levels, of leaves whose rule
+        says 0 (layers under scan, experts); None decides for each leaf without a sensitivity by
+        what takes fewer bits at equal error.
       dense_dtype: as it will be given to `save`.
       metadata: as it will be given to `save`.
+      attachments: as they will be given to `save`.
 
     Returns:
       A tree of `CompressedLeaf` and dense leaves, same paths; the same bytes for the same input.
@@ -88,7 +114,9 @@ def compress_to_budget(
     pairs, treedef = _flatten(params)
     budget = _budget(target_bytes, target_ratio, pairs)
     assigned = assign(rules, [path for path, _ in pairs])
-    tensors, twins = _read(pairs, assigned, sensitivity, rounding)
+    count = sum(math.prod(_spec(leaf).shape) for _, leaf in pairs)
+    stack = _stacking(stacked, 8 * budget / max(count, 1))
+    tensors, twins = _read(pairs, assigned, sensitivity, rounding, stack)
     dense = [
         None if tensor or i in twins else as_array(leaf)
         for i, (tensor, (_, leaf)) in enumerate(zip(tensors, pairs, strict=True))
@@ -106,7 +134,9 @@ def compress_to_budget(
         for i, first in twins.items():
             leaves[i] = leaves[first]
         tree = treedef.unflatten(leaves)
-        report = summarize(tree, dense_dtype=dense_dtype, metadata=metadata)
+        report = summarize(
+            tree, dense_dtype=dense_dtype, metadata=metadata, attachments=attachments
+        )
         if learn:
             bits = [leaf.file_bits for leaf, t in zip(report.leaves, tensors, strict=True) if t]
             allocation.learn(choices, bits, report.file_bits)
@@ -144,7 +174,8 @@ def compress_to_budget(
     if not size:
         best, size = build(allocation.least())
         if size > budget:
-            raise BudgetError(_too_small(budget, size, dense, rounding))
+            paths = [path for path, _ in pairs]
+            raise _too_small(budget, size, dict(zip(paths, dense, strict=True)), rounding)
     return best
 
 
@@ -185,7 +216,32 @@ def _flatten(params: Any) -> tuple[list[tuple[str, Any]], Any]:
             "compress_to_budget takes plain params; this tree has leaves that are compressed "
             "already. Pass sqs_jax.materialize(compressed), or transform.mode(posterior)."
         )
-    return flatten(params)
+    pairs, treedef = flatten(params)
+    for path, leaf in pairs:
+        _require_array(path, leaf)
+    return pairs, treedef
+
+
+def _require_array(path: str, leaf: Any) -> None:
+    """Raise TypeError, naming the path, unless a leaf holds numbers that a file can keep."""
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        raise TypeError(
+            f"{path}: a jax.ShapeDtypeStruct has no values; load the weights into it first."
+        )
+    if callable(leaf) and not hasattr(leaf, "dtype"):
+        raise TypeError(
+            f"{path}: a function ({getattr(leaf, '__name__', type(leaf).__name__)}), no array; "
+            "separate the arrays first, as equinox.partition(model, equinox.is_array) does."
+        )
+    dtype = getattr(leaf, "dtype", None)
+    name = getattr(dtype, "name", None) if dtype is not None else np.asarray(leaf).dtype.name
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.extended):
+        raise TypeError(f"{path}: a key array; use jax.random.key_data(key).")
+    if name not in DTYPES:
+        raise TypeError(
+            f"{path}: {type(leaf).__name__} of dtype {name or dtype} cannot be stored; cast it to "
+            "a numeric dtype such as float32, or leave it out of the tree."
+        )
 
 
 def _spec(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -221,6 +277,7 @@ def _read(
     rules: Sequence[Rule | None],
     sensitivity: Any,
     rounding: np.dtype | None,
+    stack: Callable[[Rule, np.ndarray], Rule],
 ) -> tuple[list[Tensor | None], dict[int, int]]:
     """Read what may be compressed, a few leaves at a time.
 
@@ -244,6 +301,8 @@ def _read(
         if not (weights and rule is not None and rule.compresses(spec)):
             return None, None
         array = np.ascontiguousarray(leaf)
+        if given.get(path) is None:
+            rule = stack(rule, array)
         same = None
         if array.nbytes >= SHARED_FROM and given.get(path) is None:
             digest = hashlib.sha256(array.view(np.uint8).data).digest()
@@ -263,6 +322,28 @@ def _read(
     return _in_one_unit(tensors), twins
 
 
+def _stacking(stacked: int | None, rate: float) -> Callable[[Rule, np.ndarray], Rule]:
+    """Return what gives a leaf's rule its stacked axes.
+
+    Args:
+      stacked: as given to `compress_to_budget`.
+      rate: bits that the budget leaves for a weight on average.
+    """
+    if stacked is not None and (type(stacked) is not int or stacked < 0):
+        raise ValueError(f"stacked is {stacked!r}; it must be an int >= 0, or None.")
+    rate = min(max(rate, 1.0), 8.0)
+
+    def stack(rule: Rule, weights: np.ndarray) -> Rule:
+        axes = stacked
+        if rule.stacked or axes == 0:
+            return rule
+        if axes is None:
+            axes = stacked_axes(weights, rule.min_ndim, rate)
+        return dataclasses.replace(rule, stacked=min(axes, max(weights.ndim - rule.min_ndim, 0)))
+
+    return stack
+
+
 def _in_one_unit(tensors: list[Tensor | None]) -> list[Tensor | None]:
     """Scale distortions: with a sensitivity and without alike, and 1 for pruning everything."""
     given = [tensor for tensor in tensors if tensor and not tensor.norms]
@@ -272,13 +353,26 @@ def _in_one_unit(tensors: list[Tensor | None]) -> list[Tensor | None]:
     return [t and t.scaled(1 / total if t.norms else 1 / (unit or 1.0) / total) for t in tensors]
 
 
-def _too_small(budget: int, least: int, dense: Sequence[Any], rounding: np.dtype | None) -> str:
-    arrays = [array for array in dense if array is not None]
-    size = sum(array.size * array.dtype.itemsize for array in arrays)
-    return (
+def _too_small(
+    budget: int, least: int, dense: dict[str, Any], rounding: np.dtype | None
+) -> BudgetError:
+    """Say how small a file can be, what keeps it from being smaller, and what helps."""
+    whole = [(path, x.dtype.name, x.nbytes) for path, x in dense.items() if x is not None]
+    floating = [entry for entry in whole if jnp.issubdtype(np.dtype(entry[1]), jnp.floating)]
+    others = sorted({dtype for _, dtype, _ in whole} - {dtype for _, dtype, _ in floating})
+    message = (
         f"The budget of {budget:,} bytes is below the least possible file: {least:,} bytes, with "
-        f"every weight pruned that may be. {len(arrays)} leaves that stay dense take {size:,} "
-        "bytes of it, uncompressed. Give a larger budget, a dense_dtype such as 'bfloat16' (here "
-        f"and to save{'; it is ' + rounding.name if rounding else ''}), or rules that compress "
-        "more leaves, such as Rule(min_ndim=1)."
+        "every weight pruned that may be."
     )
+    remedies = ["a larger budget"]
+    if whole:
+        size = sum(nbytes for *_, nbytes in whole)
+        message += f" {len(whole)} leaves that stay dense take {size:,} bytes of it, uncompressed."
+    if others:
+        message += f" {len(whole) - len(floating)} of them are {', '.join(others)}, never rounded."
+    if floating:
+        now = f"; it is {rounding.name}" if rounding else ""
+        remedies.append(f"a dense_dtype such as 'bfloat16' (here and to save{now})")
+        remedies.append("rules that compress more leaves, such as Rule(min_ndim=1)")
+    listed = ", ".join(remedies[:-1]) + (", or " if remedies[1:] else "") + remedies[-1]
+    return BudgetError(f"{message} Give {listed}.", budget=budget, least=least, dense=whole)

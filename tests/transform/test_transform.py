@@ -203,3 +203,24 @@ def test_gates_of_few_bits_go_through_every_verb(dtype):
         assert jnp.isfinite(t.kl(pruned))
     codes = [leaf(x.compress(sqs_jax.prune(y, 0.5))).codes for x, y in ((t, q), (wide, reference))]
     np.testing.assert_array_equal(*codes)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-16, 1e-24, 1e-33, 1e12, 1e24])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_unit_of_the_weights_does_not_matter(scale, dtype):
+    """Weights of any size have the codes of weights of 1, after each decision and M-step too."""
+    sqs = sqs_jax.spike_slab_gmm(
+        [sqs_jax.Rule(components=4)], prior=sqs_jax.SpikeSlabPrior(inclusion=0.5, scale=1.0)
+    )
+    weights = np.random.default_rng(0).standard_normal((40, 30))
+    power = 2.0 ** round(np.log2(scale))  # which changes no digit
+
+    def codes(unit):
+        start = sqs.init({"w": jnp.asarray(weights * unit, dtype)})
+        revived = sqs_jax.refit(sqs_jax.revive(sqs_jax.prune(start, 0.5)))
+        trees = start, sqs_jax.refit(start), revived, sqs_jax.at_price(start, 1.0)
+        assert all(np.isfinite(np.asarray(tree["w"].log_scales)).all() for tree in trees)
+        return [np.asarray(sqs.compress(tree)["w"].codes) for tree in trees]
+
+    for small, usual in zip(codes(power), codes(1.0), strict=True):
+        assert np.mean(small != usual) < 0.01  # a weight between two levels may go to either
