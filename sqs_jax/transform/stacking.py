@@ -23,8 +23,8 @@ _LEVEL_BITS, _TABLE_BITS = 16.0, 10.0  # of a level's value in each slice, of it
 def stacked_axes(weights: np.ndarray, min_ndim: int, bits_per_weight: float) -> int:
     """Return how many leading axes are worth a codebook for each of their slices.
 
-    Compares uniform grids, entropy-coded, of equal distortion sum_t ||W_t - V_t||^2 / ||W_t||: one
-    step for the whole leaf, or one for each slice in proportion to the root of its norm.
+    Compares uniform grids, entropy-coded, of equal distortion sum_t ||W_t - V_t||^2 / ||W_t||, t
+    over the finest slices: one step for the whole leaf, or one for each slice of an axis.
 
     Args:
       weights: a leaf's weights, floating; slices are at least `min_ndim` of its axes.
@@ -41,22 +41,39 @@ def stacked_axes(weights: np.ndarray, min_ndim: int, bits_per_weight: float) -> 
       >>> stacked_axes(layers * np.array([1, 0.3, 0.1, 0.03])[:, None, None], 2, 3.0)
       1
     """
-    least, axes = _MARGIN, 0
-    for stacked in range(1, weights.ndim - max(min_ndim, 2) + 1):
-        slices = math.prod(weights.shape[:stacked])
-        if not slices or weights.size // slices < _LEAST_SLICE:
-            break
-        if _is_convolution(weights.shape[stacked - 1 :]):
-            break
+    most = _most_axes(weights.shape, min_ndim)
+    largest = float(np.max(np.abs(weights), initial=0))
+    if not most or not 0 < largest < math.inf:
+        return 0  # zeros, or weights that are refused elsewhere
+    rows = weights.reshape(math.prod(weights.shape[:most]), -1)
+    rows = rows[:, :: max(1, weights.size // _SAMPLE)].astype(np.float64) / largest
+    scale = np.sqrt(np.mean(rows**2, axis=1))
+    typical = np.exp(np.mean(np.log(scale[scale > 0])))
+    scale = np.where(scale > 0, scale, typical)
+    # Cells of width d have the distortion d^2 / (12 scale) in a slice, up to a factor.
+    unit = typical * 12 * 4.0**-bits_per_weight
+    least, axes = math.inf, 0
+    for stacked in range(most + 1):
+        codebooks = math.prod(weights.shape[:stacked])
+        together = scale.reshape(codebooks, -1)
+        steps = np.sqrt(unit / np.mean(1 / together, axis=1))
+        cells = np.rint(rows.reshape(codebooks, -1) / steps[:, None])
+        bits = _coded_bits(cells, weights.size, codebooks)
+        if bits < (_MARGIN * least if stacked else least):
+            least, axes = bits, stacked
+    return axes
+
+
+def _most_axes(shape: tuple[int, ...], min_ndim: int) -> int:
+    """Return how many leading axes may be those of a stack."""
+    for stacked in range(1, len(shape) - max(min_ndim, 2) + 1):
         # There are fewer layers, or experts, than a layer has units; [768, 12, 64] is one layer
         # of twelve heads.
-        if weights.shape[stacked - 1] > max(weights.shape[-2:]):
-            break
-        if slices > 1:
-            shared, own = _bits(weights.reshape(slices, -1), bits_per_weight)
-            if own < least * shared:
-                least, axes = own / shared, stacked
-    return axes
+        small = math.prod(shape[stacked:]) < _LEAST_SLICE
+        many = shape[stacked - 1] > max(shape[-2:])
+        if small or many or not shape[stacked - 1] or _is_convolution(shape[stacked - 1 :]):
+            return stacked - 1
+    return max(0, len(shape) - max(min_ndim, 2))
 
 
 def _is_convolution(shape: tuple[int, ...]) -> bool:
@@ -72,28 +89,16 @@ def _is_convolution(shape: tuple[int, ...]) -> bool:
     return len(shape) > 3 and (patch_last or patch_first)
 
 
-def _bits(rows: np.ndarray, rate: float) -> tuple[float, float]:
-    """Return the bits of a leaf with one grid and with one for each slice, at equal distortion."""
-    sample = rows[:, :: max(1, rows.size // _SAMPLE)].astype(np.float64)
-    largest = float(np.max(np.abs(sample)))
-    if not 0 < largest < math.inf:
-        return 1.0, 1.0  # zeros, or weights that are refused elsewhere
-    sample = sample[np.any(sample != 0, axis=1)] / largest
-    scale = np.sqrt(np.mean(sample**2, axis=1))
-    # For cells of width d the distortion of a slice is d^2 / (12 scale), up to a factor.
-    common = np.exp(np.mean(np.log(scale))) * 12 * 4.0**-rate
-    own = np.sqrt(common * scale)[:, None]
-    shared = math.sqrt(common / np.mean(1 / scale))
-    codebooks = len(rows)
-    return _coded_bits(sample / shared, rows.size, 1), _coded_bits(
-        sample / own, rows.size, codebooks
-    )
-
-
 def _coded_bits(cells: np.ndarray, total: int, codebooks: int) -> float:
-    """Return the bits of all codes and of the levels' values and table."""
-    _, number = np.unique(np.rint(cells), return_counts=True)
-    shares = number / cells.size
+    """Return the bits of all codes, and of the levels' values and table.
+
+    Args:
+      cells: numbers of the cells of a sample of the weights.
+      total: number of all weights.
+      codebooks: number of slices with levels of their own.
+    """
+    _, count = np.unique(cells, return_counts=True)
+    shares = count / cells.size
     entropy = -float(shares @ np.log2(shares))
-    levels = min(number.size, 2 * 2.0**entropy)  # rare ones are joined
+    levels = min(count.size, 2 * 2.0**entropy)  # rare ones are joined
     return total * entropy + levels * (_LEVEL_BITS * codebooks + _TABLE_BITS)
