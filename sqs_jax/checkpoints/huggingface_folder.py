@@ -47,7 +47,8 @@ _MARKS = {"model_index.json", "modules.json", "config.json", "config_sentence_tr
 _TRAINING_STATE = re.compile(r"checkpoint-\d+")
 _TIED = re.compile(
     r"(.*\.)?(lm_head|embed_out|output|decoder|embed_tokens|wte|shared|\w*embeddings?)"
-    r"\.(weight|bias)"
+    r"\.(weight|bias)",
+    re.DOTALL,
 )
 """Names of input embeddings and output heads, of which models keep one of two that are tied."""
 

@@ -19,18 +19,21 @@ __all__ = [
 ]
 
 TENSORS = ".safetensors"
-INDEX = re.compile(r".+\.safetensors\.index(\.[\w-]+)?\.json")
-_ANY_INDEX = re.compile(r".+\.(safetensors|bin|h5|msgpack)\.index(\.[\w-]+)?\.json", re.IGNORECASE)
+# DOTALL everywhere: a name may hold a line break.
+INDEX = re.compile(r".+\.safetensors\.index(\.[\w-]+)?\.json", re.DOTALL)
+_ANY_INDEX = re.compile(
+    r".+\.(safetensors|bin|h5|msgpack)\.index(\.[\w-]+)?\.json", re.IGNORECASE | re.DOTALL
+)
 _WEIGHTS = re.compile(
     r".*\.(safetensors|sqs|bin|pt|pth|ckpt|pkl|pickle|h5|hdf5|msgpack|npz|onnx|onnx_data|gguf|ot"
     r"|tflite)",
-    re.IGNORECASE,
+    re.IGNORECASE | re.DOTALL,
 )
 _TRAINER_STATE = re.compile(r"training_args\.bin|scheduler\.pt|rng_state\w*\.pth")
 """Small files that the Trainer of transformers leaves; they hold settings, not weights."""
 _PRIMARY = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 """What transformers and diffusers load, if it is there, before any index."""
-_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
+_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors", re.DOTALL)
 
 
 class WeightFiles(NamedTuple):
@@ -130,7 +133,9 @@ def _ambiguous(folder: str, names: list[str]) -> CheckpointError:
 
 def _without_index(folder: str, tensors: list[str]) -> list[str]:
     """Choose among files that no index lists: the only one, or all shards of a set."""
-    variant = re.compile(r"(.+)\.[\w-]+\.safetensors")  # model.fp16.safetensors beside the plain
+    variant = re.compile(
+        r"(.+)\.[\w-]+\.safetensors", re.DOTALL
+    )  # model.fp16.safetensors beside the plain
     plain = [
         name
         for name in tensors

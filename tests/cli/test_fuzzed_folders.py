@@ -4,7 +4,7 @@ import pytest
 
 from tests.fuzz import fuzz_folder
 
-SEEDS = [*range(40), 10125, 10518]  # the last two were findings
+SEEDS = [*range(40), 10125, 10518, 21893]  # the last ones were findings
 
 
 @pytest.mark.parametrize("seed", SEEDS)
