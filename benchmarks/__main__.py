@@ -22,6 +22,7 @@ from benchmarks import (
     imported,
     input,
     memory,
+    monotone,
     recipes,
     scaling,
     soft_weight,
@@ -32,6 +33,7 @@ from benchmarks import (
 BENCHMARKS = {
     "file": file.run,
     "budget": budget.run,
+    "monotone": monotone.run,
     "memory": memory.run,
     "soft_weight": soft_weight.run,
     "steps": steps.run,

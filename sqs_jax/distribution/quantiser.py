@@ -8,8 +8,8 @@ Minimises D + slope * bits over levels and codes together (Chou, Lookabaugh, Gra
 where code 0 is the value 0 and p(code) is a code's share of the tensor. How many levels there are
 follows from the slope: the start is a uniform grid, and a level stays where it is worth its bits.
 
-The weights are sorted once, and each code has an interval of them: a step costs K log N, not N. On
-the host in float64, as in codebook.py.
+The weights are sorted once, and each code has an interval of them: a step costs K log N, not N. All
+steps run on a batch of tensors, see power_diagram.py, on the host in float64.
 """
 
 import math
@@ -19,20 +19,26 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sqs_jax.distribution.points import Source, group_by_sensitivity
+from sqs_jax.distribution.power_diagram import Batch, cells, grid_counts, pack, side_by_side
 
 __all__ = [
     "LEVEL_BITS",
+    "TABLE_BITS",
     "Quantiser",
     "assign",
     "entropy_bits",
     "grid_bits",
     "lossless",
     "quantise",
+    "quantise_all",
+    "split",
     "thin",
 ]
 
-_TABLE_BITS = 10.0  # of a level in the coder's table, about
-LEVEL_BITS = 16.0 + _TABLE_BITS
+TABLE_BITS = 10.0
+"""What a level takes in the coder's table, about."""
+
+LEVEL_BITS = 16.0 + TABLE_BITS
 """What a level costs beside its codes, its value being stored in 16 bits."""
 
 _MAX_LEVELS = 1 << 15
@@ -41,6 +47,7 @@ _FEW = 64  # edges, with each of which every weight is compared
 _GOLDEN = (math.sqrt(5) - 1) / 2
 _ANY_SLOPE = 1e-300  # so small that the nearest level wins
 _STEPS, _TOLERANCE = 100, 1e-4
+_HALVINGS, _LEAST_SHARE, _LONGER = 12, 1e-4, 8.0  # of `split`
 # A uniform quantiser with cells of width d has D = d^2 / 12 at high rate, and dD/dbits = -2 ln2 D.
 _WIDTH = math.sqrt(6 / math.log(2))
 
@@ -55,7 +62,7 @@ class Quantiser(NamedTuple):
       mass: the summed sensitivity of each level's weights, [T, K].
       distortion: D, of the whole tensor.
       bits: of the codes and the coder's table, not of the levels' values.
-      thinned: (share, slope) of weights, evenly spread, that are coded at another slope.
+      thinned: (share, code): of the weights of that code this share, evenly spread, has others.
     """
 
     levels: np.ndarray
@@ -64,60 +71,95 @@ class Quantiser(NamedTuple):
     mass: np.ndarray
     distortion: float
     bits: float
-    thinned: tuple[float, float] = (0.0, 0.0)
+    thinned: tuple[float, int] = (0.0, 0)
 
 
 def quantise(sources: Sequence[Source], slope: float, *, prunable: bool = True) -> Quantiser:
-    """Minimise distortion + slope * bits over levels and codes.
+    """Minimize distortion + slope * bits over levels and codes of one tensor.
 
     Args:
-      sources: of all slices of a tensor; slices share the codes' lengths, not their levels.
-      slope: distortion that is worth one bit, > 0.
-      prunable: whether the value 0 is one of the levels, as code 0.
+      sources: Sources of all slices; slices share the codes' lengths, not their levels.
+      slope: Distortion that is worth one bit, > 0.
+      prunable: Whether the value 0 is one of the levels, as code 0.
 
     Returns:
-      The quantiser; it may have no level at all (K = 0) if every weight is best pruned.
+      The quantizer; it may have no level at all (K = 0) if every weight is best pruned.
     """
-    levels = _grid(sources, slope, prunable)
-    lengths = np.zeros(levels.shape[1] + 1)
-    lengths[0] = 0.0 if prunable else np.inf
-    square, previous = sum(source.energy for source in sources), np.inf
+    return quantise_all(side_by_side([sources]), slope, np.array([prunable]))[0]
+
+
+def quantise_all(batch: Batch, slope: float, prunable: np.ndarray) -> list[Quantiser]:
+    """Run `quantise` on P tensors together, which for small tensors is many times as fast.
+
+    Args:
+      batch: P tensors.
+      slope: Distortion that is worth one bit, > 0.
+      prunable: Whether each tensor has the value 0 as code 0, [P].
+    """
+    levels, lengths = _grid(batch, slope, prunable)
+    energies, previous = batch.energies, np.full(len(lengths), np.inf)
+    numbers = np.arange(len(lengths))
+    results: dict[int, Quantiser] = {}
     for step in range(_STEPS):
-        count, mass, moment = _statistics(sources, levels, lengths, slope)
-        used = count[1:] > 0
-        levels, mass, moment = levels[:, used], mass[:, used], moment[:, used]
-        count = count[np.append(True, used)]
+        count, mass, moment = batch.sums(levels, lengths, np.full(len(lengths), slope))
+        used = count[:, 1:] > 0
+        by_slice = used[batch.tensors]
+        levels, mass, moment = pack(by_slice, levels, mass, moment)
+        (counted,) = pack(used, count[:, 1:])
+        count = np.concatenate([count[:, :1], counted], axis=1)
         held = mass > 0  # a level may have weights in some slices only
         levels = np.where(held, moment / np.where(held, mass, 1.0), levels)
         lengths = _lengths(count)
-        distortion = square - float(np.sum(levels * moment))  # levels are means
-        objective = distortion + slope * (entropy_bits(count) + LEVEL_BITS * levels.shape[1])
-        if objective > previous - _TOLERANCE * abs(previous):
-            merged = _merge(levels, count, mass, slope)
-            if merged is None or step == _STEPS - 1:
-                break
-            levels, lengths = merged
+        used_levels = used.sum(axis=1)
+        # levels are means; those of unused codes have no moment
+        distortion = energies - batch.by_tensor(np.sum(levels * moment, axis=1))
+        entropy = entropy_bits(count)
+        objective = distortion + slope * (entropy + LEVEL_BITS * used_levels)
+        last = step == _STEPS - 1
+        stalled = (objective > (1 - _TOLERANCE) * previous) | last
         previous = objective
-    # sensitivities may have moved levels past each other, unused ones of a slice may lie anywhere
-    order = np.argsort(levels, axis=1, kind="stable")
-    levels, mass = (np.take_along_axis(x, order, axis=1) for x in (levels, mass))
-    bits = entropy_bits(count) + _TABLE_BITS * levels.shape[1]
-    return Quantiser(levels, lengths, slope, mass, max(distortion, 0.0), bits)
+        if not stalled.any():
+            continue
+        merged_levels, merged_count, merged = _merge(batch, levels, count, mass, slope)
+        done = stalled & (~merged | last)
+        joins = stalled & ~done
+        lengths = np.where(joins[:, None], _lengths(merged_count), lengths)
+        if done.any():
+            for i in np.flatnonzero(done).tolist():
+                mine, k = batch.tensors == i, int(used_levels[i])
+                # sensitivities may have moved levels past each other, unused ones of a slice may
+                # lie anywhere
+                order = np.argsort(levels[mine, :k], axis=1, kind="stable")
+                results[int(numbers[i])] = Quantiser(
+                    np.take_along_axis(levels[mine, :k], order, 1),
+                    lengths[i, np.append(0, 1 + order[0])],
+                    slope,
+                    np.take_along_axis(mass[mine, :k], order, 1),
+                    max(float(distortion[i]), 0.0),
+                    float(entropy[i]) + TABLE_BITS * k,
+                )
+            if done.all():
+                break
+        levels = np.where(joins[batch.tensors][:, None], merged_levels, levels)
+        if done.any():
+            left = ~done
+            levels, batch = levels[left[batch.tensors]], batch.take(left)
+            lengths, numbers = lengths[left], numbers[left]
+            energies, previous = energies[left], previous[left]
+    return [results[i] for i in range(len(results))]
 
 
-def grid_bits(sources: Sequence[Source], slope: float) -> float:
-    """Return the entropy of the grid that `quantise` starts from, bits; few levels more is best."""
-    width = _widths(sources, slope)
-    count: dict[float, float] = {}
-    for source in sources:
-        cells = np.rint(source.values / width[source.row])
-        starts = np.flatnonzero(np.append(True, cells[1:] != cells[:-1]))
-        ends = np.append(starts, cells.size)
-        for cell, number in zip(
-            cells[starts].tolist(), np.diff(source.sums[0, ends]).tolist(), strict=True
-        ):
-            count[cell] = count.get(cell, 0.0) + number
-    return entropy_bits(np.array(list(count.values())))
+def grid_bits(batch: Batch, slope: float) -> tuple[np.ndarray, np.ndarray]:
+    """Describe the grids that `quantise_all` starts from.
+
+    Returns:
+      Entropy of the codes of each tensor in bits, [P]: few levels more is best; and the number of
+      cells, [P].
+    """
+    owner, _, number = grid_counts(batch, _widths(batch, slope))
+    tensors = int(batch.tensors[-1]) + 1
+    terms, totals = (np.bincount(owner, x, tensors) for x in (_xlogx(number), number))
+    return _xlogx(totals) - terms, np.bincount(owner, minlength=tensors)
 
 
 def lossless(sources: Sequence[Source], *, prunable: bool = True) -> Quantiser | None:
@@ -135,80 +177,49 @@ def lossless(sources: Sequence[Source], *, prunable: bool = True) -> Quantiser |
     levels = np.stack([np.append(v, [v[-1] if v.size else 0.0] * (most - v.size)) for v in values])
     lengths = np.zeros(most + 1)
     lengths[0] = 0.0 if prunable else np.inf
-    count, mass, _ = _statistics(sources, levels, lengths, _ANY_SLOPE)
-    bits = entropy_bits(count) + _TABLE_BITS * most
+    (count,), mass, _ = side_by_side([sources]).sums(levels, lengths[None], np.array([_ANY_SLOPE]))
+    bits = float(entropy_bits(count)) + TABLE_BITS * most
     return Quantiser(levels, _lengths(count), _ANY_SLOPE, mass, 0.0, bits)
 
 
-def _grid(sources: Sequence[Source], slope: float, prunable: bool) -> np.ndarray:
-    """Start from multiples of the width that is best for many levels; [T, K] without 0."""
-    width = _widths(sources, slope)
-    while True:
-        cells = [np.unique(np.rint(source.values / width[source.row])) for source in sources]
-        multiples = np.unique(np.concatenate(cells))
-        if prunable:
-            multiples = multiples[multiples != 0]
-        if multiples.size <= _MAX_LEVELS:
-            return width[:, None] * multiples
-        width = width * 1.25
-
-
-def _widths(sources: Sequence[Source], slope: float) -> np.ndarray:
-    """Return the width of cells of each slice, [T]."""
-    largest = np.zeros(1 + max(source.row for source in sources))
-    for source in sources:
-        largest[source.row] = max(largest[source.row], source.sensitivity)
-    return _WIDTH * np.sqrt(slope / largest)
-
-
-def _statistics(
-    sources: Sequence[Source], levels: np.ndarray, lengths: np.ndarray, slope: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Give every point its best code.
+def _grid(batch: Batch, slope: float, prunable: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Start from multiples of the width that is best for many levels.
 
     Returns:
-      Number of weights per code, [K + 1]; sums of s and of s w per slice and level, [T, K].
+      Levels without 0, [S, K]; lengths of the codes, [P, K + 1], inf for padding.
     """
-    count = np.zeros(lengths.size)
-    sums = np.zeros((2, len(levels), lengths.size))
-    for source in sources:
-        order, edges = _cells(levels[source.row], slope / source.sensitivity * lengths)
-        ends = np.searchsorted(source.values, edges)
-        ends = np.concatenate([[0], ends, [source.values.size]])
-        number, total, _ = np.diff(source.sums[:, ends], axis=1)
-        count[order] += number
-        sums[0, source.row, order] += source.sensitivity * number
-        sums[1, source.row, order] += source.sensitivity * total
-    return count, sums[0, :, 1:], sums[1, :, 1:]
-
-
-def _cells(levels: np.ndarray, penalties: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the codes that win somewhere, by ascending level, and the edges between them.
-
-    Code c costs (w - level)^2 + penalty at w, a line in w when w^2 is taken off: the winners are
-    the lower convex hull of the points (level, level^2 + penalty).
-    """
-    levels = np.append(0.0, levels)
-    heights = levels**2 + penalties
-    order = np.lexsort((heights, levels))
-    order = order[np.isfinite(heights[order])]
-    keep = np.append(True, np.diff(levels[order]) > 0)  # of equal levels the cheapest
+    width = _widths(batch, slope)
+    tensors = len(prunable)
     while True:
-        order = order[keep]
-        edges = np.diff(heights[order]) / (2 * np.diff(levels[order]))
-        # a point above the line between its neighbours is no corner of the hull
-        keep = np.concatenate([[True], np.diff(edges) > 0, [True]])[: order.size]
-        if keep.all():
-            return order, edges
+        owner, multiple, _ = grid_counts(batch, width)
+        level = (multiple != 0) | ~prunable[owner]
+        owner, multiple = owner[level], multiple[level]
+        sizes = np.bincount(owner, minlength=tensors)
+        if sizes.max() <= _MAX_LEVELS:
+            break
+        width = np.where((sizes > _MAX_LEVELS)[batch.tensors], 1.25 * width, width)
+    place = np.arange(owner.size) - (np.cumsum(sizes) - sizes)[owner]
+    multiples = np.zeros((tensors, int(sizes.max())))
+    multiples[owner, place] = multiple
+    lengths = np.zeros((tensors, multiples.shape[1] + 1))
+    lengths[:, 0] = np.where(prunable, 0.0, np.inf)
+    lengths[:, 1:] = np.where(np.arange(multiples.shape[1]) < sizes[:, None], 0.0, np.inf)
+    return width[:, None] * multiples[batch.tensors], lengths
+
+
+def _widths(batch: Batch, slope: float) -> np.ndarray:
+    """Return the width of cells of each slice, [S]."""
+    return _WIDTH * np.sqrt(slope / batch.largest_sensitivities())
 
 
 def _lengths(count: np.ndarray) -> np.ndarray:
-    return -np.log2(count / count.sum(), where=count > 0, out=np.full(count.shape, -np.inf))
+    share = count / count.sum(axis=-1, keepdims=True)
+    return -np.log2(share, where=count > 0, out=np.full(count.shape, -np.inf))
 
 
-def entropy_bits(count: np.ndarray) -> float:
-    """Return N * H of codes that occur so many times, bits."""
-    return float(_xlogx(count.sum()) - _xlogx(count).sum())
+def entropy_bits(count: np.ndarray) -> Any:
+    """Return N * H of codes that occur so many times, bits; [..., K] -> [...]."""
+    return _xlogx(count.sum(axis=-1)) - _xlogx(count).sum(axis=-1)
 
 
 def _xlogx(x: np.ndarray) -> np.ndarray:
@@ -216,46 +227,112 @@ def _xlogx(x: np.ndarray) -> np.ndarray:
 
 
 def _merge(
-    levels: np.ndarray, count: np.ndarray, mass: np.ndarray, slope: float
-) -> tuple[np.ndarray, np.ndarray] | None:
+    batch: Batch, levels: np.ndarray, count: np.ndarray, mass: np.ndarray, slope: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Join levels with the next one, or with 0, where that lowers the objective.
 
+    Args:
+      batch: P tensors.
+      levels, mass: [S, K].
+      count: [P, K + 1]; used codes come first, the others are padding.
+      slope: Distortion that is worth one bit.
+
     Returns:
-      Fewer levels and the codes' lengths; None if there is nothing to join.
+      Levels, [S, K]; counts in which a joined level has none, [P, K + 1]; and whether a tensor has
+      joined any, [P].
     """
-    number = count[1:]
-    if not number.size:
-        return None
-    after, rise = np.full((2, number.size), np.inf)
-    if count[0]:
-        saved = _xlogx(number + count[0]) - _xlogx(number) - _xlogx(count[0])
-        rise = np.sum(mass * levels**2, 0) - slope * (saved + LEVEL_BITS)
-    saved = _xlogx(number[1:] + number[:-1]) - _xlogx(number[1:]) - _xlogx(number[:-1])
-    joint = mass[:, 1:] * mass[:, :-1] / np.maximum(mass[:, 1:] + mass[:, :-1], 1e-300)
-    after[:-1] = np.sum(joint * np.diff(levels) ** 2, 0) - slope * (saved + LEVEL_BITS)
+    number, zeros = count[:, 1:], count[:, :1]
+    after, rise = np.full((2, *number.shape), np.inf)
+    saved = _xlogx(number + zeros) - _xlogx(number) - _xlogx(zeros)
+    pruning = batch.by_tensor(mass * levels**2) - slope * (saved + LEVEL_BITS)
+    rise = np.where((zeros > 0) & (number > 0), pruning, np.inf)
+    saved = _xlogx(number[:, 1:] + number[:, :-1]) - _xlogx(number[:, 1:])
+    saved -= _xlogx(number[:, :-1])
+    both = np.maximum(mass[:, 1:] + mass[:, :-1], 1e-300)
+    apart = batch.by_tensor(mass[:, 1:] * mass[:, :-1] / both * np.diff(levels) ** 2)
+    after[:, :-1] = np.where(number[:, 1:] > 0, apart - slope * (saved + LEVEL_BITS), np.inf)
 
     best = np.minimum(rise, after)
-    padded = np.concatenate([[np.inf], best, [np.inf]])
-    due = (best < 0) & (best <= padded[:-2]) & (best < padded[2:])  # never two neighbours
-    if not due.any():
-        return None
-    levels, count = levels.copy(), count.copy()
-    pruned = due & (rise <= after)  # each makes pruning the others cheaper still
-    (first,) = np.nonzero(due & (after < rise))
-    share = mass[:, first + 1] / np.maximum(mass[:, first] + mass[:, first + 1], 1e-300)
-    levels[:, first + 1] = levels[:, first] + share * (levels[:, first + 1] - levels[:, first])
-    count[first + 2] += count[first + 1]
-    count[0] += number[pruned].sum()
-    stays = ~pruned
-    stays[first] = False
-    return levels[:, stays], _lengths(count[np.append(True, stays)])
+    padded = np.pad(best, ((0, 0), (1, 1)), constant_values=np.inf)
+    # never two neighbors
+    due = (best < 0) & (best <= padded[:, :-2]) & (best < padded[:, 2:])
+    pruned = due & (rise <= after)  # pruning one makes pruning the others cheaper still
+    joined = due & ~pruned
+    count = count.copy()
+    count[:, 1:][pruned | joined] = 0.0
+    count[:, 2:][joined[:, :-1]] += number[joined]
+    count[:, 0] += np.sum(np.where(pruned, number, 0.0), axis=1)
+    middle = levels[:, :-1] + mass[:, 1:] / both * np.diff(levels)
+    levels = levels.copy()
+    levels[:, 1:] = np.where(joined[batch.tensors][:, :-1], middle, levels[:, 1:])
+    return levels, count, due.any(axis=1)
+
+
+def split(sources: Sequence[Source], quantiser: Quantiser, spare: float) -> Quantiser:
+    """Spend bits on further levels: for sizes that no slope has as its optimum.
+
+    New levels halve the cells that distort most. Their codes are long, and the slope decides how
+    many weights use them: from none to all that are nearest. With fixed levels the distortion falls
+    with the slope, and the bits grow almost continuously.
+
+    Args:
+      sources: Sources as given to `quantise`.
+      quantiser: The result of that.
+      spare: Bits to spend, at most; those of the levels' values included.
+
+    Returns:
+      A quantizer of no more distortion; the same one if the bits do not suffice.
+    """
+    levels, lengths = quantiser.levels, quantiser.lengths
+    if not 0 < levels.shape[1] < _MAX_LEVELS // 2 or quantiser.slope <= _ANY_SLOPE:
+        return quantiser
+    batch, slopes = side_by_side([sources]), np.array([quantiser.slope])
+    value_bits = 16.0 * len(levels)
+    most = quantiser.bits + value_bits * levels.shape[1] + spare
+    (count,), mass, _ = batch.sums(levels, lengths[None], slopes)
+    gain = batch.spreads(levels, lengths[None], slopes)
+    deviation = np.sqrt(np.divide(gain, mass, where=mass > 0, out=np.zeros_like(gain)))
+    gaps = np.append(np.diff(levels, axis=1), np.full((len(levels), 1), np.inf), axis=1)
+    middle = levels + np.minimum(deviation, gaps / 2)
+    costs = count[1:] + TABLE_BITS + value_bits
+    order = np.argsort(-gain.sum(axis=0) / costs, kind="stable")
+    longest = lengths[np.isfinite(lengths)].max() + _LONGER
+
+    def measure(number: int, slope: float) -> Quantiser:
+        places = 1 + np.sort(order[:number])
+        tried = np.insert(levels, places, middle[:, places - 1], axis=1)
+        code_bits = np.insert(lengths, places + 1, longest)
+        (count,), mass, moment = batch.sums(tried, code_bits[None], np.array([slope]))
+        used = count[1:] > 0
+        tried, mass, moment = tried[:, used], mass[:, used], moment[:, used]
+        distortion = batch.energies[0] + np.sum(tried * (tried * mass - 2 * moment))
+        bits = float(entropy_bits(count)) + TABLE_BITS * tried.shape[1]
+        code_bits = code_bits[np.append(True, used)]
+        return Quantiser(tried, code_bits, slope, mass, max(float(distortion), 0.0), bits)
+
+    best = quantiser
+    most_levels = min(order.size, int(spare / (TABLE_BITS + value_bits)))
+    for number in [0, *(1 << i for i in range(most_levels.bit_length() - 1)), most_levels]:
+        low, high = _LEAST_SHARE * quantiser.slope, quantiser.slope
+        for step in range(_HALVINGS):
+            slope = math.sqrt(low * high) if step else low
+            tried = measure(number, slope)
+            if tried.bits + value_bits * tried.levels.shape[1] <= most:
+                high = slope
+                if tried.distortion < best.distortion:
+                    best = tried
+                if slope == low:
+                    break
+            else:
+                low = slope
+    return best
 
 
 def thin(sources: Sequence[Source], quantiser: Quantiser, excess: float) -> Quantiser | None:
     """Take bits from the codes and leave the levels: for sizes that no slope has as its optimum.
 
-    As between the sizes of a tensor of few distinct values. The slope of the codes alone grows
-    until they fit, and of equal weights only as many as needed change their code.
+    As between the sizes of a tensor of few distinct values. Levels go out of use one after
+    another, those first that are worth least; the last one for as many weights as needed.
 
     Args:
       sources: as given to `quantise`.
@@ -263,32 +340,61 @@ def thin(sources: Sequence[Source], quantiser: Quantiser, excess: float) -> Quan
       excess: bits to take, at least.
 
     Returns:
-      The quantiser, its levels as they were; None if its codes have fewer bits.
+      The quantizer, its levels as they were; None if that is too much for its codes.
     """
-    levels = quantiser.levels
-    # strictly ordered, so that one code is the cheapest
-    lengths = quantiser.lengths + 1e-3 * np.argsort(np.argsort(quantiser.lengths, kind="stable"))
+    levels, lengths = quantiser.levels, quantiser.lengths.copy()
+    batch = side_by_side([sources])
+    energy, slopes = float(batch.energies[0]), np.array([quantiser.slope])
 
-    def count(slope: float) -> np.ndarray:
-        return _statistics(sources, levels, lengths, slope)[0]
+    def measure() -> tuple[np.ndarray, np.ndarray, float]:
+        (count,), mass, moment = batch.sums(levels, lengths[None], slopes)
+        distortion = energy + float(np.sum(levels * (levels * mass - 2 * moment)))
+        return count, mass, distortion
 
-    low = high = quantiser.slope
-    most = entropy_bits(count(low)) - excess
-    if most < 0:
-        return None
-    while entropy_bits(count(high)) > most:
-        low, high = high, 1e3 * high
-    for _ in range(40):
-        middle = math.sqrt(low) * math.sqrt(high)
-        low, high = (low, middle) if entropy_bits(count(middle)) <= most else (middle, high)
-    dear, cheap = count(low), count(high)
-    share, enough = 0.0, 1.0
-    for _ in range(40):
-        middle = (share + enough) / 2
-        fits = entropy_bits((1 - middle) * dear + middle * cheap) <= most
-        share, enough = (share, middle) if fits else (middle, enough)
-    bits, thinned = quantiser.bits - excess, (enough, high)
-    return quantiser._replace(lengths=lengths, slope=low, bits=bits, thinned=thinned)
+    count, mass, distortion = measure()
+    most = float(entropy_bits(count)) - excess
+    number = max(1, lengths.size // 8)  # of levels that go at once
+    while most >= 0:
+        usable = np.flatnonzero(np.isfinite(lengths))
+        if usable.size < 2:
+            return None
+        number = min(number, usable.size - 1)
+        loss = _losses(levels, mass, usable)
+        codes = usable[np.argsort(loss, kind="stable")[:number]]
+        old, lengths[codes] = lengths[codes], np.inf
+        fewer, less_mass, farther = measure()
+        if entropy_bits(fewer) > most:
+            count, mass, distortion = fewer, less_mass, farther
+            continue
+        lengths[codes] = old
+        if number > 1:
+            number //= 2
+            continue
+        share, enough = 0.0, 1.0
+        for _ in range(40):
+            middle = (share + enough) / 2
+            fits = entropy_bits((1 - middle) * count + middle * fewer) <= most
+            share, enough = (share, middle) if fits else (middle, enough)
+        return quantiser._replace(
+            lengths=lengths,
+            distortion=max((1 - enough) * distortion + enough * farther, 0.0),
+            bits=quantiser.bits - excess,
+            thinned=(enough, int(codes[0])),
+        )
+    return None
+
+
+def _losses(levels: np.ndarray, mass: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Return about how much the distortion rises if each of some codes goes out of use."""
+    values = np.concatenate([np.zeros((len(levels), 1)), levels], axis=1)[:, codes]
+    order = np.argsort(values, axis=1)
+    gaps = np.diff(np.take_along_axis(values, order, 1), axis=1)
+    ends = np.full((len(gaps), 1), np.inf)
+    nearest = np.minimum(np.append(ends, gaps, axis=1), np.append(gaps, ends, axis=1))
+    loss = np.take_along_axis(np.append(ends, mass, axis=1)[:, codes], order, 1) * nearest**2
+    losses = np.empty_like(loss)
+    np.put_along_axis(losses, order, loss, 1)
+    return np.where(codes == 0, np.inf, losses.sum(axis=0))
 
 
 def assign(
@@ -310,25 +416,36 @@ def assign(
     """
     levels, lengths = quantiser.levels, quantiser.lengths
     codes = np.empty(weights.shape, np.uint8 if levels.shape[1] <= 255 else np.uint16)
-    share, other = quantiser.thinned
+    share, dropped = quantiser.thinned
+    fewer = np.where(np.arange(lengths.size) == dropped, np.inf, lengths)
     group = np.zeros(weights.shape[1], np.int8)
+    affected = 0  # weights of the code that some must not use
     for t, row in enumerate(weights):
         mine = [source for source in sources if source.row == t]
         if sensitivity is not None:
             group = group_by_sensitivity(sensitivity[t])
+
+        def best(t: int, chosen: Any, bits: np.ndarray, source: Source, row: np.ndarray) -> Any:
+            penalties = quantiser.slope / source.sensitivity * bits
+            (order,), (edges,), (used,) = cells(levels[t : t + 1], penalties[None])
+            numbers = _edges_below(row[chosen], edges[: used - 1])
+            return order[:used].astype(codes.dtype)[numbers]
+
         for start in range(0, row.size, _BLOCK):
             block = slice(start, start + _BLOCK)
-            thinned = np.zeros(row[block].size, bool)
-            if share:  # multiples of the golden ratio mod 1: any share of them is spread evenly
-                thinned = (np.arange(start, start + thinned.size) * _GOLDEN) % 1 < share
+            here = codes[t, block]
             for g, source in enumerate(mine):
-                for slope, chosen in ((quantiser.slope, ~thinned), (other, thinned)):
-                    where: Any = chosen & (group[block] == g)
-                    if where.any():
-                        order, edges = _cells(levels[t], slope / source.sensitivity * lengths)
-                        where = slice(None) if where.all() else where  # which copies nothing
-                        numbers = _edges_below(row[block][where], edges)
-                        codes[t, block][where] = order.astype(codes.dtype)[numbers]
+                where: Any = group[block] == g
+                where = slice(None) if where.all() else where  # which copies nothing
+                here[where] = best(t, where, lengths, source, row[block])
+            if share:  # multiples of the golden ratio mod 1: any share of them is spread evenly
+                places = np.flatnonzero(here == dropped)
+                order = np.arange(affected, affected + places.size)
+                places = places[(order * _GOLDEN) % 1 < share]
+                affected += order.size
+                for g, source in enumerate(mine):
+                    where = places[group[block][places] == g]
+                    here[where] = best(t, where, fewer, source, row[block])
     return codes
 
 

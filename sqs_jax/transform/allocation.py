@@ -1,21 +1,30 @@
-"""One price per bit for all tensors together, found such that a file has a size."""
+"""One price per bit for all tensors together, found such that a file has a size.
+
+The slopes are the powers of a step, so that all budgets see the same choices. Between two slopes
+tensors change one after another, those first that gain the most per bit: what a budget buys, a
+larger budget buys too, and more.
+"""
 
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sqs_jax.transform.alternatives import Choice, Tensor
+from sqs_jax.transform.alternatives import Choice, Tensor, coded_choices
 
 _CODER = 0.97  # a stream's bits over the estimate, before a file has shown them
 _TELLING_BITS = 2048  # of a stream that says something of the coder
-_LEAST_SLOPE, _MOST_SLOPE = 1e-30, 1e6  # pruning everything has a distortion of 1
-_CLOSE, _GAP = 5e-4, 5e-3  # of a size: near enough for an estimate; not near
+_RATIO = math.sqrt(2)  # of neighboring slopes: a quarter of a bit per weight
+_LOWEST, _HIGHEST = -200, 40  # powers: slopes of 1e-30 and 1e6; pruning everything costs 1
+_CLOSE, _GAP = 5e-4, 5e-3  # shares of a size: near enough for an estimate; not near
+_LONGEST = 8  # step over slopes in search of a size
+_FILLED = 8  # tensors that get a slope of their own
+_HALVINGS = 8  # of the interval in which that is
 
 
 class Point(NamedTuple):
     """What the tensors choose at one slope, and about how many bytes the file then has."""
 
-    slope: float
+    power: int
     choices: list[Choice]
     bytes: float
 
@@ -30,14 +39,18 @@ class Allocation:
 
     def __init__(self, tensors: Sequence[Tensor], rest: float) -> None:
         self._tensors = tensors
-        self._allowed = [tensor.fixed for tensor in tensors]
+        self._limits = [math.inf] * len(tensors)  # every choice must have fewer bits
         self._coder = [_CODER] * len(tensors)
         self._rest = rest
-        self._slope = 0.0  # where the last search ended
+        self._weights = max(1.0, sum(float(s.sums[0, -1]) for t in tensors for s in t.sources))
+        self._power: int | None = None  # where the last search ended
+        self._coded: dict[int, dict[int, Choice | None]] = {}  # by power and tensor
+        self._fine: dict[tuple[int, float], Choice] = {}  # by tensor and slope
 
     def least(self) -> list[Choice]:
         """Return the choices of the smallest file."""
-        return [tensor.choose(_MOST_SLOPE, tensor.fixed) for tensor in self._tensors]
+        self._limits = [math.inf] * len(self._tensors)
+        return self.at(_HIGHEST).choices
 
     def exact(self) -> list[Choice]:
         """Return the choices of the smallest file that loses nothing."""
@@ -45,11 +58,43 @@ class Allocation:
 
     def learn(self, choices: Sequence[Choice], bits: Sequence[int], file_bits: int) -> None:
         """Take in what tensors and file have really taken: `bytes` is then right for them."""
-        for i, (choice, real) in enumerate(zip(choices, bits, strict=True)):
-            if choice.quantiser is not None and choice.bits > _TELLING_BITS:
-                self._coder[i] = real / choice.bits
+        self._learn_coder(range(len(choices)), choices, bits)
         self._rest = 0.0
         self._rest = file_bits - 8 * self.bytes(choices)
+
+    def learn_from_some(
+        self, numbers: Sequence[int], choices: Sequence[Choice], bits: Sequence[int], rest: float
+    ) -> None:
+        """Take in what some tensors, and about what the rest of the file will take.
+
+        Args:
+          numbers: Numbers of these tensors.
+          choices: Their choices.
+          bits: Bits of their streams.
+          rest: Bits of the file that are no tensor's, about.
+        """
+        self._learn_coder(numbers, choices, bits)
+        mean = sum(map(self._coder.__getitem__, numbers)) / len(numbers)
+        for i in set(range(len(self._tensors))).difference(numbers):
+            self._coder[i] = mean
+        self._rest = rest
+
+    def _learn_coder(
+        self, numbers: Sequence[int], choices: Sequence[Choice], bits: Sequence[int]
+    ) -> None:
+        """Correct the bits of streams; those too short to say much are taken together."""
+        coded = [
+            (i, choice.bits, real)
+            for i, choice, real in zip(numbers, choices, bits, strict=True)
+            if choice.quantiser is not None
+        ]
+        short = [streams for streams in coded if streams[1] <= _TELLING_BITS]
+        estimate, real_bits = (sum(stream[k] for stream in short) for k in (1, 2))
+        for i, expected, real in coded:
+            if expected > _TELLING_BITS:
+                self._coder[i] = real / expected
+            elif estimate > _TELLING_BITS:
+                self._coder[i] = real_bits / estimate
 
     def bytes(self, choices: Sequence[Choice]) -> float:
         """Estimate the file's size."""
@@ -59,78 +104,144 @@ class Allocation:
         """Estimate what a choice of tensor i takes."""
         return choice.bits if choice.quantiser is None else choice.bits * self._coder[i]
 
-    def at(self, slope: float) -> Point:
-        """Let every tensor choose at a slope."""
-        choices = [t.choose(slope, f) for t, f in zip(self._tensors, self._allowed, strict=True)]
-        return Point(slope, choices, self.bytes(choices))
+    def at(self, power: int) -> Point:
+        """Let every tensor choose at a slope: levels for this slope, or a fixed choice."""
+        slope = _RATIO**power
+
+        def objective(choice: Choice) -> float:
+            return choice.distortion + slope * choice.bits
+
+        fixed = [
+            min((c for c in tensor.fixed if self._bits(i, c) < limit), key=objective, default=None)
+            for i, (tensor, limit) in enumerate(zip(self._tensors, self._limits, strict=True))
+        ]
+        known = self._coded.setdefault(power, {})
+        missing = [i for i in range(len(self._tensors)) if i not in known]
+        if missing:
+            rivals = [math.inf if (f := fixed[i]) is None else objective(f) for i in missing]
+            coded = coded_choices([self._tensors[i] for i in missing], slope, rivals)
+            known.update(zip(missing, coded, strict=True))
+        choices = []
+        for i, best in enumerate(fixed):
+            coded_choice = known[i]
+            if best is None:
+                assert coded_choice is not None  # it had no rival
+                best = coded_choice
+            elif coded_choice is not None and self._bits(i, coded_choice) < self._limits[i]:
+                best = min(coded_choice, best, key=objective)
+            choices.append(best)
+        return Point(power, choices, self.bytes(choices))
 
     def search(self, size: float) -> list[Choice]:
-        """Find the smallest slope at which the file takes at most `size` bytes.
+        """Find the choices of least distortion with which the file takes at most `size` bytes.
 
-        Sizes jump where a tensor turns dense, or gets a level more. A tensor that would turn dense
-        and then take more than is left is kept from doing so, and the slope sinks further; of what
-        remains to jump, as many tensors jump as fit, and one more with fewer bits in its codes.
+        Sizes jump where a tensor turns dense, or gets a level more. A tensor whose next choice
+        would take more than is left is kept from it, and the slope sinks further for the others.
 
         Args:
           size: bytes.
         """
-        self._allowed = [tensor.fixed for tensor in self._tensors]
-        self._slope = self._slope or self._guess(size)
-        below, above = self._next_to(size, self.at(self._slope))
-        self._slope = below.slope
-        while below.bytes < (1 - _GAP) * size and self._ban(below, size):
-            below, above = self._next_to(size, below)
-        if below.bytes < (1 - _GAP) * size:
-            return self._fill(below, above, size)
-        return below.choices
+        self._limits = [math.inf] * len(self._tensors)
+        power = self._guess(size) if self._power is None else self._power
+        below, above = self._next_to(size, power)
+        self._power = below.power
+        best = self._between(below, above, size)
+        while self.bytes(best) < (1 - _GAP) * size and self._limit(best, above, size):
+            below, above = self._next_to(size, below.power)
+            best = min(best, self._between(below, above, size), key=_distortion)
+        return best
 
-    def _fill(self, below: Point, above: Point, size: float) -> list[Choice]:
-        """Let tensors jump from one point to the other, as many as fit."""
+    def _between(self, below: Point, above: Point, size: float) -> list[Choice]:
+        """Let tensors go over from one point to the other, as many as fit, the best gain first."""
         choices = list(below.choices)
-        for i, (tensor, choice) in enumerate(zip(self._tensors, above.choices, strict=True)):
-            most = self._bits(i, choices[i]) + 8 * (size - self.bytes(choices))
-            if self._bits(i, choice) <= most:
-                choices[i] = choice
-            elif choice.quantiser is not None:
-                choices[i] = tensor.thinned(choice, most / self._coder[i]) or choices[i]
+        spare = 8 * (size - below.bytes)
+        if spare <= 0:
+            return choices
+        pairs = enumerate(zip(below.choices, above.choices, strict=True))
+        steps = [(*self._step(i, *pair), i) for i, pair in pairs if pair[0] is not pair[1]]
+        filled = 0
+        for gain, bits, i in sorted(steps, key=lambda step: (-step[0], step[2])):
+            if spare < 8 * _CLOSE * size:
+                break
+            old, new = choices[i], above.choices[i]
+            if gain > 0 and bits <= spare:
+                choices[i] = new
+            elif filled < _FILLED:  # a part of the step: no other step may overtake it
+                most = (self._bits(i, old) + spare) / self._coder[i]
+                choices[i] = self._filled(i, old, new, most, below.power)
+                filled += 1
+            spare -= self._bits(i, choices[i]) - self._bits(i, old)
         return choices
 
-    def _guess(self, size: float) -> float:
-        """Take D = 4^-rate, and its derivative."""
-        weights = max(1.0, sum(float(s.sums[0, -1]) for t in self._tensors for s in t.sources))
-        rate = max(0.0, 8 * size - self._rest) / weights
-        return max(_LEAST_SLOPE, 2 * math.log(2) / weights * 4.0 ** -min(rate, 40.0))
+    def _step(self, i: int, old: Choice, new: Choice) -> tuple[float, float]:
+        """Return what a tensor gains per bit by another choice, and the bits."""
+        bits = self._bits(i, new) - self._bits(i, old)
+        less = old.distortion - new.distortion
+        return (less / bits if bits > 0 else math.copysign(math.inf, less)), bits
 
-    def _next_to(self, size: float, point: Point) -> tuple[Point, Point]:
-        """Bracket a size: the points that take at most so much, and more; by false position."""
-        below = above = point
-        while below.bytes > size and below.slope < _MOST_SLOPE:
-            above = below
-            below = point = self.at(below.slope * 8)
-        while above.bytes <= size and above.slope > _LEAST_SLOPE:
-            below = above
-            above = point = self.at(above.slope / 8)
-        if below.bytes > size or above.bytes <= size:
-            return point, point
-        for step in range(40):
-            gap = math.log(below.slope / above.slope)
-            if below.bytes > (1 - _CLOSE) * size or gap < 1e-4:
-                break
-            over, under = math.log(above.bytes / size), math.log(size / below.bytes)
-            share = over / (over + under) if step < 6 else 0.5
-            point = self.at(above.slope * math.exp(gap * min(max(share, 0.05), 0.95)))
+    def _filled(self, i: int, old: Choice, new: Choice, most: float, power: int) -> Choice:
+        """Return the choice of least distortion for one tensor that takes at most so many bits."""
+        tensor, high, low = self._tensors[i], _RATIO ** (power + 1), None
+        best, larger = old, new
+        for _ in range(_HALVINGS):
+            slope = math.sqrt(high * low) if low else high / 2
+            if (i, slope) not in self._fine:
+                self._fine[i, slope] = tensor.coded(slope)
+            coded = self._fine[i, slope]
+            if coded.bits > most:
+                low, larger = slope, coded
+            else:
+                high = slope
+                best = min(best, coded, key=lambda choice: choice.distortion)
+        if best.bits < (1 - _GAP) * most:
+            best = tensor.refined(best, most)
+        if best.bits < (1 - _GAP) * most:
+            thinned = [tensor.thinned(choice, most) or best for choice in (larger, new)]
+            best = min(best, *thinned, key=lambda choice: choice.distortion)
+        return best
+
+    def _guess(self, size: float) -> int:
+        """Take D = 4^-rate, and its derivative."""
+        rate = max(0.0, 8 * size - self._rest) / self._weights
+        slope = 2 * math.log(2) / self._weights * 4.0 ** -min(rate, 40.0)
+        return max(_LOWEST, round(math.log(slope, _RATIO)))
+
+    def _next_to(self, size: float, power: int) -> tuple[Point, Point]:
+        """Bracket a size: neighboring points that take at most so much, and more."""
+        below = above = None
+        while below is None or above is None or below.power - above.power > 1:
+            point = self.at(power)
+            if power == (_HIGHEST if point.bytes > size else _LOWEST):
+                return point, point
+            # at high rates a weight takes a quarter of a bit less per step
+            steps = 8 * (point.bytes - size) / (self._weights * math.log2(_RATIO) / 2)
             if point.bytes > size:
                 above = point
+                power += math.ceil(min(steps, _LONGEST))
             else:
                 below = point
+                power += math.floor(max(min(steps, -1), -_LONGEST))
+            power = min(max(power, _LOWEST), _HIGHEST)
+            if below is not None and above is not None:
+                power = min(max(power, above.power + 1), below.power - 1)
         return below, above
 
-    def _ban(self, point: Point, size: float) -> bool:
-        """Forbid fixed alternatives that are larger than the gap; return whether any was new."""
-        banned = False
-        for i, choice in enumerate(point.choices):
-            most = self._bits(i, choice) + 8 * (size - point.bytes)
-            allowed = [fixed for fixed in self._allowed[i] if self._bits(i, fixed) <= most]
-            banned |= len(allowed) < len(self._allowed[i])
-            self._allowed[i] = allowed
-        return banned
+    def _limit(self, choices: Sequence[Choice], above: Point, size: float) -> bool:
+        """Forbid choices that are larger than the gap; return whether any was new."""
+        limited = False
+        spare = 8 * (size - self.bytes(choices))
+        for i, (choice, following) in enumerate(zip(choices, above.choices, strict=True)):
+            most = self._bits(i, choice) + spare
+            bits = [self._bits(i, other) for other in (following, *self._tensors[i].fixed)]
+            limit = min((b for b in bits if b > most), default=math.inf)
+            if limit < self._limits[i]:
+                limited = True
+                self._limits[i] = limit
+                for known in self._coded.values():
+                    if known.get(i, choice) is None:  # it was beaten, maybe by what is forbidden
+                        del known[i]
+        return limited
+
+
+def _distortion(choices: Sequence[Choice]) -> float:
+    return sum(choice.distortion for choice in choices)

@@ -11,13 +11,27 @@ import numpy as np
 from sqs_jax.artifact import CompressedLeaf
 from sqs_jax.artifact.storage import NARROW, narrow, round_dense
 from sqs_jax.distribution.points import Source, read_sources
-from sqs_jax.distribution.quantiser import Quantiser, assign, grid_bits, lossless, quantise, thin
+from sqs_jax.distribution.power_diagram import side_by_side
+from sqs_jax.distribution.quantiser import (
+    TABLE_BITS,
+    Quantiser,
+    assign,
+    grid_bits,
+    lossless,
+    quantise,
+    quantise_all,
+    split,
+    thin,
+)
 from sqs_jax.transform.rules import Rule, require_finite
 
 _GRID_SHARE = 0.8
 _MOST_EXPONENT = 20
 _STREAM_BITS = 32.0  # what a stream of codes takes before its first code, about
 _BLOCK = 1 << 20
+_BATCH = 256  # tensors that are quantized together
+_BATCH_LEVELS = 1 << 20  # levels of all slices of a batch, which bound its memory
+_MOST_GAIN = 1.5
 
 
 class Choice(NamedTuple):
@@ -83,33 +97,36 @@ class Tensor(NamedTuple):
         fixed = [choice._replace(distortion=factor * choice.distortion) for choice in self.fixed]
         return self._replace(sources=sources, fixed=fixed)
 
-    def choose(self, slope: float, fixed: Sequence[Choice]) -> Choice:
-        """Return what has the least D + slope * bits: levels for this slope, or a fixed choice."""
-
-        def objective(choice: Choice) -> float:
-            return choice.distortion + slope * choice.bits
-
-        best = min(fixed, key=objective, default=None)
-        # At a low slope levels are many and slow to find. They cannot win where their codes alone,
-        # of a fine grid which no quantiser undercuts by much, cost more than what there is.
-        if best is not None and objective(best) < _GRID_SHARE * slope * grid_bits(
-            self.sources, slope
-        ):
-            return best
-        quantiser = quantise(self.sources, slope, prunable=self.rule.prunable)
-        coded = _coded(quantiser, self.leaf.dtype, self.sources, self.norms, self.exponent)
-        return min([coded, *fixed], key=objective)
-
     def exact(self) -> Choice:
         """Return the alternative of fewest bits that loses nothing."""
         return next(choice for choice in self.fixed if choice.distortion == 0)
+
+    def coded(self, slope: float) -> Choice:
+        """Quantize for a slope: the choice of least D + slope * bits among the coded ones."""
+        quantiser = quantise(self.sources, slope, prunable=self.rule.prunable)
+        return _priced([self], [quantiser])[0]
+
+    def refined(self, choice: Choice, most_bits: float) -> Choice:
+        """Return a coded choice with further levels, as many as fit into so many bits in all."""
+        if choice.quantiser is None or choice.quantiser.thinned[0]:
+            return choice
+        finer = split(self.sources, choice.quantiser, most_bits - choice.bits)
+        # the levels' dtype is a matter of the old slope: the new one gives weights away for bits
+        priced = _priced([self], [finer._replace(slope=choice.quantiser.slope)])[0]
+        refined = priced._replace(quantiser=finer)
+        better = refined.bits <= most_bits and refined.distortion < choice.distortion
+        return refined if better else choice
 
     def thinned(self, choice: Choice, most_bits: float) -> Choice | None:
         """Return a coded choice with its codes reduced to so many bits in all, if they can be."""
         if choice.quantiser is None:
             return None
         quantiser = thin(self.sources, choice.quantiser, choice.bits - most_bits)
-        return quantiser and choice._replace(bits=most_bits, quantiser=quantiser)
+        if quantiser is None:
+            return None
+        rounding = choice.distortion - choice.quantiser.distortion  # of the levels
+        distortion = quantiser.distortion + rounding
+        return choice._replace(distortion=distortion, bits=most_bits, quantiser=quantiser)
 
     def build(self, choice: Choice) -> Any:
         """Read the weights again and make of them what was chosen."""
@@ -152,9 +169,9 @@ def read_tensor(
             "spike_slab_gmm."
         )
     require_finite(path, weights)
-    rows = _rows(weights, weights.shape, rule.stacked)
     given = None if sensitivity is None else _check_sensitivity(path, sensitivity, weights.shape)
     varies = given is not None and given.size > 1
+    rows = _rows(weights, weights.shape, rule.stacked)
     each = _rows(given, weights.shape, rule.stacked) if varies else None
     exponent = _exponent(rows)
     scaled = _scaled(rows, exponent)
@@ -167,6 +184,8 @@ def read_tensor(
         s._replace(sensitivity=s.sensitivity * unit) for s, unit in zip(sources, units, strict=True)
     ]
 
+    varying = sensitivity if varies else None
+    tensor = Tensor(path, leaf, rule, varying, given is None, sources, [], exponent)
     fixed = []
     for dtype in [weights.dtype] if dense_dtype else _dtypes(weights.dtype):
         values = _rounded(weights, dtype)
@@ -174,14 +193,78 @@ def read_tensor(
             kept = _scaled(values.reshape(rows.shape), exponent)
             error = _squared_error(scaled, kept, each)
             distortion = float(error @ units) if each is None else float(error.sum())
-            stored = values if dense_dtype is None else round_dense(path, values, dense_dtype)
-            fixed.append(Choice(distortion, 8.0 * narrow(stored).nbytes, rounding=dtype))
-    whole = lossless(sources, prunable=rule.prunable)
-    if whole is not None:
-        fixed.append(_coded(whole, weights.dtype, sources, False, exponent))
-    fixed.sort(key=lambda choice: (choice.bits, choice.distortion))
-    varying = sensitivity if varies else None
-    return Tensor(path, leaf, rule, varying, given is None, sources, fixed, exponent)
+            bits = 8.0 * dtype.itemsize * weights.size  # a dtype that holds the same has less
+            if dense_dtype is not None:
+                bits = 8.0 * narrow(round_dense(path, values, dense_dtype)).nbytes
+            fixed.append(Choice(distortion, bits, rounding=dtype))
+    fixed = _pareto(fixed)
+    if _few_values(sources, fixed[-1].bits / weights.size, rows.shape[1]):
+        whole = lossless(sources, prunable=rule.prunable)
+        if whole is not None:
+            fixed.append(_priced([tensor._replace(norms=False)], [whole])[0])
+    return tensor._replace(fixed=_pareto(fixed))
+
+
+def _few_values(sources: Sequence[Source], value_bits: float, weights: int) -> bool:
+    """Return whether a table of a slice's distinct weights may be smaller than the weights."""
+    distinct = max(source.values.size for source in sources)
+    return distinct * (value_bits + TABLE_BITS) < weights * value_bits
+
+
+def coded_choices(
+    tensors: Sequence[Tensor], slope: float, rivals: Sequence[float]
+) -> list[Choice | None]:
+    """Quantize tensors for a slope, many at a time.
+
+    Args:
+      tensors: Tensors to quantize.
+      slope: Distortion that is worth one bit.
+      rivals: Least D + slope * bits of each tensor's other alternatives.
+
+    Returns:
+      The coded choice of each tensor, None where it cannot beat the rival. At a low slope levels
+      are many and slow to find. They lose where their codes alone, on a fine grid that no
+      quantizer undercuts by much, cost more than the rival.
+    """
+    choices: list[Choice | None] = [None] * len(tensors)
+    for start in range(0, len(tensors), _BATCH):
+        chunk = tensors[start : start + _BATCH]
+        batch = side_by_side([tensor.sources for tensor in chunk])
+        bits, sizes = grid_bits(batch, slope)
+        worth = _GRID_SHARE * slope * bits <= np.array(rivals[start : start + _BATCH])
+        slices = np.bincount(batch.tensors)
+        for chosen in _similar(np.flatnonzero(worth), sizes, slices):
+            mine = [chunk[i] for i in chosen.tolist()]
+            prunable = np.array([tensor.rule.prunable for tensor in mine])
+            mask = np.zeros(len(chunk), bool)
+            mask[chosen] = True
+            quantisers = quantise_all(batch.take(mask), slope, prunable)
+            for i, choice in zip(chosen.tolist(), _priced(mine, quantisers), strict=True):
+                choices[start + i] = choice
+    return choices
+
+
+def _similar(numbers: np.ndarray, sizes: np.ndarray, slices: np.ndarray) -> list[np.ndarray]:
+    """Group tensors of similar numbers of levels: a batch pads all to the largest."""
+    groups: list[list[int]] = []
+    rows, smallest = 0, 0
+    for i in numbers[np.argsort(sizes[numbers], kind="stable")].tolist():
+        size, mine = int(sizes[i]), int(slices[i])
+        if not groups or (rows + mine) * size > _BATCH_LEVELS or size > 2 * smallest + 16:
+            groups.append([])
+            rows, smallest = 0, size
+        groups[-1].append(i)
+        rows += mine
+    return [np.sort(group) for group in groups]
+
+
+def _pareto(choices: list[Choice]) -> list[Choice]:
+    """Drop the choices that are no better than one of fewer bits; the others by their bits."""
+    kept: list[Choice] = []
+    for choice in sorted(choices, key=lambda choice: (choice.bits, choice.distortion)):
+        if not kept or choice.distortion < kept[-1].distortion:
+            kept.append(choice)
+    return kept
 
 
 def _exponent(weights: np.ndarray) -> int:
@@ -261,40 +344,90 @@ def _rounded(array: Any, dtype: np.dtype | None) -> Any:
         return np.asarray(array).astype(dtype).astype(array.dtype)
 
 
-def _coded(
-    quantiser: Quantiser, dtype: np.dtype, sources: list[Source], norms: bool, exponent: int
-) -> Choice:
-    """Choose how finely the levels are stored, and price the whole."""
-    levels, slope, distortion = quantiser.levels, quantiser.slope, quantiser.distortion
-    bits = quantiser.bits + _STREAM_BITS
-    if not levels.size:  # all is pruned, and a codebook has at least one value
-        codebook = np.zeros((len(levels), 1), dtype)
-        return Choice(distortion, bits + 8 * codebook.size, codebook, quantiser)
-    wanted = levels * _gains(quantiser, sources)[:, None] if norms else levels
+def _priced(tensors: Sequence[Tensor], quantisers: Sequence[Quantiser]) -> list[Choice]:
+    """Choose how finely the levels of each tensor are stored, and add up D and bits."""
+    choices: dict[int, Choice] = {}
+    by_dtype: dict[np.dtype, list[int]] = {}
+    for i, (tensor, quantiser) in enumerate(zip(tensors, quantisers, strict=True)):
+        if quantiser.levels.size:
+            by_dtype.setdefault(np.dtype(tensor.leaf.dtype), []).append(i)
+        else:  # all is pruned, and a codebook has at least one value
+            codebook = np.zeros((len(quantiser.levels), 1), tensor.leaf.dtype)
+            bits = quantiser.bits + _STREAM_BITS + 8 * codebook.size
+            choices[i] = Choice(quantiser.distortion, bits, codebook, quantiser)
+    for dtype, numbers in by_dtype.items():
+        mine = [tensors[i] for i in numbers], [quantisers[i] for i in numbers]
+        choices |= zip(numbers, _priced_alike(*mine, dtype), strict=True)
+    return [choices[i] for i in range(len(tensors))]
+
+
+def _priced_alike(
+    tensors: Sequence[Tensor], quantisers: Sequence[Quantiser], dtype: np.dtype
+) -> list[Choice]:
+    """Do what `_priced` says, for tensors of one dtype that have levels."""
+    shapes = [quantiser.levels.shape for quantiser in quantisers]
+    sizes = np.array([math.prod(shape) for shape in shapes])
+    owner = np.repeat(np.arange(len(tensors)), sizes)
+    levels = np.concatenate([quantiser.levels.ravel() for quantiser in quantisers])
+    mass = np.concatenate([quantiser.mass.ravel() for quantiser in quantisers])
+    exponent = np.array([tensor.exponent for tensor in tensors])[owner]
+
     most = float(jnp.finfo(dtype).max)
-    wanted = np.clip(np.ldexp(wanted, exponent), -most, most).astype(dtype).astype(np.float64)
-    choices = []
-    for stored in _dtypes(np.dtype(dtype)):
-        codebook = _rounded(wanted.astype(dtype), stored)
-        if np.isfinite(codebook).all():
-            # of means of weights, so moving one adds its distance squared; their gain is no loss
-            distance = np.ldexp(codebook.astype(np.float64) - wanted, -exponent)
-            moved = float(np.sum(quantiser.mass * distance**2))
-            size = 8.0 * stored.itemsize * levels.size
-            choices.append(Choice(distortion + moved, bits + size, codebook, quantiser))
-    return min(choices, key=lambda choice: choice.distortion + slope * choice.bits)
+    wanted = np.ldexp(levels * _gains(tensors, shapes, levels, mass), exponent)
+    wanted = np.clip(wanted, -most, most).astype(dtype)
+    costs, distortions, codebooks = [], [], []
+    slopes = np.array([quantiser.slope for quantiser in quantisers])
+    for stored in _dtypes(dtype):
+        codebook = _rounded(wanted, stored)
+        finite = np.isfinite(codebook)
+        # of means of weights, so moving one adds its distance squared; their gain is no loss
+        apart = np.where(finite, codebook, 0).astype(np.float64) - wanted.astype(np.float64)
+        moved = np.bincount(owner, mass * np.ldexp(apart, -exponent) ** 2, len(tensors))
+        moved[owner[~finite]] = np.inf
+        codebooks.append(codebook)
+        distortions.append(moved)
+        costs.append(moved + slopes * 8.0 * stored.itemsize * sizes)
+    best = np.argmin(costs, axis=0).tolist()
+    ends = np.cumsum(sizes).tolist()
+    widths = [8.0 * stored.itemsize for stored in _dtypes(dtype)]
+    return [
+        Choice(
+            quantiser.distortion + float(distortions[j][i]),
+            quantiser.bits + _STREAM_BITS + widths[j] * math.prod(shape),
+            codebooks[j][end - math.prod(shape) : end].reshape(shape),
+            quantiser,
+        )
+        for i, (j, quantiser, shape, end) in enumerate(
+            zip(best, quantisers, shapes, ends, strict=True)
+        )
+    ]
 
 
-def _gains(quantiser: Quantiser, sources: list[Source]) -> np.ndarray:
-    """Return what levels are multiplied with so that each slice keeps its norm; [T].
+def _gains(
+    tensors: Sequence[Tensor],
+    shapes: Sequence[tuple[int, ...]],
+    levels: np.ndarray,
+    mass: np.ndarray,
+) -> np.ndarray:
+    """Return the factor of each level with which a slice keeps its norm, at most `_MOST_GAIN`.
 
-    Means of cells, and zeros for what is pruned, shrink a tensor, and every layer adds to that.
-    At low rates this costs a little weight error, and saves much more of the outputs' error.
+    Means of cells, and zeros for pruned weights, shrink a tensor, and every layer adds to that. At
+    low rates the factor costs a little weight error, and saves much more of the outputs' error.
+
+    With the factor that keeps the norm, the squared error of a tensor with the relative distortion
+    d is 2 - 2 sqrt(1 - d): more than 1, the error of pruning everything, from d = 3/4. The bound
+    keeps the error below 1 and falling with d.
     """
-    before = np.zeros(len(quantiser.levels))
-    for source in sources:
-        before[source.row] += source.energy
-    after = np.sum(quantiser.mass * quantiser.levels**2, axis=1)
+    slices = np.repeat(np.arange(sum(t for t, _ in shapes)), np.concatenate(
+        [np.full(t, k) for t, k in shapes]
+    ))  # fmt: skip
+    first = np.cumsum([0, *(t for t, _ in shapes)])
+    before = np.zeros(first[-1])
+    for start, tensor in zip(first.tolist(), tensors, strict=False):
+        for source in tensor.sources:
+            before[start + source.row] += source.energy if tensor.norms else np.nan
+    after = np.bincount(slices, mass * levels**2, before.size)
     gains = np.sqrt(np.divide(before, after, where=after > 0, out=np.ones_like(after)))
+    gains = np.minimum(np.nan_to_num(gains, nan=1.0), _MOST_GAIN)
     # rounding errors of the sums are no reason to touch levels that are exact
-    return np.where(np.abs(gains - 1) < 1e-9, 1.0, gains)
+    return np.where(np.abs(gains - 1) < 1e-9, 1.0, gains)[slices]

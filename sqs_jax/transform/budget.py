@@ -32,8 +32,11 @@ from sqs_jax.transform.stacking import stacked_axes
 
 _AIM = 0.995  # of the budget
 _GOOD, _PROMISED = 0.99, 0.98
-_ATTEMPTS = 16  # one is usual
+_ATTEMPTS = 16  # two are usual
+_LESSONS = 3  # files that teach
+_SAMPLE = 256  # tensors whose streams teach before the first file, where there are many more
 _THREADS = 4  # numpy sorts and searches side by side; so many leaves are in memory at a time
+_TASK = 1 << 18  # bytes of leaves that a thread takes together
 
 
 class BudgetError(ValueError):
@@ -121,16 +124,15 @@ def compress_to_budget(
         None if tensor or i in twins else as_array(leaf)
         for i, (tensor, (_, leaf)) in enumerate(zip(tensors, pairs, strict=True))
     ]
-    rest = sum(array.nbytes for array in dense if array is not None) + 300 + 6 * len(pairs)
-    allocation = Allocation([tensor for tensor in tensors if tensor], 8 * rest)
+    dense_bytes = sum(array.nbytes for array in dense if array is not None)
+    compressible = [tensor for tensor in tensors if tensor]
+    allocation = Allocation(compressible, 8 * (dense_bytes + 300 + 6 * len(pairs)))
 
     def build(choices: Sequence[Choice], learn: bool = True) -> tuple[Any, int]:
-        with ThreadPoolExecutor(_THREADS) as pool:
-            built = pool.map(Tensor.build, filter(None, tensors), choices)
-            leaves = [
-                next(built) if tensor else array
-                for tensor, array in zip(tensors, dense, strict=True)
-            ]
+        built = iter(_in_threads(Tensor.build, compressible, choices))
+        leaves = [
+            next(built) if tensor else array for tensor, array in zip(tensors, dense, strict=True)
+        ]
         for i, first in twins.items():
             leaves[i] = leaves[first]
         tree = treedef.unflatten(leaves)
@@ -142,33 +144,62 @@ def compress_to_budget(
             allocation.learn(choices, bits, report.file_bits)
         return tree, report.file_bytes
 
+    def try_some(choices: Sequence[Choice]) -> None:
+        """Learn from the streams of some tensors what all will take, about."""
+        some = np.linspace(0, len(choices) - 1, _SAMPLE).astype(int).tolist()
+        mine = [choices[i] for i in some]
+        leaves = _in_threads(Tensor.build, [compressible[i] for i in some], mine)
+        paths = [compressible[i].path for i in some]
+        named = dict(zip(paths, leaves, strict=True))
+        report, part = (summarize(dict(list(named.items())[:n])) for n in (_SAMPLE, _SAMPLE // 4))
+        bits = {leaf.path: leaf.file_bits for leaf in report.leaves}
+        # header and index: what another leaf adds to them
+        others = paths[len(part.leaves) :]
+        other = report.file_bits - part.file_bits - sum(bits[path] for path in others)
+        other /= len(others)
+        rest = 8 * (dense_bytes + 300) + other * len(pairs)
+        allocation.learn_from_some(some, mine, [bits[path] for path in paths], rest)
+
     exact = allocation.exact()
     if allocation.bytes(exact) < 1.1 * budget:
         tree, file_bytes = build(exact)
         if file_bytes <= budget:
             return tree
 
-    # Two files teach what the coder makes of the estimates. Then the aim is what is corrected:
-    # by false position between what was too small and what was too large.
+    # The first files correct the estimates of the coder's bits. After that the aim is corrected: by
+    # false position between an aim whose file was too small and one whose file was too large.
     aim, under, over = _AIM * budget, None, None
-    best, size = None, 0
+    best, size, least = None, 0, math.inf
+    tried: list[list[tuple[float, float]]] = []
+    enough = _GOOD
+    if len(compressible) > 4 * _SAMPLE:  # coding all streams once more takes longer than it gains
+        try_some(allocation.search(aim))
+        enough = _PROMISED
     for attempt in range(_ATTEMPTS):
-        tree, file_bytes = build(allocation.search(aim), learn=attempt < 2)
-        if size < file_bytes <= budget:
-            best, size = tree, file_bytes
-        if size >= (_GOOD if attempt < 3 else _PROMISED) * budget:
+        choices = allocation.search(aim)
+        figures = [(choice.distortion, choice.bits) for choice in choices]
+        if figures in tried[-2:]:
+            break  # a jump that nothing fills
+        tried.append(figures)
+        tree, file_bytes = build(choices, learn=attempt < _LESSONS)
+        distortion = sum(choice.distortion for choice in choices)
+        fits = file_bytes <= budget
+        better = distortion < least if size >= _PROMISED * budget else file_bytes > size
+        if fits and better and file_bytes >= min(size, _PROMISED * budget):
+            best, size, least = tree, file_bytes, distortion
+        if size >= (enough if attempt < _LESSONS else _PROMISED) * budget:
             break
-        if attempt < 2:
+        if attempt < _LESSONS - 1:
             continue
-        if file_bytes > budget:
-            over = aim, file_bytes
-        else:
+        if fits:
             under = aim, file_bytes
+        else:
+            over = aim, file_bytes
         if under and over:
             share = (_AIM * budget - under[1]) / (over[1] - under[1])
             aim = under[0] + min(max(share, 0.1), 0.9) * (over[0] - under[0])
             if over[0] - under[0] < 1e-3 * budget:
-                break  # a jump that nothing fills
+                break
         else:
             aim *= _AIM * budget / file_bytes
     if not size:
@@ -252,6 +283,29 @@ def _spec(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(array.shape, array.dtype)
 
 
+def _compresses(rule: Rule | None, spec: jax.ShapeDtypeStruct) -> bool:
+    """Return whether a leaf may be compressed."""
+    floating = jnp.issubdtype(spec.dtype, jnp.floating)
+    return bool(floating and math.prod(spec.shape) and rule is not None and rule.compresses(spec))
+
+
+def _in_threads(function: Callable[..., Any], leaves: Sequence[Any], *others: Any) -> list[Any]:
+    """Map a function over leaves and what goes with them, small leaves many to a task."""
+    tasks: list[list[tuple[Any, ...]]] = []
+    size = _TASK
+    for item in zip(leaves, *others, strict=True):
+        leaf = item[0].leaf if isinstance(item[0], Tensor) else item[0][1]
+        if size >= _TASK:
+            tasks.append([])
+            size = 0
+        tasks[-1].append(item)
+        spec = _spec(leaf)
+        size += math.prod(spec.shape) * spec.dtype.itemsize
+    with ThreadPoolExecutor(_THREADS) as pool:
+        done = pool.map(lambda task: [function(*item) for item in task], tasks)
+        return [result for results in done for result in results]
+
+
 def _budget(target_bytes: Any, target_ratio: Any, pairs: Sequence[tuple[str, Any]]) -> int:
     """Return the budget in bytes."""
     given = {"target_bytes": target_bytes, "target_ratio": target_ratio}
@@ -296,9 +350,7 @@ def _read(
     def read(pair: tuple[str, Any], rule: Rule | None) -> tuple[Tensor | None, Any]:
         """Return the tensor, and what is equal for leaves that share their weights."""
         path, leaf = pair
-        spec = _spec(leaf)
-        weights = jnp.issubdtype(spec.dtype, jnp.floating) and math.prod(spec.shape)
-        if not (weights and rule is not None and rule.compresses(spec)):
+        if rule is None or not _compresses(rule, _spec(leaf)):
             return None, None
         array = np.ascontiguousarray(leaf)
         if given.get(path) is None:
@@ -313,12 +365,11 @@ def _read(
     twins: dict[int, int] = {}
     seen: dict[Any, int] = {}
     # a twin is sorted, too, before it is known to be one: shared weights are rare
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for i, (tensor, same) in enumerate(pool.map(read, pairs, rules)):
-            first = i if same is None else seen.setdefault(same, i)
-            if first < i:
-                twins[i] = first
-            tensors.append(tensor if first == i else None)
+    for i, (tensor, same) in enumerate(_in_threads(read, pairs, rules)):
+        first = i if same is None else seen.setdefault(same, i)
+        if first < i:
+            twins[i] = first
+        tensors.append(tensor if first == i else None)
     return _in_one_unit(tensors), twins
 
 
