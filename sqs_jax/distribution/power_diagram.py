@@ -1,4 +1,4 @@
-"""Optimal codes of many tensors at once: one-dimensional power diagrams and sums over their cells.
+"""Compute power diagrams in one dimension, of many tensors together.
 
 Code c costs (w - level_c)^2 + penalty_c at a weight w. Without w^2 that is a line in w, so the
 weights that prefer a code form an interval: a cell of the power diagram (Aurenhammer 1987) of the
@@ -23,7 +23,7 @@ class Batch(NamedTuple):
     """The sources of P tensors: R sources in S slices, in the order of the tensors.
 
     Attributes:
-      sources: All sources, R of them.
+      sources: The sources of all tensors, R in all.
       slices: Number of the slice that each source belongs to, [R], ascending.
       tensors: Number of the tensor that each slice belongs to, [S], ascending.
       sensitivities: Sensitivity of each source, [R].
@@ -60,19 +60,19 @@ class Batch(NamedTuple):
         return np.maximum.reduceat(self.sensitivities, _starts(self.slices))
 
     def sums(
-        self, levels: np.ndarray, lengths: np.ndarray, slopes: np.ndarray
+        self, levels: np.ndarray, lengths: np.ndarray, slope: float
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Give every point its best code and sum over the points of each code.
 
         Args:
           levels: [S, K].
           lengths: Bits of each code, [P, K + 1]; inf for codes that must not be used.
-          slopes: Distortion that is worth one bit, [P].
+          slope: Distortion that is worth one bit.
 
         Returns:
           Number of weights per code, [P, K + 1]; sums of s and of s w per slice and level, [S, K].
         """
-        order, (number, total, _) = self._cell_sums(levels, lengths, slopes)
+        order, (number, total, _) = self._cell_sums(levels, lengths, slope)
         count = self._by_code(number, order, self.tensors[self.slices], lengths.shape)
         shape, scale = (len(levels), lengths.shape[1]), self.sensitivities[:, None]
         mass, moment = (
@@ -80,9 +80,9 @@ class Batch(NamedTuple):
         )
         return count, mass, moment
 
-    def spreads(self, levels: np.ndarray, lengths: np.ndarray, slopes: np.ndarray) -> np.ndarray:
+    def spreads(self, levels: np.ndarray, lengths: np.ndarray, slope: float) -> np.ndarray:
         """Sum s (w - level)^2 over the weights of each level, [S, K]; arguments as for `sums`."""
-        order, (number, total, square) = self._cell_sums(levels, lengths, slopes)
+        order, (number, total, square) = self._cell_sums(levels, lengths, slope)
         zero = np.zeros((len(levels), 1))
         level = np.take_along_axis(np.append(zero, levels, axis=1)[self.slices], order, 1)
         error = self.sensitivities[:, None] * (square - level * (2 * total - level * number))
@@ -90,11 +90,11 @@ class Batch(NamedTuple):
         return np.maximum(self._by_code(error, order, self.slices, shape)[:, 1:], 0.0)
 
     def _cell_sums(
-        self, levels: np.ndarray, lengths: np.ndarray, slopes: np.ndarray
+        self, levels: np.ndarray, lengths: np.ndarray, slope: float
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the codes by ascending level, [R, H], and sums over their cells, [3, R, H]."""
         tensors = self.tensors[self.slices]
-        penalties = (slopes[tensors] / self.sensitivities)[:, None] * lengths[tensors]
+        penalties = (slope / self.sensitivities)[:, None] * lengths[tensors]
         order, edges, used = cells(levels[self.slices], penalties)
         sums = np.empty((3, *order.shape))
         for row, (source, corners) in enumerate(zip(self.sources, used.tolist(), strict=True)):
@@ -116,7 +116,7 @@ class Batch(NamedTuple):
 
 
 def side_by_side(tensors: Sequence[Sequence[Source]]) -> Batch:
-    """Put the sources of tensors, at least one, into a batch."""
+    """Make a batch of the sources of tensors, at least one."""
     sources = [source for tensor in tensors for source in tensor]
     owners = np.repeat(np.arange(len(tensors)), [len(tensor) for tensor in tensors])
     rows = np.array([source.row for source in sources])
@@ -161,11 +161,11 @@ def cells(levels: np.ndarray, penalties: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def pack(keep: np.ndarray, *arrays: np.ndarray) -> list[np.ndarray]:
-    """Move the chosen columns of each row to the left, and cut what no row needs.
+    """Move chosen columns to the left and drop columns that are unused in all rows.
 
     Args:
       keep: [R, K], bool.
-      *arrays: [R, K]; what is not kept is padding afterwards.
+      *arrays: [R, K]; the other columns are padding afterwards.
     """
     width = int(keep.sum(axis=1).max())
     if keep[:, :width].all():

@@ -101,20 +101,18 @@ def quantise_all(batch: Batch, slope: float, prunable: np.ndarray) -> list[Quant
     numbers = np.arange(len(lengths))
     results: dict[int, Quantiser] = {}
     for step in range(_STEPS):
-        count, mass, moment = batch.sums(levels, lengths, np.full(len(lengths), slope))
+        count, mass, moment = batch.sums(levels, lengths, slope)
         used = count[:, 1:] > 0
-        by_slice = used[batch.tensors]
-        levels, mass, moment = pack(by_slice, levels, mass, moment)
-        (counted,) = pack(used, count[:, 1:])
-        count = np.concatenate([count[:, :1], counted], axis=1)
+        number = used.sum(axis=1)
+        levels, mass, moment = pack(used[batch.tensors], levels, mass, moment)
+        (packed,) = pack(used, count[:, 1:])
+        count = np.append(count[:, :1], packed, axis=1)
         held = mass > 0  # a level may have weights in some slices only
         levels = np.where(held, moment / np.where(held, mass, 1.0), levels)
         lengths = _lengths(count)
-        used_levels = used.sum(axis=1)
-        # levels are means; those of unused codes have no moment
-        distortion = energies - batch.by_tensor(np.sum(levels * moment, axis=1))
-        entropy = entropy_bits(count)
-        objective = distortion + slope * (entropy + LEVEL_BITS * used_levels)
+        distortion = energies - batch.by_tensor(np.sum(levels * moment, axis=1))  # of means
+        bits = entropy_bits(count) + TABLE_BITS * number
+        objective = distortion + slope * (bits + (LEVEL_BITS - TABLE_BITS) * number)
         last = step == _STEPS - 1
         stalled = (objective > (1 - _TOLERANCE) * previous) | last
         previous = objective
@@ -122,31 +120,43 @@ def quantise_all(batch: Batch, slope: float, prunable: np.ndarray) -> list[Quant
             continue
         merged_levels, merged_count, merged = _merge(batch, levels, count, mass, slope)
         done = stalled & (~merged | last)
-        joins = stalled & ~done
-        lengths = np.where(joins[:, None], _lengths(merged_count), lengths)
-        if done.any():
-            for i in np.flatnonzero(done).tolist():
-                mine, k = batch.tensors == i, int(used_levels[i])
-                # sensitivities may have moved levels past each other, unused ones of a slice may
-                # lie anywhere
-                order = np.argsort(levels[mine, :k], axis=1, kind="stable")
-                results[int(numbers[i])] = Quantiser(
-                    np.take_along_axis(levels[mine, :k], order, 1),
-                    lengths[i, np.append(0, 1 + order[0])],
+        for i in np.flatnonzero(done).tolist():
+            mine, k = batch.tensors == i, int(number[i])
+            results[int(numbers[i])] = _ordered(
+                Quantiser(
+                    levels[mine, :k],
+                    lengths[i, : k + 1],
                     slope,
-                    np.take_along_axis(mass[mine, :k], order, 1),
+                    mass[mine, :k],
                     max(float(distortion[i]), 0.0),
-                    float(entropy[i]) + TABLE_BITS * k,
+                    float(bits[i]),
                 )
-            if done.all():
-                break
+            )
+        if done.all():
+            break
+        joins = stalled & ~done
         levels = np.where(joins[batch.tensors][:, None], merged_levels, levels)
+        lengths = np.where(joins[:, None], _lengths(merged_count), lengths)
         if done.any():
             left = ~done
             levels, batch = levels[left[batch.tensors]], batch.take(left)
-            lengths, numbers = lengths[left], numbers[left]
-            energies, previous = energies[left], previous[left]
+            lengths, numbers, energies, previous = (
+                x[left] for x in (lengths, numbers, energies, previous)
+            )
     return [results[i] for i in range(len(results))]
+
+
+def _ordered(quantiser: Quantiser) -> Quantiser:
+    """Sort the levels of each slice, and the codes as those of the first one.
+
+    Sensitivities may have moved levels past each other, unused ones of a slice may lie anywhere.
+    """
+    order = np.argsort(quantiser.levels, axis=1, kind="stable")
+    return quantiser._replace(
+        levels=np.take_along_axis(quantiser.levels, order, 1),
+        lengths=quantiser.lengths[np.append(0, 1 + order[0])],
+        mass=np.take_along_axis(quantiser.mass, order, 1),
+    )
 
 
 def grid_bits(batch: Batch, slope: float) -> tuple[np.ndarray, np.ndarray]:
@@ -177,7 +187,7 @@ def lossless(sources: Sequence[Source], *, prunable: bool = True) -> Quantiser |
     levels = np.stack([np.append(v, [v[-1] if v.size else 0.0] * (most - v.size)) for v in values])
     lengths = np.zeros(most + 1)
     lengths[0] = 0.0 if prunable else np.inf
-    (count,), mass, _ = side_by_side([sources]).sums(levels, lengths[None], np.array([_ANY_SLOPE]))
+    (count,), mass, _ = side_by_side([sources]).sums(levels, lengths[None], _ANY_SLOPE)
     bits = float(entropy_bits(count)) + TABLE_BITS * most
     return Quantiser(levels, _lengths(count), _ANY_SLOPE, mass, 0.0, bits)
 
@@ -286,11 +296,11 @@ def split(sources: Sequence[Source], quantiser: Quantiser, spare: float) -> Quan
     levels, lengths = quantiser.levels, quantiser.lengths
     if not 0 < levels.shape[1] < _MAX_LEVELS // 2 or quantiser.slope <= _ANY_SLOPE:
         return quantiser
-    batch, slopes = side_by_side([sources]), np.array([quantiser.slope])
+    batch = side_by_side([sources])
     value_bits = 16.0 * len(levels)
     most = quantiser.bits + value_bits * levels.shape[1] + spare
-    (count,), mass, _ = batch.sums(levels, lengths[None], slopes)
-    gain = batch.spreads(levels, lengths[None], slopes)
+    (count,), mass, _ = batch.sums(levels, lengths[None], quantiser.slope)
+    gain = batch.spreads(levels, lengths[None], quantiser.slope)
     deviation = np.sqrt(np.divide(gain, mass, where=mass > 0, out=np.zeros_like(gain)))
     gaps = np.append(np.diff(levels, axis=1), np.full((len(levels), 1), np.inf), axis=1)
     middle = levels + np.minimum(deviation, gaps / 2)
@@ -302,7 +312,7 @@ def split(sources: Sequence[Source], quantiser: Quantiser, spare: float) -> Quan
         places = 1 + np.sort(order[:number])
         tried = np.insert(levels, places, middle[:, places - 1], axis=1)
         code_bits = np.insert(lengths, places + 1, longest)
-        (count,), mass, moment = batch.sums(tried, code_bits[None], np.array([slope]))
+        (count,), mass, moment = batch.sums(tried, code_bits[None], slope)
         used = count[1:] > 0
         tried, mass, moment = tried[:, used], mass[:, used], moment[:, used]
         distortion = batch.energies[0] + np.sum(tried * (tried * mass - 2 * moment))
@@ -344,10 +354,10 @@ def thin(sources: Sequence[Source], quantiser: Quantiser, excess: float) -> Quan
     """
     levels, lengths = quantiser.levels, quantiser.lengths.copy()
     batch = side_by_side([sources])
-    energy, slopes = float(batch.energies[0]), np.array([quantiser.slope])
+    energy = float(batch.energies[0])
 
     def measure() -> tuple[np.ndarray, np.ndarray, float]:
-        (count,), mass, moment = batch.sums(levels, lengths[None], slopes)
+        (count,), mass, moment = batch.sums(levels, lengths[None], quantiser.slope)
         distortion = energy + float(np.sum(levels * (levels * mass - 2 * moment)))
         return count, mass, distortion
 

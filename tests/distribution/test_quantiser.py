@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 
 from sqs_jax.distribution.points import read_sources
+from sqs_jax.distribution.power_diagram import cells, side_by_side
 from sqs_jax.distribution.quantiser import (
     LEVEL_BITS,
     assign,
     entropy_bits,
     lossless,
     quantise,
+    quantise_all,
+    split,
     thin,
 )
 
@@ -229,3 +232,74 @@ def test_thinning_reaches_any_size(kind, share):
     _, fewer = measure(weights, sources, thinned)
     assert fewer == pytest.approx(share * bits, rel=0.05)
     assert thin(sources, found, 2 * bits) is None
+
+
+def batch_of(weights):
+    return side_by_side([read_sources(w) for w in weights])
+
+
+@pytest.mark.parametrize("prunable", [True, False])
+def test_a_batch_has_what_its_tensors_have_alone(prunable):
+    tensors = [laplace(1, 700), laplace(1, 40, seed=1), np.stack([laplace(300), 9 * laplace(300)])]
+    tensors.append(np.zeros((1, 50), np.float32))
+    together = quantise_all(batch_of(tensors), 0.03, np.full(len(tensors), prunable))
+    for weights, found in zip(tensors, together, strict=True):
+        alone = quantise(read_sources(weights), 0.03, prunable=prunable)
+        np.testing.assert_allclose(found.levels, alone.levels, rtol=1e-9)
+        np.testing.assert_allclose(found.lengths, alone.lengths, rtol=1e-9)
+        assert found.bits == pytest.approx(alone.bits, rel=1e-9)
+        assert found.distortion == pytest.approx(alone.distortion, rel=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_cells_are_those_of_the_cheapest_codes(seed):
+    rng = np.random.default_rng(seed)
+    levels = np.sort(rng.normal(size=(3, 9)), axis=1)
+    penalties = rng.exponential(0.3, size=(3, 10))
+    penalties[rng.random(penalties.shape) < 0.2] = np.inf
+    penalties[:, 3] = 0.1  # one code at least is usable
+    points = rng.normal(size=500)
+    order, edges, used = cells(levels, penalties)
+    for row in range(3):
+        inner = edges[row, : used[row] - 1]
+        assert (np.diff(inner) > 0).all()
+        found = order[row][np.searchsorted(inner, points)]
+        cost = (points[:, None] - np.append(0.0, levels[row])) ** 2 + penalties[row]
+        np.testing.assert_allclose(cost[np.arange(points.size), found], cost.min(1), rtol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["laplace", "uniform", "two sensitivities"])
+@pytest.mark.parametrize("spare", [40, 500, 3000])
+def test_splitting_spends_bits_on_a_smaller_error(kind, spare):
+    weights, sensitivity = laplace(1, 8000), None
+    if kind == "uniform":
+        weights = np.random.default_rng(0).uniform(-1, 1, (1, 8000)).astype(np.float32)
+    if kind == "two sensitivities":
+        sensitivity = np.where(np.arange(8000) < 2000, 20.0, 1.0)[None]
+    sources = read_sources(weights, sensitivity)
+    found = quantise(sources, 0.03)
+    finer = split(sources, found, spare)
+    before, _ = measure(weights, sources, found, sensitivity)
+    after, bits = measure(weights, sources, finer, sensitivity)
+    assert after == pytest.approx(finer.distortion, rel=0.01)
+    assert after < before
+    new = finer.levels.shape[1] - found.levels.shape[1]
+    assert finer.bits + 16 * new <= found.bits + spare
+    assert bits == pytest.approx(finer.bits - (LEVEL_BITS - 16) * finer.levels.shape[1], rel=0.01)
+    if spare > 100:
+        assert finer.bits + 16 * new >= found.bits + 0.6 * spare
+
+
+@pytest.mark.parametrize("kind", ["laplace", "few values"])
+@pytest.mark.parametrize("share", [0.95, 0.6])
+def test_thinning_says_what_it_costs(kind, share):
+    weights = laplace(1, 20_000)
+    if kind == "few values":
+        weights = np.random.default_rng(0).choice(np.float32([-1, 1, 2]), (1, 20_000))
+    sources = read_sources(weights)
+    found = quantise(sources, 1e-3)
+    before, bits = measure(weights, sources, found)
+    thinned = thin(sources, found, (1 - share) * bits)
+    after, _ = measure(weights, sources, thinned)
+    assert after == pytest.approx(thinned.distortion, rel=0.03)
+    assert after > before
