@@ -16,6 +16,7 @@ _TELLING_BITS = 2048  # of a stream that says something of the coder
 _RATIO = math.sqrt(2)  # of neighboring slopes: a quarter of a bit per weight
 _LOWEST, _HIGHEST = -200, 40  # powers: slopes of 1e-30 and 1e6; pruning everything costs 1
 _CLOSE, _GAP = 5e-4, 5e-3  # shares of a size: near enough for an estimate; not near
+_SAMPLE = 256  # tensors that stand for many more
 _LONGEST = 8  # step over slopes in search of a size
 _FILLED = 8  # tensors that get a slope of their own
 _HALVINGS = 8  # of the interval in which that is
@@ -57,7 +58,7 @@ class Allocation:
         return [tensor.exact() for tensor in self._tensors]
 
     def learn(self, choices: Sequence[Choice], bits: Sequence[int], file_bits: int) -> None:
-        """Take in what tensors and file have really taken: `bytes` is then right for them."""
+        """Correct the estimates by a file: `bytes` is then exact for its choices."""
         self._learn_coder(range(len(choices)), choices, bits)
         self._rest = 0.0
         self._rest = file_bits - 8 * self.bytes(choices)
@@ -65,7 +66,7 @@ class Allocation:
     def learn_from_some(
         self, numbers: Sequence[int], choices: Sequence[Choice], bits: Sequence[int], rest: float
     ) -> None:
-        """Take in what some tensors, and about what the rest of the file will take.
+        """Correct the estimates by the streams of some tensors.
 
         Args:
           numbers: Numbers of these tensors.
@@ -82,7 +83,10 @@ class Allocation:
     def _learn_coder(
         self, numbers: Sequence[int], choices: Sequence[Choice], bits: Sequence[int]
     ) -> None:
-        """Correct the bits of streams; those too short to say much are taken together."""
+        """Correct the estimated bits of streams.
+
+        Streams that are too short to say much of the coder are counted together.
+        """
         coded = [
             (i, choice.bits, real)
             for i, choice, real in zip(numbers, choices, bits, strict=True)
@@ -115,15 +119,15 @@ class Allocation:
             min((c for c in tensor.fixed if self._bits(i, c) < limit), key=objective, default=None)
             for i, (tensor, limit) in enumerate(zip(self._tensors, self._limits, strict=True))
         ]
-        known = self._coded.setdefault(power, {})
-        missing = [i for i in range(len(self._tensors)) if i not in known]
+        cached = self._coded.setdefault(power, {})
+        missing = [i for i in range(len(self._tensors)) if i not in cached]
         if missing:
             rivals = [math.inf if (f := fixed[i]) is None else objective(f) for i in missing]
             coded = coded_choices([self._tensors[i] for i in missing], slope, rivals)
-            known.update(zip(missing, coded, strict=True))
+            cached.update(zip(missing, coded, strict=True))
         choices = []
         for i, best in enumerate(fixed):
-            coded_choice = known[i]
+            coded_choice = cached[i]
             if best is None:
                 assert coded_choice is not None  # it had no rival
                 best = coded_choice
@@ -142,8 +146,12 @@ class Allocation:
           size: bytes.
         """
         self._limits = [math.inf] * len(self._tensors)
-        power = self._guess(size) if self._power is None else self._power
-        below, above = self._next_to(size, power)
+        if self._power is None and len(self._tensors) > 2 * _SAMPLE:
+            self._power = self._sampled_guess(size)
+        if self._power is None:
+            below, above = self._next_to(size, self._guess(size))
+        else:
+            below, above = self._next_to(size, self._power, 1)
         self._power = below.power
         best = self._between(below, above, size)
         while self.bytes(best) < (1 - _GAP) * size and self._limit(best, above, size):
@@ -152,7 +160,11 @@ class Allocation:
         return best
 
     def _between(self, below: Point, above: Point, size: float) -> list[Choice]:
-        """Let tensors go over from one point to the other, as many as fit, the best gain first."""
+        """Change tensors from one point to the other, in the order of their gain per bit.
+
+        The step that does not fit is taken in part. No later step overtakes it, so that a larger
+        budget takes the same steps and more.
+        """
         choices = list(below.choices)
         spare = 8 * (size - below.bytes)
         if spare <= 0:
@@ -166,7 +178,7 @@ class Allocation:
             old, new = choices[i], above.choices[i]
             if gain > 0 and bits <= spare:
                 choices[i] = new
-            elif filled < _FILLED:  # a part of the step: no other step may overtake it
+            elif filled < _FILLED:
                 most = (self._bits(i, old) + spare) / self._coder[i]
                 choices[i] = self._filled(i, old, new, most, below.power)
                 filled += 1
@@ -174,13 +186,13 @@ class Allocation:
         return choices
 
     def _step(self, i: int, old: Choice, new: Choice) -> tuple[float, float]:
-        """Return what a tensor gains per bit by another choice, and the bits."""
+        """Return the gain per bit of another choice of tensor i, and its bits."""
         bits = self._bits(i, new) - self._bits(i, old)
         less = old.distortion - new.distortion
         return (less / bits if bits > 0 else math.copysign(math.inf, less)), bits
 
     def _filled(self, i: int, old: Choice, new: Choice, most: float, power: int) -> Choice:
-        """Return the choice of least distortion for one tensor that takes at most so many bits."""
+        """Find a choice for tensor i between two others that takes at most `most` bits."""
         tensor, high, low = self._tensors[i], _RATIO ** (power + 1), None
         best, larger = old, new
         for _ in range(_HALVINGS):
@@ -201,13 +213,26 @@ class Allocation:
         return best
 
     def _guess(self, size: float) -> int:
-        """Take D = 4^-rate, and its derivative."""
+        """Guess the power at which the file takes `size` bytes, from D = 4^-rate."""
         rate = max(0.0, 8 * size - self._rest) / self._weights
         slope = 2 * math.log(2) / self._weights * 4.0 ** -min(rate, 40.0)
         return max(_LOWEST, round(math.log(slope, _RATIO)))
 
-    def _next_to(self, size: float, power: int) -> tuple[Point, Point]:
-        """Bracket a size: neighboring points that take at most so much, and more."""
+    def _sampled_guess(self, size: float) -> int:
+        """Search with some of many tensors only, and return the power."""
+        part = Allocation(self._tensors[:: len(self._tensors) // _SAMPLE], 0.0)
+        share = part._weights / self._weights
+        part._rest = share * self._rest
+        return part._next_to(share * size, part._guess(share * size))[0].power
+
+    def _next_to(self, size: float, power: int, longest: int = _LONGEST) -> tuple[Point, Point]:
+        """Bracket a size: neighboring points that take at most so much, and more.
+
+        Args:
+          size: bytes.
+          power: Where to begin.
+          longest: Longest first step; later ones may be twice as long as those before.
+        """
         below = above = None
         while below is None or above is None or below.power - above.power > 1:
             point = self.at(power)
@@ -217,10 +242,11 @@ class Allocation:
             steps = 8 * (point.bytes - size) / (self._weights * math.log2(_RATIO) / 2)
             if point.bytes > size:
                 above = point
-                power += math.ceil(min(steps, _LONGEST))
+                power += math.ceil(min(steps, longest))
             else:
                 below = point
-                power += math.floor(max(min(steps, -1), -_LONGEST))
+                power += math.floor(max(min(steps, -1), -longest))
+            longest = min(2 * longest, _LONGEST)
             power = min(max(power, _LOWEST), _HIGHEST)
             if below is not None and above is not None:
                 power = min(max(power, above.power + 1), below.power - 1)
@@ -237,9 +263,9 @@ class Allocation:
             if limit < self._limits[i]:
                 limited = True
                 self._limits[i] = limit
-                for known in self._coded.values():
-                    if known.get(i, choice) is None:  # it was beaten, maybe by what is forbidden
-                        del known[i]
+                for cached in self._coded.values():
+                    if cached.get(i, choice) is None:  # beaten, maybe by a forbidden choice
+                        del cached[i]
         return limited
 
 
