@@ -34,8 +34,9 @@ _AIM = 0.995  # of the budget
 _GOOD, _PROMISED = 0.99, 0.98
 _ATTEMPTS = 16  # two are usual
 _LESSONS = 3  # files that teach
-_SAMPLE = 256  # tensors whose streams teach before the first file, where there are many more
+_SAMPLE, _RUNS = 256, 4  # tensors whose streams teach before a file of many more
 _THREADS = 4  # numpy sorts and searches side by side; so many leaves are in memory at a time
+_WIDEST = 2  # bytes of a dense value that no dense_dtype is advised for
 _TASK = 1 << 18  # bytes of leaves that a thread takes together
 
 
@@ -144,21 +145,24 @@ def compress_to_budget(
             allocation.learn(choices, bits, report.file_bits)
         return tree, report.file_bytes
 
-    def try_some(choices: Sequence[Choice]) -> None:
+    def sample(choices: Sequence[Choice]) -> None:
         """Learn from the streams of some tensors what all will take, about."""
-        some = np.linspace(0, len(choices) - 1, _SAMPLE).astype(int).tolist()
+        # runs of neighbors: their names and figures pack as well as all will
+        starts = np.linspace(0, len(choices) - _SAMPLE // _RUNS, _RUNS).astype(int)
+        some = (starts[:, None] + np.arange(_SAMPLE // _RUNS)).ravel().tolist()
         mine = [choices[i] for i in some]
         leaves = _in_threads(Tensor.build, [compressible[i] for i in some], mine)
-        paths = [compressible[i].path for i in some]
-        named = dict(zip(paths, leaves, strict=True))
-        report, part = (summarize(dict(list(named.items())[:n])) for n in (_SAMPLE, _SAMPLE // 4))
-        bits = {leaf.path: leaf.file_bits for leaf in report.leaves}
+        named = {compressible[i].path: leaf for i, leaf in zip(some, leaves, strict=True)}
+        few = dict(list(named.items())[: _SAMPLE // _RUNS])
+        reports = [summarize(leaves, dense_dtype=dense_dtype) for leaves in (named, few)]
         # header and index: what another leaf adds to them
-        others = paths[len(part.leaves) :]
-        other = report.file_bits - part.file_bits - sum(bits[path] for path in others)
-        other /= len(others)
+        others = [
+            report.file_bits - sum(leaf.file_bits for leaf in report.leaves) for report in reports
+        ]
+        other = (others[0] - others[1]) / (len(named) - len(few))
+        bits = {leaf.path: leaf.file_bits for leaf in reports[0].leaves}
         rest = 8 * (dense_bytes + 300) + other * len(pairs)
-        allocation.learn_from_some(some, mine, [bits[path] for path in paths], rest)
+        allocation.learn_from_some(some, mine, [bits[path] for path in named], rest)
 
     exact = allocation.exact()
     if allocation.bytes(exact) < 1.1 * budget:
@@ -168,13 +172,13 @@ def compress_to_budget(
 
     # The first files correct the estimates of the coder's bits. After that the aim is corrected: by
     # false position between an aim whose file was too small and one whose file was too large.
-    aim, under, over = _AIM * budget, None, None
+    aim, enough, under, over = _AIM * budget, _GOOD, None, None
     best, size, least = None, 0, math.inf
     tried: list[list[tuple[float, float]]] = []
-    enough = _GOOD
     if len(compressible) > 4 * _SAMPLE:  # coding all streams once more takes longer than it gains
-        try_some(allocation.search(aim))
-        enough = _PROMISED
+        sample(allocation.search(aim))
+        # the index packs better than that of a sample: the file will be smaller than expected
+        aim, enough = budget, _PROMISED
     for attempt in range(_ATTEMPTS):
         choices = allocation.search(aim)
         figures = [(choice.distortion, choice.bits) for choice in choices]
@@ -190,6 +194,7 @@ def compress_to_budget(
         if size >= (enough if attempt < _LESSONS else _PROMISED) * budget:
             break
         if attempt < _LESSONS - 1:
+            aim = _AIM * budget
             continue
         if fits:
             under = aim, file_bytes
@@ -205,8 +210,12 @@ def compress_to_budget(
     if not size:
         best, size = build(allocation.least())
         if size > budget:
-            paths = [path for path, _ in pairs]
-            raise _too_small(budget, size, dict(zip(paths, dense, strict=True)), rounding)
+            leaves = [
+                (path, array, rule)
+                for (path, _), array, rule in zip(pairs, dense, assigned, strict=True)
+                if array is not None
+            ]
+            raise _too_small(budget, size, leaves, len(pairs), rounding)
     return best
 
 
@@ -248,6 +257,8 @@ def _flatten(params: Any) -> tuple[list[tuple[str, Any]], Any]:
             "already. Pass sqs_jax.materialize(compressed), or transform.mode(posterior)."
         )
     pairs, treedef = flatten(params)
+    if not pairs:
+        raise ValueError("params has no tensors, so there is nothing to compress.")
     for path, leaf in pairs:
         _require_array(path, leaf)
     return pairs, treedef
@@ -405,25 +416,52 @@ def _in_one_unit(tensors: list[Tensor | None]) -> list[Tensor | None]:
 
 
 def _too_small(
-    budget: int, least: int, dense: dict[str, Any], rounding: np.dtype | None
+    budget: int,
+    least: int,
+    leaves: Sequence[tuple[str, Any, Rule | None]],
+    count: int,
+    rounding: np.dtype | None,
 ) -> BudgetError:
-    """Say how small a file can be, what keeps it from being smaller, and what helps."""
-    whole = [(path, x.dtype.name, x.nbytes) for path, x in dense.items() if x is not None]
-    floating = [entry for entry in whole if jnp.issubdtype(np.dtype(entry[1]), jnp.floating)]
-    others = sorted({dtype for _, dtype, _ in whole} - {dtype for _, dtype, _ in floating})
-    message = (
-        f"The budget of {budget:,} bytes is below the least possible file: {least:,} bytes, with "
-        "every weight pruned that may be."
-    )
+    """Say how small a file can be, what keeps it from being smaller, and what helps.
+
+    Args:
+      budget: The budget, bytes.
+      least: The least possible file, bytes.
+      leaves: Path, array and rule of each leaf that stays dense.
+      count: Number of leaves of the tree.
+      rounding: The dtype that `save` rounds dense leaves to.
+    """
+    dense, exact, wide, small = [], 0, 0, 0
+    for path, array, rule in leaves:
+        dtype = np.dtype(array.dtype)
+        width = dtype.itemsize
+        if jnp.issubdtype(dtype, jnp.floating):
+            width = min(width, rounding.itemsize) if rounding else width
+            wide += width > _WIDEST and array.size > 0
+            small += array.size > 0 and array.ndim > 0 and _kept_by_min_ndim(rule, array)
+        else:
+            exact += array.size > 0
+        dense.append((path, dtype.name, array.size * width))
+    size = sum(entry[2] for entry in dense)
+    message = f"The budget of {budget:,} bytes is below the least possible file: {least:,} bytes"
     remedies = ["a larger budget"]
-    if whole:
-        size = sum(nbytes for *_, nbytes in whole)
-        message += f" {len(whole)} leaves that stay dense take {size:,} bytes of it, uncompressed."
-    if others:
-        message += f" {len(whole) - len(floating)} of them are {', '.join(others)}, never rounded."
-    if floating:
-        now = f"; it is {rounding.name}" if rounding else ""
-        remedies.append(f"a dense_dtype such as 'bfloat16' (here and to save{now})")
-        remedies.append("rules that compress more leaves, such as Rule(min_ndim=1)")
+    if len(dense) == count and not size:
+        message += "; all tensors of the tree are empty."
+    else:
+        message += ", with every weight pruned that may be." if len(dense) < count else "."
+        if dense:
+            message += f" {len(dense)} leaves that stay dense take {size:,} bytes of it,"
+            message += " uncompressed."
+        if exact:
+            message += f" {exact} of them hold integers, bools or complex numbers, never rounded."
+        if wide:
+            remedies.append("a dense_dtype such as 'bfloat16' (here and to save)")
+        if small:
+            remedies.append("rules that compress more leaves, such as Rule(min_ndim=1)")
     listed = ", ".join(remedies[:-1]) + (", or " if remedies[1:] else "") + remedies[-1]
-    return BudgetError(f"{message} Give {listed}.", budget=budget, least=least, dense=whole)
+    return BudgetError(f"{message} Give {listed}.", budget=budget, least=least, dense=dense)
+
+
+def _kept_by_min_ndim(rule: Rule | None, array: Any) -> bool:
+    """Return whether a leaf stays dense because it has too few axes."""
+    return rule is not None and rule.components is not None and not rule.compresses(array)
