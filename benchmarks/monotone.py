@@ -5,13 +5,15 @@ that of the logits.
 """
 
 from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import sqs_jax
-from benchmarks.networks import NAMES, load_network
+from benchmarks.networks import NAMES, Network, load_network
 
 _HIGHEST, _LOWEST = 30.0, 1.1
 _TREE_STEPS, _NETWORK_STEPS = 40, 20
@@ -41,18 +43,13 @@ def run(_: Path, data: Path) -> list[dict[str, Any]]:
     for kind, count, dtype, scales in _TREES:
         name = f"{count} x {kind} {dtype}{' 1..1e-3' if scales else ''}"
         tree = _tree(kind, count, dtype, scales)
-        rows.append(_ladder(name, tree, lambda weights, tree=tree: _worst(tree, weights),
-                            _TREE_STEPS))  # fmt: skip
+        rows.append(_ladder(name, tree, partial(_worst, tree), _TREE_STEPS))
     for name in NAMES:
         network = load_network(name, data)
         outputs = network.outputs(network.weights)
-
-        def error(weights: Tree, network: Any = network, outputs: np.ndarray = outputs) -> float:
-            return float(
-                np.linalg.norm(network.outputs(weights) - outputs) / np.linalg.norm(outputs)
-            )
-
-        rows.append(_ladder(name, network.weights, error, _NETWORK_STEPS))
+        rows.append(
+            _ladder(name, network.weights, partial(_of_outputs, network, outputs), _NETWORK_STEPS)
+        )
     return rows
 
 
@@ -76,6 +73,12 @@ def _worst(tree: Tree, weights: Tree) -> float:
     )
 
 
+def _of_outputs(network: Network, outputs: np.ndarray, weights: Tree) -> float:
+    """Return the relative error of the outputs."""
+    error = np.linalg.norm(network.outputs(weights) - outputs)
+    return float(error / np.linalg.norm(outputs))
+
+
 def _ladder(name: str, tree: Tree, error: Callable[[Tree], float], steps: int) -> dict[str, Any]:
     """Measure at geometric steps of the ratio and print the row."""
     ratios, errors = [], []
@@ -89,7 +92,7 @@ def _ladder(name: str, tree: Tree, error: Callable[[Tree], float], steps: int) -
         errors.append(error(sqs_jax.materialize(compressed)))
     rises = [
         after / before if before else float(after > 0) * np.inf or 1.0
-        for before, after in zip(errors, errors[1:], strict=False)
+        for before, after in pairwise(errors)
     ]
     shown = []
     for wanted in _SHOWN:

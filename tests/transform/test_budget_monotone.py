@@ -1,0 +1,139 @@
+"""A larger budget never has a much larger error; many small tensors take few files to fit."""
+
+import jax
+import numpy as np
+import pytest
+
+import sqs_jax
+from benchmarks.networks import load_network
+from sqs_jax import compress_to_budget
+from sqs_jax.transform import budget as budget_module
+from tests.conftest import REAL_DATA
+
+MOST_RISE = 1.05
+SAMPLERS = {
+    "gaussian": lambda rng, shape: rng.standard_normal(shape),
+    "laplace": lambda rng, shape: rng.laplace(size=shape),
+    "student": lambda rng, shape: rng.standard_t(3, size=shape),
+}
+
+
+def random_tree(kind, count, dtype="float32", scales=1.0, size=64):
+    rng = np.random.default_rng(1)
+    factors = np.geomspace(1, 1 / scales, count)
+    return {
+        f"l{i}": (factor * SAMPLERS[kind](rng, (size, size))).astype("f4").astype(np.dtype(dtype))
+        for i, factor in enumerate(factors)
+    }
+
+
+def errors(tree, compressed):
+    """Relative error of the worst tensor, of all weights, and of the worst tensor's outputs."""
+    dense = sqs_jax.materialize(compressed)
+    inputs = np.random.default_rng(2).standard_normal((32, 64))
+    squares, parts, outputs = np.zeros(2), [], []
+    for name in tree:
+        weights, values = (np.asarray(x[name], np.float64) for x in (tree, dense))
+        off, size = np.linalg.norm(weights - values), np.linalg.norm(weights)
+        parts.append(off / size)
+        squares += off**2, size**2
+        out = np.linalg.norm(inputs @ (weights - values)) / np.linalg.norm(inputs @ weights)
+        outputs.append(out)
+    return np.array([max(parts), np.sqrt(squares[0] / squares[1]), max(outputs)])
+
+
+def assert_monotone(tree, ratios):
+    before = np.full(3, np.inf)
+    for ratio in ratios:
+        after = errors(tree, compress_to_budget(tree, target_ratio=ratio))
+        assert (after <= MOST_RISE * before).all(), f"ratio {ratio}: {before} to {after}"
+        before = after
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "dtype", "scales"),
+    [
+        ("gaussian", 1, "float32", 1),
+        ("laplace", 1, "bfloat16", 1),
+        ("student", 2, "float32", 10),
+        ("gaussian", 2, "bfloat16", 10),
+        ("laplace", 4, "float32", 1000),
+        ("student", 4, "bfloat16", 1000),
+        ("gaussian", 16, "float32", 1),
+        ("student", 16, "float32", 1000),
+    ],
+)
+def test_the_error_falls_with_the_budget(kind, count, dtype, scales):
+    least = 16 if dtype == "bfloat16" and count == 1 else 30  # a file of headers
+    tree = random_tree(kind, count, dtype, scales)
+    assert_monotone(tree, np.geomspace(least, 1.1, 12))
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("kind", ["gaussian", "laplace"])
+def test_between_16_and_32_bits_per_weight_nothing_is_worse_than_at_16(kind, count):
+    assert_monotone(random_tree(kind, count, scales=3), (3, 2.1, 1.95, 1.9, 1.7, 1.4, 1.2, 1.05))
+
+
+def test_fine_steps_of_the_budget_keep_the_order():
+    tree = random_tree("gaussian", 2, "bfloat16", 10)
+    assert_monotone(tree, np.geomspace(12, 8, 12))
+
+
+@pytest.mark.parametrize("kind", SAMPLERS)
+def test_no_budget_is_worse_than_pruning_everything(kind):
+    tree = random_tree(kind, 2)
+    for ratio in (28, 40, 55):
+        assert errors(tree, compress_to_budget(tree, target_ratio=ratio)).max() < 1.02
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_tensor_of_few_values_is_filled_only_to_be_better(dtype):
+    values = np.array([-0.5, 0.125, 0.25, 0.75], "f4").astype(np.dtype(dtype))
+    tree = {"c": np.random.default_rng(0).choice(values, (64, 64))}
+    assert_monotone(tree, np.geomspace(24, 4, 9))
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("name", ["cifar10_resnet20", "stories260K"])
+def test_the_outputs_of_a_real_network_get_no_worse(name):
+    network = load_network(name, REAL_DATA)
+    before = np.inf
+    with jax.numpy_rank_promotion("allow"):
+        outputs = network.outputs(network.weights)
+        for ratio in (24, 14, 8, 4.5, 2.6, 1.5, 1.1):
+            compressed = compress_to_budget(network.weights, target_ratio=ratio)
+            after = np.linalg.norm(network.outputs(sqs_jax.materialize(compressed)) - outputs)
+            assert after <= MOST_RISE * before, ratio
+            before = after
+
+
+# --- many tensors -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "ratio"),
+    [((8, 8), "float32", 4), ((16, 12), "bfloat16", 6), ((16, 16), "float32", 12)],
+)
+def test_many_small_tensors_take_few_files_to_fit(shape, dtype, ratio, monkeypatch):
+    rng = np.random.default_rng(0)
+    tree = {
+        f"experts.{i}": rng.standard_normal(shape).astype("f4").astype(np.dtype(dtype))
+        for i in range(1100)
+    }
+    sizes = []
+    summarize = budget_module.summarize
+
+    def counted(leaves, **options):
+        sizes.append(len(leaves))
+        return summarize(leaves, **options)
+
+    monkeypatch.setattr(budget_module, "summarize", counted)
+    compressed = compress_to_budget(tree, target_ratio=ratio)
+    assert sizes.count(len(tree)) <= 2
+    budget = int(sum(leaf.nbytes for leaf in tree.values()) / ratio)
+    assert 0.98 * budget <= summarize(compressed).file_bytes <= budget
+    again = compress_to_budget(tree, target_ratio=ratio)
+    for name in tree:
+        one, two = (sqs_jax.materialize(x[name]) for x in (compressed, again))
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(two))
