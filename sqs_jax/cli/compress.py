@@ -241,7 +241,7 @@ def _too_small(args: argparse.Namespace, error: sqs_jax.BudgetError) -> str:
         wanted = f"--target-ratio {args.target_ratio:g}"
     lines = (
         f"{args.input}: {wanted} asks for {error.budget:,} bytes, below the least possible file of "
-        f"{error.least or 0:,} bytes"
+        f"{error.least:,} bytes"
     )
     whole = [entry for entry in error.dense if not entry[1].startswith(("float", "bfloat"))]
     floating = [entry for entry in error.dense if entry not in whole]
