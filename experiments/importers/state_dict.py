@@ -53,7 +53,14 @@ def _safetensors(path: Path) -> dict[str, np.ndarray]:
 def _npz(path: Path) -> dict[str, np.ndarray]:
     # opened here: numpy leaves a file open that it cannot read
     with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-        return {name: file[name] for name in file}
+        arrays = {name: file[name] for name in file}
+    for name, x in arrays.items():
+        if x.dtype.kind == "V":
+            raise ValueError(
+                f"{name} is raw bytes of dtype {x.dtype}, as numpy saves bfloat16 and "
+                "float8; save it as .safetensors"
+            )
+    return arrays
 
 
 def _torch(path: Path) -> dict[str, np.ndarray]:

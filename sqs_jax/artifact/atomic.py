@@ -169,6 +169,11 @@ def _explained(path: str, folder: str, temporary: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        inner = str(error.filename)
+        if inner.startswith(temporary + os.sep):  # of a file in the folder that is being filled
+            named = path + inner.removeprefix(temporary)
+            text = (error.strerror or "").replace(temporary, path)
+            raise type(error)(error.errno, text, named) from error
         if error.filename not in (None, temporary):
             raise  # of another file, in the with block; a failed write has no name
         raise type(error)(error.errno, _explain(error, folder), path) from error

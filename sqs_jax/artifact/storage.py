@@ -228,6 +228,8 @@ def _to_numpy(path: str, x: Any) -> np.ndarray:
             raise ValueError(f"{path!r}: the array lies on other hosts too; gather it first")
     elif not isinstance(x, np.ndarray | np.generic) and not hasattr(x, "__array__"):
         raise TypeError(f"{path!r}: expected an array, not {type(x).__name__}")
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{path!r}: a masked array, whose mask would be lost; fill it, x.filled(0)")
     array = np.asarray(x)
     if array.dtype.name not in DTYPES or array.dtype.names is not None:
         remedy = _remedy(array.dtype)

@@ -113,6 +113,11 @@ def _open_folder(path: str) -> Checkpoint:
     flax = flax_file(path)
     if flax is not None:
         return read_flax_folder(path, flax)
+    if sum(name.endswith(".msgpack") for name in names) > 1:
+        raise CheckpointError(
+            f"{path}: several msgpack files, which are not read together; give one of them, or "
+            "save the model as safetensors"
+        )
     for name in names:
         if name.endswith(_PYTORCH):
             raise CheckpointError(f"{os.path.join(path, name)}: a PyTorch file, {PICKLE}")

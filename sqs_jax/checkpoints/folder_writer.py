@@ -52,7 +52,10 @@ def write_safetensors_folder(
             os.makedirs(os.path.join(temporary, inner), exist_ok=True)
             part = {_within(inner, name): tensors[name] for name in names}
             path = os.path.join(temporary, shard)
-            nbytes += write_safetensors(path, part, layout["shards"].get(shard))
+            try:
+                nbytes += write_safetensors(path, part, layout["shards"].get(shard))
+            except CheckpointError as error:
+                raise CheckpointError(str(error).replace(temporary, target)) from error
         for inner, (index, rest) in indices.items():
             listed = {**layout["weight_map"], **layout.get("tied", {})}
             weight_map = {

@@ -25,8 +25,11 @@ def hub_snapshot(folder: str) -> str:
     """
     names = sorted(os.listdir(folder))
     repositories = [name for name in names if name.startswith("models--")]
-    if repositories and all(name.startswith(("models--", ".", "version")) for name in names):
+    if repositories and not any(name.endswith(".safetensors") for name in names):
         return hub_snapshot(_only(folder, "repositories", repositories))
+    hub = os.path.join(folder, "hub")
+    if os.path.isdir(hub) and any(name.startswith("models--") for name in os.listdir(hub)):
+        return hub_snapshot(hub)
     snapshots = os.path.join(folder, "snapshots")
     if not os.path.isdir(snapshots) or not {"refs", "blobs"} & set(names):
         return folder

@@ -21,7 +21,7 @@ from typing import Any
 
 from sqs_jax.checkpoints.lazy import Checkpoint, CheckpointError, LazyArray, SourceFile
 from sqs_jax.checkpoints.msgpack_file import read_msgpack
-from sqs_jax.checkpoints.other_files import TOOLS
+from sqs_jax.checkpoints.other_files import TOOLS, lies_in
 from sqs_jax.checkpoints.safetensors_file import read_safetensors
 from sqs_jax.checkpoints.weight_files import (
     INDEX,
@@ -212,8 +212,9 @@ def _states_and_links(folder: str) -> list[str]:
     for inner in ("", *_subfolders(folder, "")):
         for name in names_in(os.path.join(folder, inner)):
             path = os.path.join(folder, inner, name)
-            skipped = os.path.islink(path) or _TRAINING_STATE.fullmatch(name)
-            if os.path.isdir(path) and skipped and _any_tensors(path):
+            skipped = os.path.islink(path) or not _is_part(name)
+            own = os.path.islink(path) and (lies_in(path, folder) or lies_in(folder, path))
+            if os.path.isdir(path) and skipped and not own and _any_tensors(path):
                 found.append(_joined(inner, name) + "/")
     return found
 

@@ -31,6 +31,7 @@ MOST_INFLATED = 1032
 
 _STEP = 1 << 18
 _MOST_HEADER = 1 << 16
+_LONGEST_NAME = 65_000  # bytes; zip counts them in 16 bits
 PICKLE = (
     "a pickle inside, which would run code when it is loaded; convert it to safetensors first, "
     "where you trust it: safetensors.torch.save_model(model, 'model.safetensors')"
@@ -247,6 +248,8 @@ def write_npz(path: str | os.PathLike[str], tensors: Mapping[str, Any]) -> int:
                 f"{target}: {name!r:.80} is {tensor.dtype.name}, which .npz cannot hold; write "
                 ".safetensors, or .msgpack"
             )
+        if "\0" in name or len(name.encode()) > _LONGEST_NAME:
+            raise CheckpointError(f"{target}: {name!r:.80} cannot be a name in a zip archive")
     members = [f"{name}.npy" for name in tensors]
     if len({zipfile.ZipInfo(member).filename for member in members}) < len(members):
         raise CheckpointError(f"{target}: two names are the same in a zip archive; rename one")

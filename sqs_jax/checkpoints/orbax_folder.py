@@ -3,6 +3,7 @@
 import functools
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from sqs_jax.checkpoints.lazy import (
     SourceFile,
     check_shape,
 )
+from sqs_jax.checkpoints.weight_files import holds_tensors
 
 __all__ = ["is_orbax", "read_orbax"]
 
@@ -79,9 +81,10 @@ def read_orbax(folder: str) -> Checkpoint:
         return LazyArray(shape, DTYPES[np.dtype(dtype).name], read)
 
     files = (Path(path, name) for path, _, names in os.walk(item) for name in names)
-    return Checkpoint(
-        _map(leaf, metadata, ()), "orbax", {}, sum(file.stat().st_size for file in files)
-    )
+    nbytes = sum(file.stat().st_size for file in files)
+    root = os.path.abspath(folder)
+    tree = _map(leaf, metadata, ())
+    return Checkpoint(tree, "orbax", {}, nbytes, root, tuple(_left_out(root, item)))
 
 
 def _items(folder: str) -> list[str]:
@@ -112,6 +115,22 @@ def _choose(folder: str) -> str:
         names = ", ".join(map(repr, items)) or "none"
         raise CheckpointError(f"{folder}: {len(items)} trees in it, give one of {names}")
     return (default or items)[0]
+
+
+def _left_out(root: str, item: str) -> Iterator[str]:
+    """List the trees and files of weights in a folder beside the tree that is read."""
+    for folder, inner, names in os.walk(root):
+        relative = os.path.relpath(folder, root)
+        if folder != item and MARK in names:
+            inner.clear()
+            yield relative + "/"
+            continue
+        if folder == item:
+            inner.clear()  # orbax's own files
+        inner.sort()
+        for name in sorted(names):
+            if holds_tensors(name):
+                yield os.path.normpath(os.path.join(relative, name))
 
 
 def _map(leaf: Any, node: Any, keys: tuple[Any, ...]) -> Any:

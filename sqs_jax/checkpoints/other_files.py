@@ -59,6 +59,8 @@ def list_other_files(source: str | os.PathLike[str], exclude: Collection[str] = 
             if relative in exclude:
                 continue
             if os.path.isdir(path):
+                if name == "__pycache__":
+                    continue
                 if name in TOOLS or os.path.islink(path):
                     left_out.append(relative + "/")
                 else:

@@ -160,7 +160,7 @@ def load_json(text: bytes) -> Any:
         ValueError: If it has, or the text is not JSON, or a string in it is no Unicode.
         RecursionError: If it is nested too deep.
     """
-    value = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
+    value = json.loads(text.decode("utf-8-sig"), object_pairs_hook=_unique)
     if b"\\ud" in text.lower():  # half of a surrogate pair could be neither printed nor written
         dump_json(value)
     return value

@@ -56,7 +56,22 @@ class WeightFiles(NamedTuple):
 
 def names_in(folder: str) -> list[str]:
     """List a directory, sorted, without the `._*` companions that macOS writes (AppleDouble)."""
-    return [name for name in sorted(os.listdir(folder)) if not name.startswith("._")]
+    return [name for name in sorted(os.listdir(folder)) if not _is_companion(folder, name)]
+
+
+def _is_companion(folder: str, name: str) -> bool:
+    path = os.path.join(folder, name)
+    if not name.startswith("._") or not os.path.isfile(path):
+        return False
+    try:
+        with open(path, "rb") as file:
+            head = file.read(9)
+    except OSError:
+        return True
+    if head.startswith(b"\0\5\x16"):
+        return True
+    # damaged ones, and real weights of such a name
+    return holds_tensors(name) and head[8:9] != b"{"
 
 
 def holds_tensors(name: str) -> bool:
@@ -106,8 +121,17 @@ def find_weight_files(folder: str) -> WeightFiles:
     else:
         files = _without_index(folder, tensors)
     others = [n for n in names if holds_tensors(n) and not os.path.isdir(f"{folder}/{n}")]
-    left_out = [name for name in others if name not in files]
+    left_out = [name for name in others if name not in files and not _is_alias(folder, name, files)]
     return WeightFiles(files, weight_map, index, metadata, left_out)
+
+
+def _is_alias(folder: str, name: str, files: list[str]) -> bool:
+    """Return whether a name is a link to one of the files."""
+    path = os.path.join(folder, name)
+    chosen = (os.path.join(folder, other) for other in files)
+    return os.path.exists(path) and any(
+        os.path.exists(other) and os.path.samefile(path, other) for other in chosen
+    )
 
 
 def _shard_set(name: str) -> tuple[str, str] | None:
@@ -147,7 +171,8 @@ def _without_index(folder: str, tensors: list[str]) -> list[str]:
     if None in sets or len(sets) > 1:
         raise _ambiguous(folder, plain)
     base, total = sets.pop() or ("", "")
-    numbers = range(1, int(total) + 1)
+    first = 0 if f"{base}-00000-of-{total}{TENSORS}" in plain else 1
+    numbers = range(first, int(total) + first)
     missing = [name for i in numbers if (name := f"{base}-{i:05}-of-{total}{TENSORS}") not in plain]
     if missing:
         shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")

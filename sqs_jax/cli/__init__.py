@@ -20,7 +20,8 @@ _EPILOG = """examples:
   sqs decompress model.sqs -o again.safetensors
 
 exit codes: 0 all well; 1 verify or diff found something, or compress left out files with tensors;
-2 the command makes no sense; 3 a file cannot be read, written or made so small."""
+2 the command cannot be understood; 3 a file cannot be read, written or made so small, or an option
+does not fit it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,6 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 3
         except (ValueError, TypeError, ImportError) as error:
             complain(str(error))
+            return 3
+        except MemoryError as error:
+            complain(f"out of memory: {error}; choose fewer tensors at a time by --only")
             return 3
         except KeyboardInterrupt:
             complain("interrupted; no output was written")

@@ -25,6 +25,7 @@ from sqs_jax.cli.selection import (
     pattern_type,
     select,
     whole_or_part,
+    without,
 )
 
 __all__ = ["add_compress"]
@@ -33,10 +34,15 @@ _PASSES = 4  # over the weights, about: one to sort them, then one for each file
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 _UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 _SHOWN = 8
+_LEAST_RATIO = 1e-6
 # The library's messages name its arguments; the command has options.
 _OPTIONS = (
-    ("or leave the leaf dense with a rule with components=None", "or leave it as it is: --keep"),
+    (
+        "or leave the leaf dense with a rule with components=None",
+        "or leave the tensor as it is, --keep PATTERN",
+    ),
     ("sensitivity has", "--sensitivity has"),
+    ("Mend them, or", "Repair them, or"),
     ("dense_dtype", "--dense-dtype"),
     ("target_bytes", "--target-bytes"),
     ("target_ratio", "--target-ratio"),
@@ -102,7 +108,7 @@ def _ratio(text: str) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not 0 < value < math.inf:
+    if not _LEAST_RATIO < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is no ratio; write a number above 0, such as 8")
     return value
 
@@ -112,7 +118,7 @@ def _bytes(text: str) -> int:
     try:
         if size is not None:
             return math.floor(float(size[1]) * _UNITS[size[2].upper()])
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, OverflowError):
         pass
     raise argparse.ArgumentTypeError(f"{text!r} is no size; write 33500, 33.5kB, 400MB or 1GiB")
 
@@ -158,7 +164,7 @@ def _compress_checkpoint(args: argparse.Namespace) -> int:
     check_output(args.output, sources, nbytes=budget + copied, folder=folder)
 
     options = {"dense_dtype": args.dense_dtype, "metadata": _metadata(args, source, left)}
-    compressed = _to_budget(args, selection.tree, original, options)
+    compressed = _to_budget(args, selection.tree, selection.left_out, original, options)
     options["workers"] = workers(sum(tensor.size for tensor in sized.values()))
     if folder:
         exclude = {name.rstrip("/") for name in source.left_out}
@@ -201,6 +207,9 @@ def _left(
         shards = {*source.metadata.get("shards", ()), source.metadata.get("msgpack")}
         uncopied = [x for x in others.left_out if x not in shards and not is_index(x)]
         copied = others.nbytes
+        if f"{MODEL}/" in others.copied:
+            path = os.path.join(source.root, MODEL)
+            raise ValueError(f"{path}: a folder of this name would be in the way; rename it")
     names = [*flat_names(source.tree), *source.left_out]
     for pattern in args.exclude:
         if not any(map(matcher([pattern]), names)):
@@ -208,11 +217,23 @@ def _left(
     return _Left(list(tensors), files, lost, uncopied), copied
 
 
-def _to_budget(args: argparse.Namespace, tree: Any, original: int, options: dict[str, Any]) -> Any:
+def _to_budget(
+    args: argparse.Namespace,
+    tree: Any,
+    left_out: Sequence[str],
+    original: int,
+    options: dict[str, Any],
+) -> Any:
     sensitivity = None
-    if args.sensitivity:
-        given = open_checkpoint(args.sensitivity)
-        sensitivity = select(given.tree, [], args.exclude, args.sensitivity).tree
+    if args.sensitivity is not None:
+        sensitivity = open_checkpoint(args.sensitivity).tree
+        unknown = sorted(flat_names(sensitivity).keys() - flat_names(tree).keys() - set(left_out))
+        if unknown:
+            raise ValueError(
+                f"--sensitivity {args.sensitivity}: has {_some(unknown)}, "
+                f"which {args.input} has not"
+            )
+        sensitivity = without(sensitivity, set(left_out))
     keep = [sqs_jax.Rule(pattern=whole_or_part(p), components=None) for p in args.keep]
     with progress("compressing", _PASSES * original) as advance:
         compressed = sqs_jax.compress_to_budget(
@@ -306,6 +327,7 @@ def _metadata(args: argparse.Namespace, source: Checkpoint, left: _Left) -> dict
         "stacked": args.stacked,
         "dense_dtype": args.dense_dtype,
         "sensitivity": args.sensitivity and os.path.basename(args.sensitivity),
+        "left_out": [*left.tensors, *left.files],
     }
     layout = source.metadata
     if "weight_map" in layout and left.tensors:

@@ -63,6 +63,8 @@ def _decompress(args: argparse.Namespace) -> int:
         if others is not None:
             listed = list_other_files(others, {MODEL})
             nbytes, skipped = nbytes + listed.nbytes, listed.left_out
+        elif format == "folder":
+            skipped = ["the files beside the weights (give the compressed folder for them too)"]
         check_output(args.output, [args.file], nbytes=nbytes, folder=format == "folder")
         with progress("decompressing", nbytes) as advance:
             if format == "folder" and "msgpack" in layout:

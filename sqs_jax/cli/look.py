@@ -15,7 +15,6 @@ from sqs_jax.artifact.spec import LeafSpec, SymbolsSpec
 from sqs_jax.checkpoints import flat_names, open_checkpoint
 from sqs_jax.cli.common import add_command, lazy_tensors, open_sqs, print_json, progress
 from sqs_jax.cli.console import say
-from sqs_jax.cli.selection import is_regex, matcher
 
 __all__ = ["add_diff", "add_inspect", "add_verify"]
 
@@ -36,7 +35,7 @@ def _inspect(args: argparse.Namespace) -> int:
             print_json({"version": version, "metadata": file.metadata, **report.as_dict()})
             return 0
         say(str(report))
-        say(f"format {version}, {file.file_bytes:,} bytes: {file.path}")
+        say(printable(f"format {version}, {file.file_bytes:,} bytes: {file.path}"))
         for key, value in file.metadata.items():
             text = str(value)
             text = text if len(text) <= 300 else text[:300] + " ... (--json shows all)"
@@ -70,11 +69,11 @@ def _tolerance(text: str) -> float:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    if args.tolerance is not None and not args.original:
+    if args.tolerance is not None and args.original is None:
         raise ValueError("--tolerance compares with an original; give that too")
     with open_sqs(args.file) as file:
         lazy_tensors(file)  # names are unique, or this says so
-        original, left_out = _original(args.original, file) if args.original else (None, 0)
+        original, left_out = (None, 0) if args.original is None else _original(args.original, file)
         rows, problems = [], []
         if original is not None:
             paths = {leaf.path for leaf in file.leaves}
@@ -107,7 +106,7 @@ def _verify(args: argparse.Namespace) -> int:
         summary += f"; {left_out} tensors were left out by --only and --exclude"
     if rows:
         say(format_table(["tensor", "max error", "relative error", ""], map(_cells, rows), 1))
-    say(summary)
+    say(printable(summary))
     for problem in problems:
         say(printable(f"problem: {problem}"))
     return 1 if problems else 0
@@ -121,18 +120,14 @@ def _original(path: str, file: SqsFile) -> tuple[dict[str, Any], int]:
     checkpoint = open_checkpoint(path)
     recipe = file.metadata.get("recipe")
     recipe = recipe if isinstance(recipe, dict) else {}
-    only, exclude = (_patterns(recipe.get(key)) for key in ("only", "exclude"))
-    wanted, unwanted = matcher(only), matcher(exclude)
+    recorded = recipe.get("left_out")
+    recorded = recorded if isinstance(recorded, list) else []
+    # names and not the patterns: those of a stranger's file could take forever
+    left_out = {name for name in recorded if isinstance(name, str)}
     tensors = flat_names(checkpoint.tree)
-    taken = {n: x for n, x in tensors.items() if (not only or wanted(n)) and not unwanted(n)}
-    unread = [n for n in checkpoint.left_out if not (unwanted(n) or unwanted(n.rstrip("/")))]
+    taken = {name: x for name, x in tensors.items() if name not in left_out}
+    unread = [name for name in checkpoint.left_out if name not in left_out]
     return {**taken, **dict.fromkeys(unread)}, len(tensors) - len(taken)
-
-
-def _patterns(recorded: Any) -> list[str]:
-    """Return the patterns that a file's metadata, which are not to be trusted, say."""
-    texts = [x for x in recorded if isinstance(x, str)] if isinstance(recorded, list) else []
-    return [text for text in texts if is_regex(text)]
 
 
 def _misstated(leaf: Leaf, value: Any) -> list[str]:

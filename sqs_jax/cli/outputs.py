@@ -10,7 +10,8 @@ from sqs_jax.checkpoints.other_files import lies_in
 
 __all__ = ["check_output"]
 
-_STREAMS = re.compile(r"-|/dev/(stdout|stderr|stdin|fd/.*|tty)|/proc/[^/]+/fd/.*")
+_STREAMS = re.compile(r"/dev/(stdout|stderr|stdin|fd/.*|tty)|/proc/[^/]+/fd/.*")
+_MOST_LINKS = 40
 
 
 def check_output(
@@ -28,7 +29,7 @@ def check_output(
         ValueError: If the output is a standard stream, an input or in one, or the disk is too full.
         OSError: As `sqs_jax.artifact.atomic.check_writable`.
     """
-    if _STREAMS.fullmatch(output):
+    if output == "-" or any(_STREAMS.fullmatch(path) for path in _aliases(output)):
         raise ValueError(
             f"{output}: a stream cannot be the output, which is written as a whole or not at all; "
             "give the name of a file"
@@ -48,6 +49,15 @@ def check_output(
             f"{output}: takes about {nbytes:,} bytes, and {free:,} are free in {parent}; free "
             "some, or choose another place"
         )
+
+
+def _aliases(path: str) -> Iterator[str]:
+    """List the paths that links lead through, as the system would write them."""
+    for _ in range(_MOST_LINKS):
+        yield "/" + os.path.abspath(path).lstrip("/")
+        if not os.path.islink(path):
+            return
+        path = os.path.join(os.path.dirname(os.path.abspath(path)), os.readlink(path))
 
 
 def _files(source: str) -> Iterator[str]:

@@ -18,6 +18,7 @@ __all__ = [
     "pattern_type",
     "select",
     "whole_or_part",
+    "without",
 ]
 
 
@@ -35,7 +36,10 @@ class Selection(NamedTuple):
 
 def add_selection(parser: argparse.ArgumentParser) -> None:
     """Add --only and --exclude."""
-    for name, what in (("--only", "take only tensors"), ("--exclude", "leave out tensors")):
+    for name, what, more in (
+        ("--only", "take only tensors", ""),
+        ("--exclude", "leave out tensors", "; also names files of a folder that are not needed"),
+    ):
         parser.add_argument(
             name,
             action="append",
@@ -43,7 +47,7 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
             metavar="PATTERN",
             type=pattern_type,
             help=f"{what} whose name, or the name up to a / or . in it, matches this regular "
-            "expression as a whole (--exclude: files of a folder too); may be given again",
+            "expression as a whole; may be given again" + more,
         )
 
 
@@ -94,7 +98,7 @@ def select(tree: Any, only: Sequence[str], exclude: Sequence[str], source: str) 
     left_out = [n for n in names if (only and not wanted(n)) or unwanted(n)]
     if names and len(left_out) == len(names):
         raise ValueError(f"{source}: --only and --exclude leave no tensor of {len(names)}")
-    return Selection(_without(tree, set(left_out)) if left_out else tree, left_out)
+    return Selection(without(tree, set(left_out)) if left_out else tree, left_out)
 
 
 def no_match(option: str, pattern: str, names: Sequence[str], source: str) -> str:
@@ -103,13 +107,13 @@ def no_match(option: str, pattern: str, names: Sequence[str], source: str) -> st
     return f"{option} {pattern!r} matches no tensor of {source}; there are: {shown or 'none'}"
 
 
-def _without(tree: Any, names: set[str], path: tuple[str, ...] = ()) -> Any:
+def without(tree: Any, names: set[str], path: tuple[str, ...] = ()) -> Any:
     """Return a tree without the leaves of these names; places in lists become None."""
     if isinstance(tree, dict):
-        children = {key: _without(child, names, (*path, str(key))) for key, child in tree.items()}
+        children = {key: without(child, names, (*path, str(key))) for key, child in tree.items()}
         return {key: child for key, child in children.items() if not _is_gone(child, tree[key])}
     if isinstance(tree, list | tuple):
-        return [_without(child, names, (*path, str(i))) for i, child in enumerate(tree)]
+        return [without(child, names, (*path, str(i))) for i, child in enumerate(tree)]
     return None if "/".join(path) in names else tree
 
 

@@ -164,7 +164,7 @@ def test_messages_name_the_file_and_an_option(tmp_path, capsys):
         (source, ["--target-ratio=2", "--exclude=.*"], ["leave no tensor"]),
         (source, ["--target-ratio=2", "--stacked=-1"], ["--stacked -1"]),
         (source, ["--target-ratio=2", "--dense-dtype=int8"], ["--dense-dtype is 'int8'"]),
-        (source, ["--target-ratio=2", f"--sensitivity={other}"], ["--sensitivity has z"]),
+        (source, ["--target-ratio=2", f"--sensitivity={other}"], ["--sensitivity", "has z"]),
         (source, ["--target-ratio=2", f"--sensitivity={wrong}"], ["--sensitivity has shape"]),
     ):
         assert run("compress", given, "-o", tmp_path / "x.sqs", *options) == 3

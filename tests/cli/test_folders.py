@@ -253,8 +253,58 @@ def test_tensors_can_be_left_out_of_a_folder(tmp_path, capsys):
     assert set(again["unet/diffusion_pytorch_model-00001-of-00002.safetensors"]) == {"a"}
     assert run("verify", tmp_path / "packed", source) == 0
     assert "1 tensors were left out" in capsys.readouterr().out
-    write(source / "vae" / "diffusion_pytorch_model.safetensors", {"b": weights(32, 32)})
-    assert run("verify", tmp_path / "packed", source) == 0
     write(source / "new" / "model.safetensors", {"b": weights(32, 32)})
     assert run("verify", tmp_path / "packed", source) == 1
     assert "problem: new/b: not in the file" in capsys.readouterr().out
+
+
+def test_other_trees_of_an_orbax_folder_are_named(tmp_path, capsys):
+    import orbax.checkpoint as ocp
+
+    save = ocp.args.StandardSave
+    with ocp.CheckpointManager(tmp_path / "run", item_names=("default", "ema")) as manager:
+        for step in (1, 2):
+            items = {"default": save({"a": weights(32, 32)}), "ema": save({"e": weights(32, 32)})}
+            manager.save(step, args=ocp.args.Composite(**items))
+        manager.wait_until_finished()
+    np.savez(tmp_path / "run" / "extra.npz", x=weights(3))
+    target = tmp_path / "m.sqs"
+    assert run("compress", tmp_path / "run", "-o", target, "--target-ratio", 2) == 1
+    out = capsys.readouterr().out
+    assert "not copied: extra.npz, 1/default/, 1/ema/, 2/ema/" in out
+    assert run("verify", target, tmp_path / "run") == 1
+    assert "2/ema/: not in the file" in capsys.readouterr().out
+    options = ["--exclude", "1", "--exclude", "2/ema", "--exclude", "extra.npz"]
+    assert run("compress", tmp_path / "run", "-o", target, "--target-ratio", 2, *options) == 0
+    assert run("verify", target, tmp_path / "run") == 0
+
+
+def test_real_files_with_the_names_of_companions_come_back(tmp_path, capsys):
+    source = tmp_path / "source"
+    write(source / "model.safetensors", {"a": weights(32, 32)})
+    write(source / "._sub" / "model.safetensors", {"b": weights(32, 32)})
+    (source / "._notes.txt").write_text("notes")
+    again = comes_back(source, tmp_path)
+    assert (tmp_path / "again" / "._notes.txt").read_text() == "notes"
+    assert set(again) == {"model.safetensors", "._sub/model.safetensors"}
+    write(source / "._real.safetensors", {"c": weights(32, 32)})
+    assert run("compress", source, "-o", tmp_path / "x", "--target-ratio", 2) == 1
+    assert "not copied: ._real.safetensors" in capsys.readouterr().out
+
+
+def test_links_to_what_is_taken_are_no_loss(tmp_path):
+    source = tmp_path / "source"
+    write(source / "model.safetensors", {"a": weights(32, 32)})
+    (source / "alias.safetensors").symlink_to("model.safetensors")
+    (source / "self").symlink_to(source)
+    comes_back(source, tmp_path)
+    assert run("verify", tmp_path / "packed", source) == 0
+
+
+def test_a_file_cannot_make_verify_run_its_patterns(tmp_path):
+    name = "x" * 40
+    metadata = {"recipe": {"exclude": ["(x+x+)+y"], "left_out": [3, None]}}
+    sqs_jax.save(tmp_path / "m.sqs", {name: weights(4, 4)}, metadata=metadata)
+    write(tmp_path / "m.safetensors", {name: weights(4, 4)})
+    assert run("verify", tmp_path / "m.sqs", tmp_path / "m.safetensors") == 0
+    assert run("verify", tmp_path / "m.sqs", "") == 3  # an unset variable of a shell

@@ -131,3 +131,44 @@ def test_a_dangling_output_link_is_followed(source, tmp_path):
     (tmp_path / "link.sqs").symlink_to(tmp_path / "real.sqs")
     assert compress(source, tmp_path / "link.sqs") == 0
     assert (tmp_path / "link.sqs").is_symlink() and sqs_jax.load(tmp_path / "real.sqs")
+
+
+def test_streams_are_refused_by_any_name(source, tmp_path, capsys):
+    (tmp_path / "link").symlink_to("/dev/stdout")
+    (tmp_path / "again").symlink_to("link")
+    for name in ("//dev/stdout", "/dev/./stdout", "/dev/../dev/fd/1", tmp_path / "again"):
+        assert compress(source, name) == 3
+        assert f"{name}: a stream" in capsys.readouterr().err
+
+
+def test_no_message_names_a_temporary_path(folder, tmp_path, capsys):
+    (folder / "model.sqs").mkdir()
+    assert compress(folder, tmp_path / "x") == 3
+    assert "rename it" in capsys.readouterr().err
+    (folder / "model.sqs").rmdir()
+    packed = tmp_path / "packed"
+    assert compress(folder, packed) == 0
+    tree, metadata = sqs_jax.load(packed / "model.sqs"), sqs_jax.read_metadata(packed / "model.sqs")
+    long = "n" * 300 + ".safetensors"
+    layout = metadata["provenance"]["metadata"]
+    layout |= {"weight_map": {"a": long}, "shards": {long: {"format": "pt"}}}
+    sqs_jax.save(packed / "model.sqs", tree, metadata=metadata)
+    assert run("decompress", packed, "-o", tmp_path / "again") == 3
+    error = capsys.readouterr().err
+    assert ".tmp" not in error and f"{tmp_path}/again/nnn" in error
+    assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize("options", [["--target-ratio", "1e-308"], ["--target-bytes", "9" * 400]])
+def test_numbers_beyond_all_files_are_refused(options, source, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        run("compress", source, "-o", tmp_path / "x", *options)
+    assert stop.value.code == 2
+
+
+def test_a_sensitivity_may_cover_what_is_left_out(tmp_path, capsys):
+    source = write(tmp_path / "m.safetensors", {"x": weights(64, 64), "y": weights(64, 64)})
+    given = write(tmp_path / "s.safetensors", {n: abs(weights(64, 64)) for n in "xy"})
+    options = ["--sensitivity", given, "--only", "x"]
+    assert compress(source, tmp_path / "m.sqs", *options) == 0
+    assert set(sqs_jax.load(tmp_path / "m.sqs")) == {"x"}

@@ -113,3 +113,12 @@ def test_the_metadata_of_shards_survive_in_one_file(tmp_path):
     assert run("decompress", packed / "model.sqs", "-o", tmp_path / "shards") == 0
     with safetensors.safe_open(tmp_path / "shards" / name, "np") as file:
         assert file.metadata() == {"format": "pt", "part": "y"}
+
+
+def test_names_that_a_zip_archive_cannot_hold_are_refused(tmp_path):
+    from sqs_jax.checkpoints import CheckpointError, write_npz
+
+    for names in (["a\0b", "a"], ["n" * 70_000]):
+        with pytest.raises(CheckpointError, match="cannot be a name in a zip archive"):
+            write_npz(tmp_path / "n.npz", {name: np.ones(2) for name in names})
+    assert not (tmp_path / "n.npz").exists()

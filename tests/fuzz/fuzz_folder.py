@@ -320,8 +320,13 @@ def unchanged(before: dict[str, tuple[int, int]], root: Path) -> None:
 def visible(source: Path) -> list[Path]:
     """Files that a user sees as part of the model: no companions of macOS, no pipes."""
     paths = [Path(f) / name for f, _, names in os.walk(source) for name in names]
-    relative = [(p, p.relative_to(source).parts) for p in paths]
-    return [p for p, parts in relative if p.is_file() and not any(x[:2] == "._" for x in parts)]
+    files = [p for p in paths if p.is_file()]
+    return [p for p in files if not (p.name.startswith("._") and is_companion(p))]
+
+
+def is_companion(path: Path) -> bool:
+    head = path.read_bytes()[:9]
+    return head[:3] == b"\0\5\x16" or (head[8:9] != b"{" and path.suffix != ".json")
 
 
 def is_index(path: Path) -> bool:
