@@ -105,9 +105,9 @@ def test_draws_for_averaging_are_whole_code_streams(finished: Path) -> None:
             np.testing.assert_array_equal(
                 layer["kernel"].codes == 0, deployed[name]["kernel"].codes == 0
             )
-            np.testing.assert_array_equal(
-                layer["kernel"].codebook, deployed[name]["kernel"].codebook
-            )
+            # a file leaves out the levels that none of its weights has
+            levels = deployed[name]["kernel"].codebook
+            assert np.isin(levels, layer["kernel"].codebook).all()
     first, second = (draw["Dense_0"]["kernel"].codes for draw in draws)
     assert (first != second).any()
 

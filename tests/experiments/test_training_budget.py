@@ -187,7 +187,7 @@ def test_landing_moves_no_more_of_the_mask_than_the_size_asks_for(compression):
 
 def test_a_price_errs_less_than_pruning_in_as_many_bytes(priced):
     phase, posterior, _ = priced
-    budget = phase.mask.budget._replace(target=TARGET * 9 // 10)
+    budget = phase.mask.budget._replace(target=TARGET * 7 // 10)
 
     def error(found):
         leaves = sub_distributions(found).values()
