@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -140,13 +141,10 @@ def check_writable(path: str, *, folder: bool = False) -> None:
     target, parent, temporary = _places(path)
     with _explained(path, parent, temporary):
         (_check_new_folder if folder else _check_file)(target)
-        _TEMPORARIES.add(temporary)
         try:  # permissions alone do not tell: the disk may be read-only, or have no inode left
-            os.close(_create(temporary))
-        finally:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            _TEMPORARIES.discard(temporary)
+            tempfile.TemporaryFile(dir=parent).close()  # without a name, where there are such files
+        except OSError as error:
+            raise OSError(error.errno, error.strerror) from error
 
 
 def _check_file(target: str) -> None:

@@ -234,22 +234,25 @@ class Allocation:
           longest: Longest first step; later ones may be twice as long as those before.
         """
         below = above = None
+        last = 0.0
         while below is None or above is None or below.power - above.power > 1:
             point = self.at(power)
             if power == (_HIGHEST if point.bytes > size else _LOWEST):
                 return point, point
-            # at high rates a weight takes a quarter of a bit less per step
-            steps = 8 * (point.bytes - size) / (self._weights * math.log2(_RATIO) / 2)
             if point.bytes > size:
                 above = point
-                power += math.ceil(min(steps, longest))
             else:
                 below = point
-                power += math.floor(max(min(steps, -1), -longest))
-            longest = min(2 * longest, _LONGEST)
-            power = min(max(power, _LOWEST), _HIGHEST)
             if below is not None and above is not None:
-                power = min(max(power, above.power + 1), below.power - 1)
+                power = (below.power + above.power) // 2
+                continue
+            # at high rates a weight takes a quarter of a bit less per step
+            steps = 8 * abs(point.bytes - size) / (self._weights * math.log2(_RATIO) / 2)
+            unchanged = point.bytes == last  # far from the next change, maybe
+            stride = longest if unchanged else max(1, min(math.ceil(steps), longest))
+            last, longest = point.bytes, 2 * longest if unchanged else min(2 * longest, _LONGEST)
+            power += stride if point is above else -stride
+            power = min(max(power, _LOWEST), _HIGHEST)
         return below, above
 
     def _limit(self, choices: Sequence[Choice], above: Point, size: float) -> bool:
