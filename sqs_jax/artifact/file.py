@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,6 +47,8 @@ __all__ = ["inspect", "load", "read_attachments", "read_metadata", "save", "summ
 
 SHARED_FROM = 4096
 """Equal leaves of at least so many bytes (as arrays) are stored once: tied embeddings."""
+
+_BATCH, _BATCH_WEIGHTS = 1024, 1 << 20  # leaves that are coded at a time
 
 
 def save(
@@ -216,7 +218,10 @@ def _pack(
     attached = check_attachments(attachments)
 
     def pack(leaves: "_Leaves") -> _Packed:
-        skeleton = tree.flatten(compressed, leaves.describe)
+        found: list[tuple[str, Any]] = []
+        tree.flatten(compressed, lambda *leaf: found.append(leaf))
+        described = leaves.describe(found)
+        skeleton = tree.flatten(compressed, lambda *_: next(described))
         nodes = {name: leaves.attach(name, value) for name, value in attached.items()}
         return leaves.file(skeleton, nodes, metadata or {})
 
@@ -248,13 +253,27 @@ class _Leaves:
         self._seen: dict[Any, int] = {}
         self._coded: dict[Any, tuple[Spec, list[bytes]]] = {}
 
-    def describe(self, path: str, value: Any) -> Any:
-        """Add a leaf of the tree, and return its node."""
-        where = path or "(root)"
+    def describe(self, found: Sequence[tuple[str, Any]]) -> Iterator[Any]:
+        """Add the leaves of the tree, by their paths, and return the node of each."""
+        batch: list[tuple[str, Any]] = []
+        weights = 0
+        for number, (path, value) in enumerate(found, 1):
+            leaf = self._checked(path or "(root)", value)
+            batch.append((path, leaf))
+            weights += math.prod(storage.shape_and_dtype(leaf)[0])
+            if number == len(found) or len(batch) == _BATCH or weights >= _BATCH_WEIGHTS:
+                packed = self._pack_batch([leaf for _, leaf in batch])
+                for (where, _), (spec, chunks) in zip(batch, packed, strict=True):
+                    yield self._describe(where, spec, chunks)
+                batch, weights = [], 0
+
+    def _checked(self, where: str, value: Any) -> Any:
         leaf = storage.check_leaf(where, value)
-        if self._rounding is not None and not isinstance(leaf, LEAVES):
-            leaf = storage.round_dense(where, leaf, self._rounding)
-        spec, chunks = self._packed(leaf)
+        if self._rounding is None or isinstance(leaf, LEAVES):
+            return leaf
+        return storage.round_dense(where, leaf, self._rounding)
+
+    def _describe(self, path: str, spec: Spec, chunks: list[bytes]) -> Any:
         data = b"".join(chunks)
         number, shared = len(self._sizes), None
         if math.prod(spec.shape) * storage.DTYPES[spec.dtype].itemsize >= SHARED_FROM:
@@ -294,10 +313,17 @@ class _Leaves:
         report = SizeReport(tuple(self._sizes), file_bytes, tuple(self._attached))
         return _Packed(pieces, report, sum(map(unfolded, self._specs)))
 
-    def _packed(self, leaf: Any) -> tuple[Spec, list[bytes]]:
-        """Code a leaf; integer arrays that come again, such as each layer's mask, only once."""
-        if not isinstance(leaf, np.ndarray) or not integers.is_integer(leaf):
-            return self._pack(leaf, self._map)
+    def _pack_batch(self, leaves: list[Any]) -> list[tuple[Spec, list[bytes]]]:
+        """Code leaves; integer arrays that come again, such as each layer's mask, only once."""
+        plain = [isinstance(leaf, np.ndarray) and integers.is_integer(leaf) for leaf in leaves]
+        others = [leaf for leaf, is_plain in zip(leaves, plain, strict=True) if not is_plain]
+        packed = iter(kinds.pack_all(others, self._map))
+        return [
+            self._pack_integers(leaf) if is_plain else next(packed)
+            for leaf, is_plain in zip(leaves, plain, strict=True)
+        ]
+
+    def _pack_integers(self, leaf: np.ndarray) -> tuple[Spec, list[bytes]]:
         digest = hashlib.sha256(leaf.reshape(-1).view(np.uint8).data).digest()
         key = leaf.shape, leaf.dtype.name, digest
         packed = self._coded.get(key) or self._pack(leaf, self._map)

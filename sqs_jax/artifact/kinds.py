@@ -5,7 +5,7 @@ size figures know symbols and arrays only.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +17,17 @@ from sqs_jax.artifact.compressed import CompressedLeaf, GridLeaf
 from sqs_jax.artifact.integers import Integers
 from sqs_jax.artifact.spec import ArraySpec, LeafSpec, Spec, SymbolsSpec
 
-__all__ = ["KINDS", "Kind", "Symbols", "check", "check_known", "pack", "pack_shortest", "unpack"]
+__all__ = [
+    "KINDS",
+    "Kind",
+    "Symbols",
+    "check",
+    "check_known",
+    "pack",
+    "pack_all",
+    "pack_shortest",
+    "unpack",
+]
 
 Map = Callable[..., Any]
 
@@ -203,19 +213,57 @@ def pack(leaf: Any, map: Map = map) -> tuple[Spec, list[bytes]]:
         leaf: A numpy array, `Symbols`, or a valid leaf of a kind, of numpy arrays.
         map: See `coding.encode`.
     """
+    return pack_all([leaf], map)[0]
+
+
+def pack_all(leaves: Sequence[Any], map: Map = map) -> list[tuple[Spec, list[bytes]]]:
+    """Do what `pack` does for many leaves, whose symbols are coded together."""
+    taken = [_take_apart(leaf) for leaf in leaves]
+    symbols = [part for leaf in taken for part in _symbols_of(leaf)]
+    streams = iter(coding.encode_all(symbols, map))
+    return [_packed(leaf, streams) for leaf in taken]
+
+
+class _Taken(NamedTuple):
+    """A leaf of a kind, and its parts: arrays, `Symbols` and such leaves."""
+
+    kind: str
+    shape: tuple[int, ...]
+    dtype: str
+    attributes: dict[str, Any]
+    parts: list[Any]
+
+
+def _take_apart(leaf: Any) -> Any:
+    if isinstance(leaf, np.ndarray | Symbols):
+        return leaf
+    name, kind = next((n, k) for n, k in KINDS.items() if isinstance(leaf, k.type))
+    shape, dtype, attributes, parts = kind.take_apart(leaf)
+    return _Taken(name, shape, dtype, attributes, [_take_apart(part) for part in parts])
+
+
+def _symbols_of(leaf: Any) -> Iterator[Symbols]:
+    if isinstance(leaf, _Taken):
+        for part in leaf.parts:
+            yield from _symbols_of(part)
+    elif isinstance(leaf, Symbols):
+        yield leaf
+
+
+def _packed(leaf: Any, streams: Iterator[bytes]) -> tuple[Spec, list[bytes]]:
+    """Do what `pack` says for a leaf that was taken apart, whose coded symbols are the next."""
     if isinstance(leaf, np.ndarray):
         stored = storage.narrow(leaf)
         return ArraySpec(leaf.shape, leaf.dtype.name, stored.dtype.name), [stored.tobytes()]
     if isinstance(leaf, Symbols):
-        data = coding.encode(leaf.values, leaf.alphabet, text=leaf.text, map=map)
+        data = next(streams)
         counts = coding.histogram(leaf.values.reshape(-1), leaf.alphabet)
         excess = round(8 * len(data) - coding.entropy_bits(counts), 1)
         nonzero = int(counts[1:].sum())
         return SymbolsSpec(leaf.values.shape, leaf.alphabet, len(data), nonzero, excess), [data]
-    name, kind = next((n, k) for n, k in KINDS.items() if isinstance(leaf, k.type))
-    shape, dtype, attributes, parts = kind.take_apart(leaf)
-    packed = [pack(part, map) for part in parts]
-    spec = LeafSpec(name, shape, dtype, attributes, tuple(part for part, _ in packed))
+    packed = [_packed(part, streams) for part in leaf.parts]
+    specs = tuple(part for part, _ in packed)
+    spec = LeafSpec(leaf.kind, leaf.shape, leaf.dtype, leaf.attributes, specs)
     return spec, [data for _, chunks in packed for data in chunks]
 
 

@@ -118,8 +118,8 @@ def test_figures_are_those_of_a_dense_leaf_but_for_entropy_and_file():
 
 def test_integers_that_come_again_are_coded_and_stored_once(path, monkeypatch):
     coded = []
-    encode = coding.encode
-    monkeypatch.setattr(coding, "encode", lambda *a, **k: [coded.append(a), encode(*a, **k)][1])
+    encode = coding.encode_all
+    monkeypatch.setattr(coding, "encode_all", lambda *a: [coded.extend(a[0]), encode(*a)][1])
     mask = np.tril(np.ones((80, 80), bool))
     save(path, [mask, mask.copy(), mask.astype(np.uint8)])
     assert len(coded) == 2  # a mask and another dtype's

@@ -9,9 +9,10 @@ from sqs_jax.artifact.coding.stream import (
     CHUNK,
     decode,
     encode,
+    encode_all,
     entropy_bits,
     histogram,
     repetitive,
 )
 
-__all__ = ["CHUNK", "decode", "encode", "entropy_bits", "histogram", "repetitive"]
+__all__ = ["CHUNK", "decode", "encode", "encode_all", "entropy_bits", "histogram", "repetitive"]

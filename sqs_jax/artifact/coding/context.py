@@ -14,14 +14,24 @@ Contexts with similar codes share a table: as many tables as save more than they
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from sqs_jax.artifact.coding import ans
 from sqs_jax.artifact.coding.table import best_table
 
-__all__ = ["CONTEXTS", "MAX_ALPHABET", "MAX_LEVEL", "MAX_STEPS", "Context", "fit", "view"]
+__all__ = [
+    "CONTEXTS",
+    "MAX_ALPHABET",
+    "MAX_LEVEL",
+    "MAX_STEPS",
+    "Context",
+    "fit",
+    "view",
+    "worth_fitting",
+]
 
 SCORES, PASTS = 16, 8
 CONTEXTS = SCORES * PASTS
@@ -32,6 +42,7 @@ MAX_ACTIVITY = 16
 _LEVEL_STEP = 0.25  # levels are this far apart, in standard deviations of the activity
 _PAST_STEP = 0.4
 _ROWS = 1 << 16
+_SMALL, _BATCH = 1 << 12, 1 << 20
 
 
 class Context(NamedTuple):
@@ -151,12 +162,7 @@ def _fit(
     codes: np.ndarray, shape: tuple[int, int, int], counts: np.ndarray, leading: bool
 ) -> tuple[float, Context, float] | None:
     """Return about how many bytes codes `[A * B, P]` take, their model, and those of the words."""
-    shares = counts / counts.sum()
-    lengths = np.where(counts, -np.log2(np.maximum(shares, 1e-12)), 0.0)
-    floor = lengths[counts > 0].min()
-    activity = np.clip(np.round(2 * (lengths - floor)), 0, MAX_ACTIVITY - 1).astype(np.uint8)
-    mean = float(shares @ activity)
-    spread = math.sqrt(max(float(shares @ (activity - mean) ** 2), 1e-12))
+    activity, mean, spread = (x[0] for x in _activities(counts[None]))
     active = activity[codes]
 
     levels, score, bias = [np.zeros(size, np.int64) for size in shape], np.zeros(shape, np.int8), 0
@@ -165,16 +171,14 @@ def _fit(
     for axis, size in enumerate(shape):
         others = tuple(other for other in range(3) if other != axis)
         sums = active.reshape(shape).sum(axis=others, dtype=np.int64)
-        # Shrunk towards the mean by two codes' worth: short rows prove little.
-        means = (sums + 2 * mean) / (active.size // size + 2)
-        level = np.clip(np.round((means - mean) / (_LEVEL_STEP * spread)), -4, 4).astype(np.int8)
+        level = _levels(sums, active.size // size, mean, spread)
         if size == 1 or not level.any():
             continue
         trial = score + np.expand_dims(level, others)
-        trial_bias = bias + int(np.median(level))  # the bulk of the scores stays in the middle
+        trial_bias = bias + int(_middle(level))
         by_context = _histogram(codes, _clipped(trial, trial_bias, codes.shape), counts.size)
-        side = _side_bytes(level)
-        if _least_bytes(by_context) + side >= best:
+        side = float(_side_bytes(level))
+        if _least_bytes(by_context[by_context.any(1)]) + side >= best:
             continue
         found = _merge(by_context)
         cost = found[0] + side
@@ -204,6 +208,74 @@ def _fit(
     frequencies = [table[0] for table in chosen]
     model = Context(leading, lifted, bias, low, width, activity, table_of, frequencies)
     return total_bytes, model, words
+
+
+def worth_fitting(codes: Sequence[np.ndarray], counts: Sequence[np.ndarray]) -> list[bool]:
+    """Return of which tensors `fit` may find something, looking at many small matrices at a time.
+
+    It is what `fit` does first, up to the bound with which it gives up most small matrices. Others
+    are not looked at.
+    """
+    worth = [True] * len(codes)
+    alike: dict[Any, list[int]] = {}
+    for i, (mine, count) in enumerate(zip(codes, counts, strict=True)):
+        if mine.ndim == 2 and 1 < mine.size <= _SMALL and count.size <= MAX_ALPHABET:
+            alike.setdefault((mine.shape, count.size.bit_length()), []).append(i)
+    for (_, alphabet_bits), numbers in alike.items():
+        step = max(1, _BATCH >> alphabet_bits + 4)
+        for start in range(0, len(numbers), step):
+            chunk = numbers[start : start + step]
+            table = np.zeros((len(chunk), 1 << alphabet_bits), np.int64)
+            for row, i in zip(table, chunk, strict=True):
+                row[: counts[i].size] = counts[i]
+            found = _worth_fitting(np.stack([codes[i] for i in chunk]), table)
+            for i, is_worth in zip(chunk, found.tolist(), strict=True):
+                worth[i] = is_worth
+    return worth
+
+
+def _worth_fitting(codes: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Do what `worth_fitting` says for matrices `[T, A, B]` and counts `[T, alphabet]`."""
+    worth = np.zeros(len(codes), bool)
+    activity, mean, spread = _activities(counts)
+    active = np.take_along_axis(activity, codes.reshape(len(codes), -1), 1).reshape(codes.shape)
+    one_table = _bytes(counts) + 1 / 4
+    for axis in (1, 2):
+        sums = active.sum(axis=3 - axis, dtype=np.int64)
+        level = _levels(sums, codes.shape[3 - axis], mean[:, None], spread[:, None])
+        trial = level - _middle(level)[:, None]
+        score = np.clip(trial + SCORES // 2, 0, SCORES - 1).astype(np.int64)
+        place = np.arange(len(codes))[:, None] * SCORES + score
+        index = np.expand_dims(place, 3 - axis) * counts.shape[1] + codes
+        by_context = np.bincount(index.reshape(-1), minlength=SCORES * counts.size)
+        least = _least_bytes(by_context.reshape(len(codes), SCORES, -1)) + _side_bytes(level)
+        worth |= level.any(1) & (least < one_table)
+    return worth
+
+
+def _activities(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return activities `[T, alphabet]` of symbols, their mean and their deviation, each `[T]`."""
+    totals = counts.sum(1)
+    shares = counts / totals[:, None]
+    lengths = np.where(counts, -np.log2(np.maximum(shares, 1e-12)), 0.0)
+    floor = np.where(counts, lengths, np.inf).min(1, keepdims=True)
+    activity = np.clip(np.round(2 * (lengths - floor)), 0, MAX_ACTIVITY - 1).astype(np.uint8)
+    mean = (counts * activity).sum(1) / totals
+    squares = (counts * activity.astype(np.int64) ** 2).sum(1) / totals
+    return activity, mean, np.sqrt(np.maximum(squares - mean**2, 1e-12))
+
+
+def _levels(sums: np.ndarray, count: int, mean: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """Return how far the activities of rows, sums over so many codes, are from their mean."""
+    # Shrunk towards the mean by two codes' worth: short rows prove little.
+    means = (sums + 2 * mean) / (count + 2)
+    levels = np.round((means - mean) / (_LEVEL_STEP * spread))
+    return np.asarray(np.clip(levels, -4, 4).astype(np.int8))
+
+
+def _middle(level: np.ndarray) -> np.ndarray:
+    """Return what the bulk of the scores is moved by, to stay in the middle."""
+    return np.asarray(np.median(level, axis=-1).astype(np.int8))
 
 
 def _clipped(score: np.ndarray, bias: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -261,18 +333,21 @@ def _merge(counts: np.ndarray) -> tuple[float, np.ndarray, list[np.ndarray]]:
     return float(cost.sum()) + len(used) / 4, table_of, totals
 
 
-def _least_bytes(counts: np.ndarray) -> float:
+def _least_bytes(counts: np.ndarray) -> np.ndarray:
     """Return what `_merge` returns at least, if it does not join all contexts in one table.
+
+    Counts are `[..., contexts, alphabet]`, the result `[...]`.
 
     Joining makes codes longer, and two tables or more hold every symbol once and one twice. (One
     table for all is longer than no contexts.) Small tensors seldom have contexts: this spares them
     the search.
     """
-    used = counts[counts.any(1)].astype(np.float64)
-    shares = np.where(used > 0, used / used.sum(1, keepdims=True), 1.0)
-    words = -float((used * np.log2(shares)).sum())
-    symbols = 1 + np.count_nonzero(used.any(0))
-    return (words + 10 * symbols + 2 * 16) / 8 + len(used) / 4 - 1e-6  # rounding errors aside
+    totals = counts.sum(-1, keepdims=True)
+    shares = np.where(counts > 0, counts / np.maximum(totals, 1), 1.0)
+    words = -(counts * np.log2(shares)).sum((-2, -1))
+    symbols = 1 + counts.any(-2).sum(-1)
+    used = counts.any(-1).sum(-1)
+    return np.asarray((words + 10 * symbols + 2 * 16) / 8 + used / 4 - 1e-6)  # but for rounding
 
 
 def _bytes(counts: np.ndarray) -> np.ndarray:
@@ -283,6 +358,9 @@ def _bytes(counts: np.ndarray) -> np.ndarray:
     return (words + 10 * (counts > 0).sum(-1) + 16) / 8
 
 
-def _side_bytes(level: np.ndarray) -> float:
-    counts = np.unique(level, return_counts=True)[1]
-    return float(-(counts @ np.log2(counts / counts.sum()))) / 8 + counts.size + 1
+def _side_bytes(level: np.ndarray) -> np.ndarray:
+    """Return about what levels `[..., n]` take."""
+    counts = (level[..., None] == np.arange(-4, 5)).sum(-2)
+    shares = np.where(counts > 0, counts / level.shape[-1], 1.0)
+    words = -(counts * np.log2(shares)).sum(-1)
+    return np.asarray(words / 8 + np.count_nonzero(counts, axis=-1) + 1)

@@ -14,7 +14,7 @@ that many processes can share the work: `map` may be an executor's.
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,13 +24,14 @@ from sqs_jax.artifact.coding import ans, context, repeats
 from sqs_jax.artifact.coding.table import (
     PRECISION,
     best_table,
+    best_tables,
     read_numbers,
     read_table,
     write_numbers,
     write_table,
 )
 
-__all__ = ["CHUNK", "decode", "encode", "entropy_bits", "histogram", "repetitive"]
+__all__ = ["CHUNK", "decode", "encode", "encode_all", "entropy_bits", "histogram", "repetitive"]
 
 MAX_ALPHABET = 1 << 16
 PACKED = 128
@@ -58,23 +59,61 @@ def encode(codes: np.ndarray, alphabet: int, *, text: bool = False, map: Map = m
     Raises:
         ValueError: If the codes are not unsigned, or not all below `alphabet`.
     """
-    if codes.dtype.kind != "u":
-        raise ValueError(f"symbols must be unsigned integers, not {codes.dtype}")
-    counts = histogram(codes.reshape(-1), alphabet)
-    if not codes.size:
-        return b""
+    return encode_all([(codes, alphabet, text)], map)[0]
+
+
+def encode_all(streams: Sequence[tuple[np.ndarray, int, bool]], map: Map = map) -> list[bytes]:
+    """Code many tensors' codes: for small ones in a third of the time, and in the same bytes.
+
+    Args:
+        streams: The arguments codes, alphabet and text of `encode`.
+        map: As for `encode`.
+
+    Raises:
+        ValueError: As `encode`.
+    """
+    for codes, _, _ in streams:
+        if codes.dtype.kind != "u":
+            raise ValueError(f"symbols must be unsigned integers, not {codes.dtype}")
+    counts = [histogram(codes.reshape(-1), alphabet) for codes, alphabet, _ in streams]
+    filled = [i for i, (codes, _, _) in enumerate(streams) if codes.size]
+    counted = [counts[i] for i in filled]
+    found = zip(
+        filled,
+        best_tables(counted),
+        context.worth_fitting([streams[i][0] for i in filled], counted),
+        strict=True,
+    )
+    data = [b""] * len(streams)
+    for i, table, contexts in found:
+        codes, alphabet, text = streams[i]
+        data[i] = _encode(codes, alphabet, text, counts[i], table, contexts, map)
+    return data
+
+
+def _encode(
+    codes: np.ndarray,
+    alphabet: int,
+    text: bool,
+    counts: np.ndarray,
+    one_table: tuple[np.ndarray, bytes, float],
+    contexts: bool,
+    map: Map,
+) -> bytes:
+    """Code a stream, of which the best table is known and whether contexts may help."""
     flat = codes.reshape(-1)
-    frequencies, table, size = best_table(counts)
+    frequencies, table, size = one_table
     if table[0] > PRECISION // 2 and np.count_nonzero(counts) <= ans.MOST_PAIRED:
         # Coarse enough to be coded in pairs, which takes half the steps.
         coarse = best_table(counts, PRECISION // 2)
         if coarse[2] <= 1.0005 * size:
             frequencies, table, size = coarse
-    width = max(1, int(np.flatnonzero(counts)[-1]).bit_length())
+    present = np.flatnonzero(counts)
+    width = max(1, int(present[-1]).bit_length())
     packed = 1 + math.ceil(flat.size * width / 8)
     data = None  # the shortest form other than packed and with one table
     least = min(size, packed)
-    if np.count_nonzero(counts) > 1 and (fitted := context.fit(codes, counts)) is not None:
+    if contexts and present.size > 1 and (fitted := context.fit(codes, counts)) is not None:
         model, words = fitted
         header = _write_context(model)
         if len(header) + words < least:

@@ -21,6 +21,7 @@ import numpy as np
 __all__ = [
     "PRECISION",
     "best_table",
+    "best_tables",
     "quantize",
     "read_numbers",
     "read_table",
@@ -31,7 +32,9 @@ __all__ = [
 PRECISION = 24
 """The most bits of a table: constriction's fixed-point precision."""
 _BATCH = 2048
-"""Precisions times symbols that are tried at a time."""
+"""Streams times precisions times symbols that are looked at together."""
+_PRECISIONS = 4
+"""Precisions that many streams try together."""
 _ORDERS = np.arange(16)
 
 
@@ -49,35 +52,76 @@ def best_table(counts: np.ndarray, most: int = PRECISION) -> tuple[np.ndarray, b
     Raises:
         ValueError: If more symbols are present than fit a table of `most` bits.
     """
-    present = np.flatnonzero(counts)
+    return best_tables([counts], most)[0]
+
+
+def best_tables(
+    counts: Sequence[np.ndarray], most: int = PRECISION
+) -> list[tuple[np.ndarray, bytes, float]]:
+    """Choose the tables of several streams, see `best_table`.
+
+    For few symbols nearly all the time is numpy's overhead: streams of which the same symbols are
+    present are looked at together.
+    """
+    present = [np.flatnonzero(stream) for stream in counts]
+    alike: dict[bytes, list[int]] = {}
+    for i, symbols in enumerate(present):
+        alike.setdefault(symbols.tobytes(), []).append(i)
+    found: dict[int, tuple[np.ndarray, bytes, float]] = {}
+    for numbers in alike.values():
+        symbols = present[numbers[0]]
+        step = max(1, _BATCH // (_PRECISIONS * symbols.size))
+        for start in range(0, len(numbers), step):
+            chunk = numbers[start : start + step]
+            rows = np.stack([counts[i][symbols] for i in chunk])
+            for i, (frequencies, table, size) in zip(
+                chunk, _best(symbols, rows, most), strict=True
+            ):
+                whole = np.zeros_like(counts[i])
+                whole[symbols] = frequencies
+                found[i] = whole, table, size
+    return [found[i] for i in range(len(counts))]
+
+
+def _best(
+    present: np.ndarray, counts: np.ndarray, most: int
+) -> list[tuple[np.ndarray, bytes, float]]:
+    """Do what `best_table` says for streams with the same symbols, counts and frequencies `[T, n]`.
+
+    Finer tables are tried until they are clearly longer: from there on they only get longer.
+    """
     least = (present.size - 1).bit_length()
     if least > most:
         raise ValueError(f"{present.size} symbols do not fit a table of {most} bits")
-    best: tuple[np.ndarray, float] | None = None
     most = least if present.size == 1 else most
-    # Several precisions at a time: for few symbols nearly all the time is numpy's overhead.
+    every, best = np.arange(len(counts)), np.full(len(counts), np.inf)
+    going = np.ones((len(counts), 1), bool)
+    frequencies, forms = np.zeros_like(counts), np.zeros((len(counts), 2), np.int64)
     step = max(1, _BATCH // counts.size)
     for start in range(least, most + 1, step):
-        precisions = range(start, min(start + step, most + 1))
-        frequencies = _quantize(counts[present], precisions)
-        tables = _cheapest(present, frequencies)[0].tolist()
-        logs = np.log2(frequencies)
-        for i, bits in enumerate(precisions):
-            size = tables[i] + float(counts[present] @ (bits - logs[i]) / 8)
-            if best is None or size < best[1]:
-                best = frequencies[i], size
-            elif size > 1.01 * best[1] + 8:  # finer ones only get longer
-                return _finished(counts, present, best)
-    assert best is not None
-    return _finished(counts, present, best)
-
-
-def _finished(
-    counts: np.ndarray, present: np.ndarray, best: tuple[np.ndarray, float]
-) -> tuple[np.ndarray, bytes, float]:
-    frequencies = np.zeros_like(counts)
-    frequencies[present] = best[0]
-    return frequencies, write_table(frequencies), best[1]
+        precisions = np.arange(start, min(start + step, most + 1))
+        tried = _quantize(counts, precisions)
+        tables, orders, sparse = (
+            x.reshape(tried.shape[:2])
+            for x in _cheapest(present, tried.reshape(-1, present.size), int(precisions[-1]))
+        )
+        lengths = precisions[:, None] - np.log2(tried)
+        sizes = tables + (counts[:, None] * lengths).sum(-1) / 8
+        before = np.minimum.accumulate(np.concatenate([best[:, None], sizes[:, :-1]], 1), 1)
+        going = going & np.logical_and.accumulate(sizes <= 1.01 * before + 8, 1)
+        sizes = np.where(going, sizes, np.inf)
+        finest = sizes.argmin(1)
+        better = sizes[every, finest] < best
+        chosen = every[better], finest[better]
+        best[better], frequencies[better] = sizes[chosen], tried[chosen]
+        forms[better] = np.stack([orders[chosen], sparse[chosen]], 1)
+        going = going[:, -1:]
+        if not going.any():
+            break
+    return [
+        (frequencies[t], _written(present, frequencies[t], *forms[t].tolist()), float(best[t]))
+        for t in every.tolist()
+    ]
 
 
 def quantize(counts: np.ndarray, bits: int) -> np.ndarray:
@@ -88,22 +132,20 @@ def quantize(counts: np.ndarray, bits: int) -> np.ndarray:
     """
     present = np.flatnonzero(counts)
     frequencies = np.zeros_like(counts)
-    frequencies[present] = _quantize(counts[present], [bits])[0]
+    frequencies[present] = _quantize(counts[None, present], np.array([bits]))[0, 0]
     return frequencies
 
 
-def _quantize(counts: np.ndarray, precisions: Sequence[int]) -> np.ndarray:
-    """Return `quantize` of counts that are all above 0, a row for each number of bits."""
-    rest = (1 << np.array(precisions, np.int64)) - counts.size
-    share, remainder = np.divmod(counts * rest[:, None], counts.sum())
-    left = rest - share.sum(1)
-    order = np.argsort(-remainder, axis=1, kind="stable")
-    np.put_along_axis(
-        share,
-        order,
-        np.take_along_axis(share, order, 1) + (np.arange(counts.size) < left[:, None]),
-        1,
-    )
+def _quantize(counts: np.ndarray, precisions: np.ndarray) -> np.ndarray:
+    """Return `quantize` of counts `[T, n]`, all above 0, for numbers of bits `[P]`, `[T, P, n]`."""
+    symbols = counts.shape[1]
+    rest = (1 << precisions.astype(np.int64)) - symbols
+    totals = counts.sum(1)[:, None, None]
+    share, remainder = np.divmod(counts[:, None] * rest[:, None], totals)
+    left = rest - share.sum(-1)
+    order = np.argsort(-remainder, axis=-1, kind="stable")
+    more = np.arange(symbols) < left[..., None]
+    np.put_along_axis(share, order, np.take_along_axis(share, order, -1) + more, -1)
     return share + 1
 
 
@@ -111,9 +153,13 @@ def write_table(frequencies: np.ndarray) -> bytes:
     """Write frequencies `[alphabet]` whose sum is a power of two."""
     present = np.flatnonzero(frequencies)
     _, orders, sparses = _cheapest(present, frequencies[present][None])
-    order, sparse = int(orders[0]), bool(sparses[0])
+    return _written(present, frequencies[present], int(orders[0]), bool(sparses[0]))
+
+
+def _written(present: np.ndarray, frequencies: np.ndarray, order: int, sparse: bool) -> bytes:
+    """Write the frequencies `[n]` of the symbols that are present in a form."""
     bits = int(frequencies.sum()).bit_length() - 1
-    gaps, values = _entries(present, frequencies[present], sparse)
+    gaps, values = _entries(present, frequencies, sparse)
     codes = [_golomb(int(present[-1]), 0)]
     for gap, value in zip(gaps.tolist(), values.tolist(), strict=True):
         codes += [_golomb(gap, 0)] if sparse else []
@@ -143,13 +189,14 @@ def _entries(
 
 
 def _cheapest(
-    present: np.ndarray, frequencies: np.ndarray
+    present: np.ndarray, frequencies: np.ndarray, most: int = PRECISION
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the bytes, the order and the form of the shortest table of each row.
 
     Args:
         present: Symbols that occur, ascending, `[n]`.
         frequencies: Theirs, above 0, `[rows, n]`.
+        most: Bits that no frequency exceeds: a higher order is no shorter than this one.
 
     Returns:
         Three arrays `[rows]`.
@@ -160,7 +207,7 @@ def _cheapest(
     for sparse in (False, True):
         gaps, values = _entries(present, frequencies, sparse)
         fixed = last + (_golomb_bits(gaps, zero) if sparse else 0)
-        lengths.append(fixed + _golomb_bits(values, _ORDERS))
+        lengths.append(fixed + _golomb_bits(values, _ORDERS[: most + 2]))
     # Of equally short ones the dense form of the lowest order, as ever: files stay the same.
     sizes = 2 + (np.stack([bits.min(-1) for bits in lengths]) + 7) // 8
     orders = np.stack([bits.argmin(-1) for bits in lengths])
