@@ -3,6 +3,7 @@
 import os
 import stat
 import struct
+from collections.abc import Callable
 
 from sqs_jax.checkpoints.hub_cache import hub_snapshot
 from sqs_jax.checkpoints.huggingface_folder import (
@@ -35,7 +36,9 @@ _OTHERS = {
 }
 
 
-def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+def open_checkpoint(
+    path: str | os.PathLike[str], *, exclude: Callable[[str], bool] = lambda name: False
+) -> Checkpoint:
     """Open a checkpoint of another tool; values are read when numpy asks for them.
 
     Reads files of strangers safely: nothing in them is executed, and a header's claims are checked
@@ -44,6 +47,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     Args:
         path: A file (safetensors, npz, msgpack of Flax) or a folder (Hugging Face, orbax). A
             msgpack file is read whole; from all others one tensor is in memory at a time.
+        exclude: Whether a file of a Hugging Face folder, a path relative to it, is not needed.
+            Asked only where it is ambiguous which files are meant.
 
     Returns:
         The checkpoint.
@@ -56,7 +61,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     path = os.fspath(path)
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
-        return _open_folder(path)
+        return _open_folder(path, exclude)
     if not stat.S_ISREG(mode):
         raise CheckpointError(f"{path}: neither a file nor a folder; give {KINDS}")
     source = SourceFile(path)
@@ -100,10 +105,10 @@ def _is_msgpack(head: bytes) -> bool:
     return False
 
 
-def _open_folder(path: str) -> Checkpoint:
+def _open_folder(path: str, exclude: Callable[[str], bool]) -> Checkpoint:
     path = hub_snapshot(path)
     if is_huggingface(path):
-        return read_huggingface(path)
+        return read_huggingface(path, exclude)
     if is_orbax(path):
         return read_orbax(path)
     names = names_in(path)

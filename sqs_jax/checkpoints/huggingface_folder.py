@@ -16,7 +16,7 @@ A folder of Flax has {"msgpack": name of the file} instead.
 import json
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from sqs_jax.checkpoints.lazy import Checkpoint, CheckpointError, LazyArray, SourceFile
@@ -70,7 +70,9 @@ def folders_with_weights(folder: str) -> list[str]:
     ]
 
 
-def read_huggingface(folder: str) -> Checkpoint:
+def read_huggingface(
+    folder: str, exclude: Callable[[str], bool] = lambda name: False
+) -> Checkpoint:
     """Open the safetensors files of a folder and its subfolders; only headers and indices are read.
 
     In each folder those of `find_weight_files` are taken. Files may be symbolic links, as in the
@@ -78,6 +80,7 @@ def read_huggingface(folder: str) -> Checkpoint:
 
     Args:
         folder: The folder; its files are not to be trusted.
+        exclude: As for `open_checkpoint`.
 
     Returns:
         A checkpoint whose metadata are the layout of the folder, see above.
@@ -91,7 +94,7 @@ def read_huggingface(folder: str) -> Checkpoint:
     left_out = _states_and_links(folder)
     nbytes = 0
     for inner in ("", *_subfolders(folder, "")):
-        weights = find_weight_files(os.path.join(folder, inner) if inner else folder)
+        weights = _weight_files(folder, inner, exclude)
         left_out += [_joined(inner, name) for name in weights.left_out]
         if weights.index_name is not None:
             index = {"index": weights.index_name, "index_metadata": weights.index_metadata}
@@ -104,6 +107,12 @@ def read_huggingface(folder: str) -> Checkpoint:
         if tied:
             layout.setdefault("tied", {}).update(tied)
     return Checkpoint(tree, "huggingface", layout, nbytes, folder, tuple(left_out))
+
+
+def _weight_files(folder: str, inner: str, exclude: Callable[[str], bool]) -> WeightFiles:
+    return find_weight_files(
+        os.path.join(folder, inner) if inner else folder, lambda name: exclude(_joined(inner, name))
+    )
 
 
 def _read_files(

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from sqs_jax.checkpoints.lazy import CheckpointError, SourceFile
@@ -89,7 +90,9 @@ def is_plain(name: str) -> bool:
     return name not in ("", ".", "..") and not re.search(r"[/\\:\0]", name)
 
 
-def find_weight_files(folder: str) -> WeightFiles:
+def find_weight_files(
+    folder: str, exclude: Callable[[str], bool] = lambda name: False
+) -> WeightFiles:
     """Find the weights of one directory; subfolders are not looked into.
 
     Taken are the files that an index names and the shards of the same set that it omits; else
@@ -98,6 +101,8 @@ def find_weight_files(folder: str) -> WeightFiles:
 
     Args:
         folder: The directory; its files are not to be trusted.
+        exclude: Whether a file of this name is not needed; asked only where it is ambiguous which
+            files are meant.
 
     Returns:
         The files; none where the directory has no safetensors.
@@ -110,7 +115,7 @@ def find_weight_files(folder: str) -> WeightFiles:
     tensors = [n for n in names if n.endswith(TENSORS) and not os.path.isdir(f"{folder}/{n}")]
     indices = [n for n in names if INDEX.fullmatch(n)]
     primary = next((n for n in _PRIMARY if n in tensors), None)
-    index = _choose_index(folder, indices, primary)
+    index = _choose_index(folder, indices, primary, exclude)
     metadata, weight_map = _read_index(folder, index) if index else (None, {})
     if primary and primary not in weight_map.values():
         index, metadata, weight_map, files = None, None, {}, [primary]
@@ -119,7 +124,7 @@ def find_weight_files(folder: str) -> WeightFiles:
         sets = {_shard_set(name) for name in listed} - {None}
         files = sorted(listed | {name for name in tensors if _shard_set(name) in sets})
     else:
-        files = _without_index(folder, tensors)
+        files = _without_index(folder, tensors, exclude)
     others = [n for n in names if holds_tensors(n) and not os.path.isdir(f"{folder}/{n}")]
     left_out = [name for name in others if name not in files and not _is_alias(folder, name, files)]
     return WeightFiles(files, weight_map, index, metadata, left_out)
@@ -140,22 +145,24 @@ def _shard_set(name: str) -> tuple[str, str] | None:
     return (shard[1], shard[3]) if shard else None
 
 
-def _choose_index(folder: str, indices: list[str], primary: str | None) -> str | None:
+def _choose_index(
+    folder: str, indices: list[str], primary: str | None, exclude: Callable[[str], bool]
+) -> str | None:
     preferred = [f"{name}.index.json" for name in _PRIMARY if f"{name}.index.json" in indices]
     if preferred or len(indices) == 1:
         return (preferred or indices)[0]
     if indices and not primary:
-        raise _ambiguous(folder, indices)
+        needed = [name for name in indices if not exclude(name)]
+        if len(needed) == 1:
+            return needed[0]
+        raise CheckpointError(
+            f"{folder}: which index is meant? leave out (--exclude) all but one of: "
+            f"{', '.join(indices)}"
+        )
     return None
 
 
-def _ambiguous(folder: str, names: list[str]) -> CheckpointError:
-    return CheckpointError(
-        f"{folder}: which weights are meant? give one file of: {', '.join(names)}"
-    )
-
-
-def _without_index(folder: str, tensors: list[str]) -> list[str]:
+def _without_index(folder: str, tensors: list[str], exclude: Callable[[str], bool]) -> list[str]:
     """Choose among files that no index lists: the only one, or all shards of a set."""
     variant = re.compile(
         r"(.+)\.[\w-]+\.safetensors", re.DOTALL
@@ -169,7 +176,13 @@ def _without_index(folder: str, tensors: list[str]) -> list[str]:
         return plain
     sets = {_shard_set(name) for name in plain}
     if None in sets or len(sets) > 1:
-        raise _ambiguous(folder, plain)
+        needed = [name for name in plain if not exclude(name)]
+        if 0 < len(needed) < len(plain):
+            return _without_index(folder, needed, exclude)
+        raise CheckpointError(
+            f"{folder}: which weights are meant? give one file of: {', '.join(plain)}; or "
+            "leave out those that are not needed (--exclude)"
+        )
     base, total = sets.pop() or ("", "")
     first = 0 if f"{base}-00000-of-{total}{TENSORS}" in plain else 1
     numbers = range(first, int(total) + first)

@@ -128,7 +128,7 @@ class _Left(NamedTuple):
 
     Attributes:
         tensors: Names of the tensors that --only and --exclude leave out.
-        files: Files with tensors, and folders, that --exclude names.
+        files: Files with tensors, their indices, and folders, that --exclude names.
         lost: Files with tensors that nobody asked to leave out.
         uncopied: Other things that are not copied: links to folders, folders of tools, pipes.
     """
@@ -152,7 +152,7 @@ def _compress(args: argparse.Namespace) -> int:
 
 
 def _compress_checkpoint(args: argparse.Namespace) -> int:
-    source = open_checkpoint(args.input)
+    source = open_checkpoint(args.input, exclude=matcher(args.exclude))
     selection = select(source.tree, args.only, args.exclude, args.input)
     folder = source.kind == "huggingface"
     sized = flat_names(selection.tree)
@@ -202,15 +202,20 @@ def _left(
     files = [name for name in source.left_out if excluded(name) or excluded(name.rstrip("/"))]
     lost = [name for name in source.left_out if name not in files]
     uncopied, copied = [], 0
+    names = [*flat_names(source.tree), *source.left_out]
     if source.kind == "huggingface":
         others = list_other_files(source.root, {name.rstrip("/") for name in source.left_out})
         shards = {*source.metadata.get("shards", ()), source.metadata.get("msgpack")}
-        uncopied = [x for x in others.left_out if x not in shards and not is_index(x)]
         copied = others.nbytes
+        indices = [x for x in others.left_out if is_index(x)]
+        used = {source.metadata.get("index")}
+        used |= {f"{k}/{x['index']}" for k, x in source.metadata.get("folders", {}).items()}
+        files += [x for x in indices if x not in used and excluded(x)]
+        names += indices
+        uncopied = [x for x in others.left_out if x not in {*shards, *indices}]
         if f"{MODEL}/" in others.copied:
             path = os.path.join(source.root, MODEL)
             raise ValueError(f"{path}: a folder of this name would be in the way; rename it")
-    names = [*flat_names(source.tree), *source.left_out]
     for pattern in args.exclude:
         if not any(map(matcher([pattern]), names)):
             raise ValueError(no_match("--exclude", pattern, names, args.input))
@@ -226,7 +231,7 @@ def _to_budget(
 ) -> Any:
     sensitivity = None
     if args.sensitivity is not None:
-        sensitivity = open_checkpoint(args.sensitivity).tree
+        sensitivity = open_checkpoint(args.sensitivity, exclude=matcher(args.exclude)).tree
         unknown = sorted(flat_names(sensitivity).keys() - flat_names(tree).keys() - set(left_out))
         if unknown:
             raise ValueError(

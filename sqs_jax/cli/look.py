@@ -117,13 +117,13 @@ def _original(path: str, file: SqsFile) -> tuple[dict[str, Any], int]:
 
     A file of the original that holds tensors and cannot be read stands for itself, as None.
     """
-    checkpoint = open_checkpoint(path)
     recipe = file.metadata.get("recipe")
     recipe = recipe if isinstance(recipe, dict) else {}
     recorded = recipe.get("left_out")
     recorded = recorded if isinstance(recorded, list) else []
     # names and not the patterns: those of a stranger's file could take forever
     left_out = {name for name in recorded if isinstance(name, str)}
+    checkpoint = open_checkpoint(path, exclude=left_out.__contains__)
     tensors = flat_names(checkpoint.tree)
     taken = {name: x for name, x in tensors.items() if name not in left_out}
     unread = [name for name in checkpoint.left_out if name not in left_out]

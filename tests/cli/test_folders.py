@@ -308,3 +308,46 @@ def test_a_file_cannot_make_verify_run_its_patterns(tmp_path):
     write(tmp_path / "m.safetensors", {name: weights(4, 4)})
     assert run("verify", tmp_path / "m.sqs", tmp_path / "m.safetensors") == 0
     assert run("verify", tmp_path / "m.sqs", "") == 3  # an unset variable of a shell
+
+
+def test_one_of_two_files_that_no_index_lists_can_be_excluded(tmp_path, capsys):
+    source = tmp_path / "source"
+    write_json(source / "config.json", {})
+    for name in ("a", "b"):
+        write(source / "part" / f"{name}.safetensors", {name: weights(32, 32)})
+    assert run("compress", source, "-o", tmp_path / "x", "--target-ratio", 2) == 3
+    assert "(--exclude)" in capsys.readouterr().err
+    again = comes_back(source, tmp_path, "--exclude", r"part/b\.safetensors")
+    assert set(again) == {"part/a.safetensors"}
+    assert "left out: part/b.safetensors\n" in capsys.readouterr().out
+    assert run("verify", tmp_path / "packed", source) == 0
+    options = ["--target-ratio", 2, "--exclude", "part/[ab]"]
+    assert run("compress", source, "-o", tmp_path / "x", *options) == 3
+
+
+def test_one_of_two_indices_can_be_excluded(tmp_path, capsys):
+    source = tmp_path / "source"
+    for name in ("a", "b"):
+        shard = f"{name}-00001-of-00001.safetensors"
+        write(source / shard, {name: weights(32, 32)})
+        write_json(source / f"{name}.safetensors.index.json", {"weight_map": {name: shard}})
+    assert run("compress", source, "-o", tmp_path / "x", "--target-ratio", 2) == 3
+    assert "leave out (--exclude) all but one of: a.safetensors.index" in capsys.readouterr().err
+    again = comes_back(source, tmp_path, "--exclude", "b.*")
+    assert set(again) == {"a-00001-of-00001.safetensors"}
+    assert run("verify", tmp_path / "packed", source) == 0
+    # an index alone may be named, but its shards are missed
+    options = ["--target-ratio", 2, "--exclude", r"b\.safetensors\.index\.json"]
+    capsys.readouterr()
+    assert run("compress", source, "-o", tmp_path / "y", *options) == 1
+    assert "not copied: b-00001-of-00001.safetensors" in capsys.readouterr().out
+
+
+def test_a_pattern_for_tensors_leaves_the_index_that_is_used(tmp_path, capsys):
+    source, shard = tmp_path / "source", "model-00001-of-00001.safetensors"
+    write(source / shard, {"model.x": weights(2), "c": weights(32, 32)})
+    write_json(source / INDEX, {"weight_map": {"model.x": shard, "c": shard}})
+    assert set(comes_back(source, tmp_path, "--exclude", "model")[shard]) == {"c"}
+    assert INDEX not in capsys.readouterr().out
+    assert (tmp_path / "again" / INDEX).is_file()
+    assert run("verify", tmp_path / "packed", source) == 0
