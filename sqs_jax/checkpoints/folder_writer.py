@@ -23,6 +23,8 @@ def write_safetensors_folder(
 ) -> tuple[int, list[str]]:
     """Write a folder of safetensors files as it was read; as a whole or not at all.
 
+    The `total_size` of an index is that of the tensors that are written: some may be left out.
+
     Args:
         folder: The folder to make; it may exist if it is empty.
         tensors: Arrays or `LazyArray`s by name; they pass one at a time.
@@ -58,14 +60,20 @@ def write_safetensors_folder(
                 raise CheckpointError(str(error).replace(temporary, target)) from error
         for inner, (index, rest) in indices.items():
             listed = {**layout["weight_map"], **layout.get("tied", {})}
-            weight_map = {
-                _within(inner, name): _within(inner, shard)
-                for name, shard in listed.items()
-                if _folder_of(shard) == inner
-            }
-            text = dump_json({**rest, "weight_map": weight_map})
+            inside = {n: shard for n, shard in listed.items() if _folder_of(shard) == inner}
+            weight_map = {_within(inner, n): _within(inner, shard) for n, shard in inside.items()}
+            size = sum(tensors[name].nbytes for name in inside if name in tensors)
+            text = dump_json({**_with_total(rest, size), "weight_map": weight_map})
             write_atomically(os.path.join(temporary, inner, index), text)
     return nbytes, skipped
+
+
+def _with_total(index: dict[str, Any], size: int) -> dict[str, Any]:
+    """Return an index whose total_size, if it states one, is that of its tensors, bytes."""
+    metadata = index.get("metadata")
+    if not isinstance(metadata, dict) or "total_size" not in metadata:
+        return index
+    return {**index, "metadata": {**metadata, "total_size": size}}
 
 
 def _folder_of(shard: str) -> str:

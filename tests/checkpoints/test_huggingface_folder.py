@@ -36,7 +36,7 @@ def make(folder, index=None):
     for shard, tensors in parts().items():
         safetensors.numpy.save_file(tensors, folder / shard, {"format": "pt", "part": shard[6:11]})
         weight_map |= dict.fromkeys(tensors, shard)
-    whole = {"metadata": {"total_size": 98}, "weight_map": weight_map}
+    whole = {"metadata": {"total_size": 92}, "weight_map": weight_map}
     (folder / INDEX).write_text(json.dumps(whole if index is None else index(whole)))
     (folder / "config.json").write_text('{"hidden": 3}')
     (folder / "tokenizer").mkdir()

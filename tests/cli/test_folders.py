@@ -37,7 +37,7 @@ def pipeline(folder):
     where = {"a": "diffusion_pytorch_model-00001-of-00002.safetensors"}
     where["b"] = "diffusion_pytorch_model-00002-of-00002.safetensors"
     name = "diffusion_pytorch_model.safetensors.index.json"
-    write_json(folder / "unet" / name, {"metadata": {"total_size": 1}, "weight_map": where})
+    write_json(folder / "unet" / name, {"metadata": {"total_size": 8192}, "weight_map": where})
 
 
 def deep(folder):
@@ -351,3 +351,12 @@ def test_a_pattern_for_tensors_leaves_the_index_that_is_used(tmp_path, capsys):
     assert INDEX not in capsys.readouterr().out
     assert (tmp_path / "again" / INDEX).is_file()
     assert run("verify", tmp_path / "packed", source) == 0
+
+
+@pytest.mark.parametrize("options", [("--exclude", "unet/a"), ("--only", "unet/b")])
+def test_the_total_size_of_an_index_is_that_of_the_tensors_that_come_back(options, tmp_path):
+    source = tmp_path / "source"
+    FOLDERS["pipeline"](source)
+    comes_back(source, tmp_path, *options)
+    (index,) = (tmp_path / "again").rglob("*.index.json")
+    assert json.loads(index.read_text())["metadata"] == {"total_size": 32 * 32 * 4}
