@@ -7,9 +7,7 @@ from collections.abc import Callable
 
 from sqs_jax.checkpoints.hub_cache import hub_snapshot
 from sqs_jax.checkpoints.huggingface_folder import (
-    flax_file,
-    folders_with_weights,
-    is_huggingface,
+    ModelFolder,
     read_flax_folder,
     read_huggingface,
 )
@@ -18,7 +16,6 @@ from sqs_jax.checkpoints.msgpack_file import read_msgpack
 from sqs_jax.checkpoints.npz_file import PICKLE, read_npz
 from sqs_jax.checkpoints.orbax_folder import is_orbax, read_orbax
 from sqs_jax.checkpoints.safetensors_file import MAX_HEADER, SQS, read_safetensors
-from sqs_jax.checkpoints.weight_files import names_in
 
 __all__ = ["open_checkpoint"]
 
@@ -107,17 +104,17 @@ def _is_msgpack(head: bytes) -> bool:
 
 def _open_folder(path: str, exclude: Callable[[str], bool]) -> Checkpoint:
     path = hub_snapshot(path)
-    if is_huggingface(path):
-        return read_huggingface(path, exclude)
+    folder = ModelFolder(path)
+    if folder.is_huggingface:
+        return read_huggingface(folder, exclude)
     if is_orbax(path):
         return read_orbax(path)
-    names = names_in(path)
+    names, flax = folder.names, folder.flax_file
     for name in names:
         if name.endswith(".sqs"):
             raise CheckpointError(f"{os.path.join(path, name)}: {SQS}")
-    flax = flax_file(path)
     if flax is not None:
-        return read_flax_folder(path, flax)
+        return read_flax_folder(folder, flax)
     if sum(name.endswith(".msgpack") for name in names) > 1:
         raise CheckpointError(
             f"{path}: several msgpack files, which are not read together; give one of them, or "
@@ -126,7 +123,7 @@ def _open_folder(path: str, exclude: Callable[[str], bool]) -> Checkpoint:
     for name in names:
         if name.endswith(_PYTORCH):
             raise CheckpointError(f"{os.path.join(path, name)}: a PyTorch file, {PICKLE}")
-    parts = folders_with_weights(path)
+    parts = folder.with_weights
     if parts:
         shown = ", ".join(os.path.join(path, part) for part in parts[:5])
         raise CheckpointError(

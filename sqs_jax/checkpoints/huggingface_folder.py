@@ -13,11 +13,12 @@ of a folder, which a round trip keeps, is JSON:
 A folder of Flax has {"msgpack": name of the file} instead.
 """
 
+import functools
 import json
 import os
 import re
 from collections.abc import Callable, Collection, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqs_jax.checkpoints.lazy import Checkpoint, CheckpointError, LazyArray, SourceFile
 from sqs_jax.checkpoints.msgpack_file import read_msgpack
@@ -33,14 +34,7 @@ from sqs_jax.checkpoints.weight_files import (
     names_in,
 )
 
-__all__ = [
-    "flax_file",
-    "folders_with_weights",
-    "is_huggingface",
-    "layout_without",
-    "read_flax_folder",
-    "read_huggingface",
-]
+__all__ = ["ModelFolder", "layout_without", "read_flax_folder", "read_huggingface"]
 
 _MARKS = {"model_index.json", "modules.json", "config.json", "config_sentence_transformers.json"}
 """Files that say that a folder and its subfolders are one model."""
@@ -53,25 +47,90 @@ _TIED = re.compile(
 """Names of input embeddings and output heads, of which models keep one of two that are tied."""
 
 
-def is_huggingface(folder: str) -> bool:
-    """Return whether a folder has safetensors files: in itself, or as the parts of one model."""
-    names = names_in(folder)
-    if any(name.endswith(TENSORS) or INDEX.fullmatch(name) for name in names):
-        return True
-    return bool(_MARKS & set(names)) and bool(folders_with_weights(folder))
+class Part(NamedTuple):
+    """A folder of a model, listed.
+
+    Attributes:
+        path: The folder, relative to the model's; "" for that itself.
+        names: The names in it, sorted.
+        passed: Names of the folders in it that are not looked into: links, those of tools, states
+            of a training.
+    """
+
+    path: str
+    names: list[str]
+    passed: list[str]
 
 
-def folders_with_weights(folder: str) -> list[str]:
-    """List the subfolders that have safetensors files in them, relative to the folder."""
-    return [
-        inner
-        for inner in _subfolders(folder, "")
-        if any(name.endswith(TENSORS) for name in names_in(os.path.join(folder, inner)))
-    ]
+class ModelFolder:
+    """A folder and its subfolders, each listed once, when it is first asked for.
+
+    Attributes:
+        path: The folder.
+    """
+
+    def __init__(self, path: str) -> None:
+        """Take note of a folder."""
+        self.path = path
+
+    @functools.cached_property
+    def names(self) -> list[str]:
+        """The names in the folder itself, sorted."""
+        return names_in(self.path)
+
+    @functools.cached_property
+    def parts(self) -> list[Part]:
+        """The folder, its subfolders and theirs, those that are `passed` apart."""
+        return list(self._walk("", self.names))
+
+    def _walk(self, inner: str, names: list[str]) -> Iterator[Part]:
+        paths = {name: os.path.join(self.path, inner, name) for name in names}
+        entered: list[str] = []
+        passed: list[str] = []
+        for name in filter(lambda name: os.path.isdir(paths[name]), names):
+            looked_into = _is_part(name) and not os.path.islink(paths[name])
+            (entered if looked_into else passed).append(name)
+        yield Part(inner, names, passed)
+        for name in entered:
+            yield from self._walk(_joined(inner, name), names_in(paths[name]))
+
+    @property
+    def with_weights(self) -> list[str]:
+        """The subfolders that have safetensors files in them, relative to the folder."""
+        return [part.path for part in self.parts if part.path and _has_tensors(part.names)]
+
+    @property
+    def is_huggingface(self) -> bool:
+        """Whether it has safetensors files: in itself, or as the parts of one model."""
+        if _has_tensors(self.names) or any(map(INDEX.fullmatch, self.names)):
+            return True
+        return bool(_MARKS & set(self.names)) and bool(self.with_weights)
+
+    @property
+    def flax_file(self) -> str | None:
+        """The name of the one msgpack file of a folder of Flax, None if there is none."""
+        names = [name for name in self.names if name.endswith(".msgpack")]
+        if "flax_model.msgpack" in names:
+            return "flax_model.msgpack"
+        return names[0] if len(names) == 1 else None
+
+    @property
+    def states_and_links(self) -> list[str]:
+        """The folders that are not looked into and hold tensors, each ending in "/"."""
+        found = []
+        for part in self.parts:
+            for name in part.passed:
+                path = os.path.join(self.path, part.path, name)
+                own = os.path.islink(path) and (
+                    lies_in(path, self.path) or lies_in(self.path, path)
+                )
+                if not own and _any_tensors(path):
+                    found.append(_joined(part.path, name) + "/")
+        return found
 
 
 def read_huggingface(
-    folder: str, exclude: Callable[[str], bool] = lambda name: False
+    model: ModelFolder, exclude: Callable[[str], bool] = lambda name: False
 ) -> Checkpoint:
     """Open the safetensors files of a folder and its subfolders; only headers and indices are read.
 
@@ -79,7 +138,7 @@ def read_huggingface(
     cache of huggingface_hub. Earlier states of a training (`checkpoint-500/`) are left out.
 
     Args:
-        folder: The folder; its files are not to be trusted.
+        model: The folder; its files are not to be trusted.
         exclude: As for `open_checkpoint`.
 
     Returns:
@@ -91,9 +150,8 @@ def read_huggingface(
     """
     layout: dict[str, Any] = {"index": None, "index_metadata": None, "weight_map": {}, "shards": {}}
     tree: dict[str, LazyArray] = {}
-    left_out = _states_and_links(folder)
-    nbytes = 0
-    for inner in ("", *_subfolders(folder, "")):
+    folder, left_out, nbytes = model.path, model.states_and_links, 0
+    for inner, *_ in model.parts:
         weights = _weight_files(folder, inner, exclude)
         left_out += [_joined(inner, name) for name in weights.left_out]
         if weights.index_name is not None:
@@ -201,51 +259,24 @@ def _joined(inner: str, name: str) -> str:
     return f"{inner}/{name}" if inner else name
 
 
-def _subfolders(folder: str, inner: str) -> Iterator[str]:
-    """List a folder's subfolders, and theirs; no links, no tools' folders, no training states."""
-    for name in names_in(os.path.join(folder, inner)):
-        relative = _joined(inner, name)
-        path = os.path.join(folder, relative)
-        if os.path.isdir(path) and not os.path.islink(path) and _is_part(name):
-            yield relative
-            yield from _subfolders(folder, relative)
+def _has_tensors(names: list[str]) -> bool:
+    return any(name.endswith(TENSORS) for name in names)
 
 
 def _is_part(name: str) -> bool:
     return name not in TOOLS and not _TRAINING_STATE.fullmatch(name)
 
 
-def _states_and_links(folder: str) -> list[str]:
-    """List the folders that are not looked into and hold tensors, each ending in "/"."""
-    found = []
-    for inner in ("", *_subfolders(folder, "")):
-        for name in names_in(os.path.join(folder, inner)):
-            path = os.path.join(folder, inner, name)
-            skipped = os.path.islink(path) or not _is_part(name)
-            own = os.path.islink(path) and (lies_in(path, folder) or lies_in(folder, path))
-            if os.path.isdir(path) and skipped and not own and _any_tensors(path):
-                found.append(_joined(inner, name) + "/")
-    return found
-
-
 def _any_tensors(folder: str) -> bool:
     return any(any(map(holds_tensors, names)) for _, _, names in os.walk(folder))
 
 
-def flax_file(folder: str) -> str | None:
-    """Return the name of the one msgpack file of a folder of Flax, None if there is none."""
-    names = [name for name in names_in(folder) if name.endswith(".msgpack")]
-    if "flax_model.msgpack" in names:
-        return "flax_model.msgpack"
-    return names[0] if len(names) == 1 else None
-
-
-def read_flax_folder(folder: str, name: str) -> Checkpoint:
+def read_flax_folder(model: ModelFolder, name: str) -> Checkpoint:
     """Open a Hugging Face folder whose weights are one msgpack file of Flax.
 
     Args:
-        folder: The folder.
-        name: The file, see `flax_file`.
+        model: The folder.
+        name: The file, see `ModelFolder.flax_file`.
 
     Returns:
         A checkpoint of nested dicts, with the layout {"msgpack": name}.
@@ -253,10 +284,10 @@ def read_flax_folder(folder: str, name: str) -> Checkpoint:
     Raises:
         CheckpointError: As `read_msgpack`.
     """
-    part = read_msgpack(SourceFile(os.path.join(folder, name)))
-    left_out = _states_and_links(folder)
-    for inner in ("", *_subfolders(folder, "")):
-        paths = [_joined(inner, other) for other in names_in(os.path.join(folder, inner))]
+    read = read_msgpack(SourceFile(os.path.join(model.path, name)))
+    left_out = model.states_and_links
+    for part in model.parts:
+        paths = [_joined(part.path, other) for other in part.names]
         left_out += [path for path in paths if holds_tensors(path) and path != name]
     layout = {"msgpack": name}
-    return Checkpoint(part.tree, "huggingface", layout, part.nbytes, folder, tuple(left_out))
+    return Checkpoint(read.tree, "huggingface", layout, read.nbytes, model.path, tuple(left_out))

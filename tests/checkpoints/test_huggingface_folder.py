@@ -282,3 +282,21 @@ def test_one_tensor_is_in_memory_at_a_time(tmp_path):
         assert tracemalloc.get_traced_memory()[1] < 2.5 * size
     finally:
         tracemalloc.stop()
+
+
+def test_subfolders_are_walked_once(tmp_path, monkeypatch):
+    from sqs_jax.checkpoints import huggingface_folder
+
+    folder = tmp_path / "model"
+    (folder / "experts" / "one").mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    safetensors.numpy.save_file({"a": np.ones(2)}, folder / "experts" / "one" / "x.safetensors")
+    listed, names_in = [], huggingface_folder.names_in
+
+    def counted(path):
+        listed.append(os.path.relpath(path, folder))
+        return names_in(path)
+
+    monkeypatch.setattr(huggingface_folder, "names_in", counted)
+    assert set(open_checkpoint(folder).tree) == {"experts/one/a"}
+    assert listed == [".", "experts", "experts/one"]
