@@ -22,6 +22,7 @@ from sqs_jax.cli.console import say
 __all__ = [
     "MODEL",
     "add_command",
+    "counted",
     "lazy_tensors",
     "lazy_tree",
     "open_sqs",
@@ -54,6 +55,16 @@ def add_command(
     parser.set_defaults(run=run)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     return parser
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number and its noun, in the plural but for one.
+
+    Example:
+        >>> counted(1, "tensor"), counted(1200, "floating tensor")
+        ('1 tensor', '1,200 floating tensors')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def open_sqs(path: str) -> SqsFile:

@@ -15,7 +15,7 @@ from sqs_jax.checkpoints import Checkpoint, copy_other_files, flat_names, open_c
 from sqs_jax.checkpoints.huggingface_folder import layout_without
 from sqs_jax.checkpoints.other_files import list_other_files
 from sqs_jax.checkpoints.weight_files import is_index
-from sqs_jax.cli.common import MODEL, add_command, print_json, progress, tracked, workers
+from sqs_jax.cli.common import MODEL, add_command, counted, print_json, progress, tracked, workers
 from sqs_jax.cli.console import say
 from sqs_jax.cli.outputs import check_output
 from sqs_jax.cli.selection import (
@@ -183,7 +183,8 @@ def _check_options(args: argparse.Namespace, tensors: Mapping[str, Any]) -> None
         raise ValueError(f"{args.input}: holds no tensors; there is nothing to compress")
     if not any(tensor.size for tensor in tensors.values()):
         raise ValueError(
-            f"{args.input}: all {len(tensors)} tensors are empty; there is nothing to compress"
+            f"{args.input}: holds {counted(len(tensors), 'tensor')} without a weight; "
+            "there is nothing to compress"
         )
     rounding_dtype(args.dense_dtype)
     if args.stacked is not None and args.stacked < 0:
@@ -275,14 +276,14 @@ def _too_small(args: argparse.Namespace, error: sqs_jax.BudgetError) -> str:
     if whole:
         dtypes = ", ".join(sorted({dtype for _, dtype, _ in whole}))
         lines += (
-            f"; {len(whole)} tensors of {dtypes} are never rounded (stored as they are, "
-            f"{sum(nbytes for *_, nbytes in whole):,} bytes)"
+            f"; {counted(len(whole), 'tensor')} of {dtypes}, never rounded, in "
+            f"{sum(nbytes for *_, nbytes in whole):,} bytes"
         )
         remedies.append("--exclude for tensors that are not needed")
     if floating:
         lines += (
-            f"; {len(floating)} floating tensors stay uncompressed "
-            f"({sum(nbytes for *_, nbytes in floating):,} bytes)"
+            f"; {counted(len(floating), 'floating tensor')}, left uncompressed, in "
+            f"{sum(nbytes for *_, nbytes in floating):,} bytes"
         )
         remedies.append("a narrower --dense-dtype, such as bfloat16")
     return f"{lines}. What helps: {'; '.join(remedies)}"
@@ -298,7 +299,7 @@ def _report(args: argparse.Namespace, written: int, original: int, left: _Left) 
         return
     lines = [f"{args.output}: {written:,} bytes, {ratio:.2f}x smaller than the weights"]
     if left.tensors:
-        lines.append(f"left out: {len(left.tensors)} tensors: {_some(left.tensors)}")
+        lines.append(f"left out: {counted(len(left.tensors), 'tensor')}: {_some(left.tensors)}")
     if left.files:
         lines.append(f"left out: {', '.join(left.files)}")
     if left.lost or left.uncopied:

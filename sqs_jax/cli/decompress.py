@@ -20,6 +20,7 @@ from sqs_jax.checkpoints.weight_files import holds_tensors, is_plain
 from sqs_jax.cli.common import (
     MODEL,
     add_command,
+    counted,
     lazy_tensors,
     lazy_tree,
     open_sqs,
@@ -84,7 +85,7 @@ def _decompress(args: argparse.Namespace) -> int:
     if args.json:
         print_json({**result, "not_copied": skipped})
         return 0
-    say(printable(f"{args.output}: {len(tensors)} tensors, {written:,} bytes"))
+    say(printable(f"{args.output}: {counted(len(tensors), 'tensor')}, {written:,} bytes"))
     if skipped:
         say(printable(f"not copied: {', '.join(skipped)}"))
     return 0

@@ -13,7 +13,7 @@ from sqs_jax.artifact.compressed import materialize
 from sqs_jax.artifact.reader import Leaf
 from sqs_jax.artifact.spec import LeafSpec, SymbolsSpec
 from sqs_jax.checkpoints import flat_names, open_checkpoint
-from sqs_jax.cli.common import add_command, lazy_tensors, open_sqs, print_json, progress
+from sqs_jax.cli.common import add_command, counted, lazy_tensors, open_sqs, print_json, progress
 from sqs_jax.cli.console import say
 
 __all__ = ["add_diff", "add_inspect", "add_verify"]
@@ -97,13 +97,16 @@ def _verify(args: argparse.Namespace) -> int:
             file.read_attachment(name)
         problems.sort()
         count = len(file.leaves)
-        attached = f" and {len(file.attachments)} attachments" if file.attachments else ""
-        summary = f"{file.path}: {count} tensors{attached}, all checksums match"
+        held = counted(count, "tensor")
+        if file.attachments:
+            held += f" and {counted(len(file.attachments), 'attachment')}"
+        summary = f"{file.path}: {held}, all checksums match"
     if args.json:
         print_json({"file": args.file, "tensors": count, "errors": rows, "problems": problems})
         return 1 if problems else 0
     if left_out:
-        summary += f"; {left_out} tensors were left out by --only and --exclude"
+        verb = "was" if left_out == 1 else "were"
+        summary += f"; {counted(left_out, 'tensor')} {verb} left out by --only and --exclude"
     if rows:
         say(format_table(["tensor", "max error", "relative error", ""], map(_cells, rows), 1))
     say(printable(summary))
@@ -208,7 +211,8 @@ def _diff(args: argparse.Namespace) -> int:
         if rows:
             head = ["tensor", "bytes", "bytes", "relative change", ""]
             say(format_table(head, map(_diff_cells, rows), 1))
-        say(f"{sizes[0]:,} and {sizes[1]:,} bytes; {len(rows)} tensors differ")
+        verb = "differs" if len(rows) == 1 else "differ"
+        say(f"{sizes[0]:,} and {sizes[1]:,} bytes; {counted(len(rows), 'tensor')} {verb}")
         if not metadata:
             say("the metadata differ")
         if not same_attachments:

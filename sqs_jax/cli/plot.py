@@ -9,7 +9,7 @@ from typing import Any
 from sqs_jax.artifact import SizeReport
 from sqs_jax.artifact.atomic import write_atomically
 from sqs_jax.artifact.bits import printable
-from sqs_jax.cli.common import add_command, open_sqs, print_json
+from sqs_jax.cli.common import add_command, counted, open_sqs, print_json
 from sqs_jax.cli.console import say
 from sqs_jax.cli.outputs import check_output
 
@@ -67,7 +67,7 @@ def _draw(report: SizeReport, name: str, format: str) -> bytes:
     labels = [f"{leaf.path or '(root)'}  {'x'.join(map(str, leaf.shape))}" for leaf in shown]
     sizes = [leaf.file_bits / 8 for leaf in shown]
     if rest:
-        labels.append(f"{len(rest)} smaller tensors")
+        labels.append(counted(len(rest), "smaller tensor"))
         sizes.append(sum(leaf.file_bits for leaf in rest) / 8)
     places = range(len(labels))
     left.barh(places, sizes, color="#3465a4")

@@ -249,10 +249,10 @@ def test_tensors_can_be_left_out_of_a_folder(tmp_path, capsys):
     source = tmp_path / "source"
     FOLDERS["pipeline"](source)
     again = comes_back(source, tmp_path, "--exclude", "vae")
-    assert "left out: 1 tensors: vae/a" in capsys.readouterr().out
+    assert "left out: 1 tensor: vae/a" in capsys.readouterr().out
     assert set(again["unet/diffusion_pytorch_model-00001-of-00002.safetensors"]) == {"a"}
     assert run("verify", tmp_path / "packed", source) == 0
-    assert "1 tensors were left out" in capsys.readouterr().out
+    assert "1 tensor was left out" in capsys.readouterr().out
     write(source / "new" / "model.safetensors", {"b": weights(32, 32)})
     assert run("verify", tmp_path / "packed", source) == 1
     assert "problem: new/b: not in the file" in capsys.readouterr().out
@@ -360,3 +360,19 @@ def test_the_total_size_of_an_index_is_that_of_the_tensors_that_come_back(option
     comes_back(source, tmp_path, *options)
     (index,) = (tmp_path / "again").rglob("*.index.json")
     assert json.loads(index.read_text())["metadata"] == {"total_size": 32 * 32 * 4}
+
+
+def test_one_tensor_is_not_called_tensors(tmp_path, capsys):
+    write(tmp_path / "m.safetensors", {"a": weights(32, 32)})
+    for name, ratio in (("a.sqs", 2), ("b.sqs", 3)):
+        source = tmp_path / "m.safetensors"
+        assert run("compress", source, "-o", tmp_path / name, "--target-ratio", ratio) == 0
+    assert run("verify", tmp_path / "a.sqs") == 0
+    assert run("diff", tmp_path / "a.sqs", tmp_path / "b.sqs") == 1
+    assert run("decompress", tmp_path / "a.sqs", "-o", tmp_path / "again.npz") == 0
+    write(tmp_path / "empty.safetensors", {"a": weights(0)})
+    source = tmp_path / "empty.safetensors"
+    assert run("compress", source, "-o", tmp_path / "c.sqs", "--target-ratio", 2) == 3
+    shown = "".join(capsys.readouterr())
+    assert shown.count("1 tensor") == 4 and "1 tensors" not in shown
+    assert "1 tensor differs" in shown
