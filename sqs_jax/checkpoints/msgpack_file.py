@@ -73,12 +73,14 @@ def _leaves(source: SourceFile, node: Any, keys: tuple[str, ...]) -> Any:
     return LazyArray.of(np.asarray(array, DTYPES[array.dtype.name]))
 
 
-def write_msgpack(path: str | os.PathLike[str], tree: Any) -> int:
+def write_msgpack(path: str | os.PathLike[str], tree: Any, *, state_dict: bool = True) -> int:
     """Write a msgpack file of Flax, as a whole or not at all; the whole tree is in memory.
 
     Args:
         path: Where to write.
         tree: Nested dicts and lists of arrays of numpy or JAX, or `LazyArray`s.
+        state_dict: Whether lists become dicts and all keys strings, as in the files of
+            `flax.serialization.to_bytes`; False to write the tree as it is, as `msgpack_serialize`.
 
     Returns:
         The size of the file, bytes.
@@ -88,8 +90,9 @@ def write_msgpack(path: str | os.PathLike[str], tree: Any) -> int:
     """
     from flax import serialization  # slow to import, and few need it
 
-    # dicts alone, as flax.serialization.to_bytes writes them: keys of lists become strings
-    arrays = serialization.to_state_dict(jax.tree.map(np.asarray, tree))
+    arrays = jax.tree.map(np.asarray, tree)
+    if state_dict:
+        arrays = serialization.to_state_dict(arrays)
     data = serialization.msgpack_serialize(arrays, in_place=True)
     write_atomically(os.fspath(path), data)
     return len(data)

@@ -76,7 +76,11 @@ def _decompress(args: argparse.Namespace) -> int:
             elif format == ".npz":
                 written = write_npz(args.output, tracked(tensors, advance))
             elif format == ".msgpack":
-                written = write_msgpack(args.output, tracked(lazy_tree(file), advance))
+                written = write_msgpack(
+                    args.output,
+                    tracked(lazy_tree(file), advance),
+                    state_dict=provenance.get("kind") != "msgpack",
+                )
             else:
                 strings = _strings(provenance.get("kind"), layout)
                 written = write_safetensors(args.output, tracked(tensors, advance), strings)
@@ -126,4 +130,4 @@ def _write_flax_folder(output: str, file: SqsFile, name: Any, others: str | None
     with replacing_folder(output) as temporary:
         if others is not None:
             copy_other_files(others, temporary)
-        return write_msgpack(os.path.join(temporary, name), lazy_tree(file))
+        return write_msgpack(os.path.join(temporary, name), lazy_tree(file), state_dict=False)
