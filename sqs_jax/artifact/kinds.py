@@ -15,6 +15,7 @@ from sqs_jax.artifact.attachments import Attachment
 from sqs_jax.artifact.composed import OverlayLeaf, ProductLeaf, ScaledLeaf
 from sqs_jax.artifact.compressed import CompressedLeaf, GridLeaf
 from sqs_jax.artifact.integers import Integers
+from sqs_jax.artifact.recent import Recent, digest
 from sqs_jax.artifact.spec import ArraySpec, LeafSpec, Spec, SymbolsSpec
 
 __all__ = [
@@ -30,6 +31,8 @@ __all__ = [
 ]
 
 Map = Callable[..., Any]
+
+_RECENT = Recent(1 << 26)
 
 
 class Symbols(NamedTuple):
@@ -220,8 +223,20 @@ def pack_all(leaves: Sequence[Any], map: Map = map) -> list[tuple[Spec, list[byt
     """Do what `pack` does for many leaves, whose symbols are coded together."""
     taken = [_take_apart(leaf) for leaf in leaves]
     symbols = [part for leaf in taken for part in _symbols_of(leaf)]
-    streams = iter(coding.encode_all(symbols, map))
+    streams = iter(_coded(symbols, map))
     return [_packed(leaf, streams) for leaf in taken]
+
+
+def _coded(symbols: Sequence[Symbols], map: Map) -> list[bytes]:
+    """Code symbols, or find what was coded of the same ones before."""
+    keys = [digest(*stream) for stream in symbols]
+    known = {key: _RECENT.get(key) for key in keys}
+    new = {key: stream for key, stream in zip(keys, symbols, strict=True) if known[key] is None}
+    coded = coding.encode_all(list(new.values()), map)
+    for key, data in zip(new, coded, strict=True):
+        known[key] = data
+        _RECENT.add(key, data)
+    return [known[key] or b"" for key in keys]
 
 
 class _Taken(NamedTuple):

@@ -7,6 +7,7 @@ import numbers
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import jax
@@ -38,6 +39,7 @@ _SAMPLE, _RUNS = 256, 4  # tensors whose streams teach before a file of many mor
 _THREADS = 4  # numpy sorts and searches side by side; so many leaves are in memory at a time
 _PACKING = 0.85  # of a leaf's bits in the index: a long index packs better than a sample's
 _WIDEST = 2  # bytes of a dense value that no dense_dtype is advised for
+_INDEX_BYTES = 6  # of a leaf, before a file has shown them
 _TASK = 1 << 18  # bytes of leaves that a thread takes together
 
 
@@ -128,7 +130,9 @@ def compress_to_budget(
     ]
     dense_bytes = sum(array.nbytes for array in dense if array is not None)
     compressible = [tensor for tensor in tensors if tensor]
-    allocation = Allocation(compressible, 8 * (dense_bytes + 300 + 6 * len(pairs)))
+    weigh = partial(summarize, dense_dtype=dense_dtype, metadata=metadata, attachments=attachments)
+    rest_bytes = dense_bytes + weigh({}).file_bytes
+    allocation = Allocation(compressible, 8 * (rest_bytes + _INDEX_BYTES * len(pairs)))
 
     def build(choices: Sequence[Choice], learn: bool = True) -> tuple[Any, int]:
         built = iter(_in_threads(Tensor.build, compressible, choices))
@@ -138,9 +142,7 @@ def compress_to_budget(
         for i, first in twins.items():
             leaves[i] = leaves[first]
         tree = treedef.unflatten(leaves)
-        report = summarize(
-            tree, dense_dtype=dense_dtype, metadata=metadata, attachments=attachments
-        )
+        report = weigh(tree)
         if learn:
             bits = [leaf.file_bits for leaf, t in zip(report.leaves, tensors, strict=True) if t]
             allocation.learn(choices, bits, report.file_bits)
@@ -162,7 +164,7 @@ def compress_to_budget(
         ]
         other = _PACKING * (others[0] - others[1]) / (len(named) - len(few))
         bits = {leaf.path: leaf.file_bits for leaf in reports[0].leaves}
-        rest = 8 * (dense_bytes + 300) + other * len(pairs)
+        rest = 8 * rest_bytes + other * len(pairs)
         allocation.learn_from_some(some, mine, [bits[path] for path in named], rest)
 
     exact = allocation.exact()

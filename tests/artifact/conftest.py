@@ -3,9 +3,16 @@
 import numpy as np
 import pytest
 
-from sqs_jax.artifact import CompressedLeaf, save
+from sqs_jax.artifact import CompressedLeaf, kinds, save
 from sqs_jax.artifact import container as box
+from sqs_jax.artifact.recent import Recent
 from tests.artifact.trees import model, structured
+
+
+@pytest.fixture(autouse=True)
+def nothing_coded_before(monkeypatch):
+    """Let no test find what another has coded."""
+    monkeypatch.setattr(kinds, "_RECENT", Recent(1 << 20))
 
 
 @pytest.fixture

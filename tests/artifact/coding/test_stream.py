@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from loky import get_reusable_executor
 
-from sqs_jax.artifact.coding import CHUNK, decode, encode, entropy_bits, histogram
+from sqs_jax.artifact.coding import CHUNK, decode, encode, encode_all, entropy_bits, histogram
 from sqs_jax.artifact.coding.table import read_numbers, read_table
 from tests.artifact.trees import run_python, structured
 
@@ -310,3 +310,26 @@ def test_rows_that_come_again_take_a_dictionary_coder():
         decode(data, (10, 64), 5, np.uint8)
     with pytest.raises(ValueError, match="outside"):
         decode(data, again.shape, 4, np.uint8)
+
+
+def test_streams_that_are_coded_together_have_the_bytes_they_have_alone():
+    rng = np.random.default_rng(0)
+    streams = []
+    for shape in ((16, 16), (3,), (3, 3, 8, 8), (0, 5), (16, 16), (40, 9), (1, 1)):
+        for alphabet in (1, 3, 9, 300):
+            for _ in range(4):
+                shares = rng.dirichlet(np.full(alphabet, 0.5))
+                codes = rng.choice(alphabet, shape, p=shares).astype(np.uint16)
+                quiet = rng.random((shape[0], *[1] * (len(shape) - 1))) < 0.4
+                streams.append((np.where(quiet, 0, codes).astype(np.uint16), alphabet, False))
+    together = encode_all(streams)
+    assert together == [encode(codes, alphabet) for codes, alphabet, _ in streams]
+    assert {data[0] // 32 for data in together if data} >= {0, 2, 4}  # one table, contexts, packed
+    for data, (codes, alphabet, _) in zip(together, streams, strict=True):
+        np.testing.assert_array_equal(decode(data, codes.shape, alphabet, np.uint16), codes)
+
+
+def test_a_bad_stream_among_others_is_refused():
+    good = np.zeros((2, 2), np.uint8)
+    with pytest.raises(ValueError, match="outside of the alphabet"):
+        encode_all([(good, 2, False), (good + 7, 2, False)])
