@@ -44,11 +44,13 @@ _COUNTS = pytest.StashKey[dict[str, int]]()
 
 
 def pytest_collection_modifyitems(config, items):
-    """Deselect the tests that need what is not here, and start with the files of long trainings.
+    """Deselect the tests that need what is not here, and start with the folders of long files.
 
     Workers take whole files in this order: a long one at the end would leave the others idle.
     """
-    items.sort(key=lambda item: "/experiments/" not in item.path.as_posix())
+    long = ("/tests/experiments/", "/tests/transform/")  # the longest first
+    paths = {item: item.path.as_posix() for item in items}
+    items.sort(key=lambda item: [folder not in paths[item] for folder in long])
     counts = config.stash[_COUNTS] = {}
     if "scale" in config.option.markexpr:
         LACKING.pop("scale", None)

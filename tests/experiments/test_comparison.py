@@ -17,9 +17,8 @@ from experiments.problem import load_problem, starting_variables
 from tests.experiments.test_text import STORY, experiment
 
 
-@pytest.fixture(scope="module")
-def network(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder = tmp_path_factory.mktemp("text")
+def small_network(folder: Path) -> tuple[Any, Any, Any]:
+    """Return the problem, the weights and the config of a language model of one layer."""
     (folder / "story.txt").write_text(STORY)
     size = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "head_dim": 8}
     config = experiment(folder, "language", "qwen3", num_attention_heads=2, **size)
@@ -27,6 +26,11 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Any:
     config.sqs.pattern, config.sqs.target_bytes = ".*(kernel|embedding)", 7_000
     problem = load_problem(config, folder)
     return problem, jax.tree.map(np.asarray, starting_variables(problem, config)), config
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return small_network(tmp_path_factory.mktemp("text"))
 
 
 @pytest.mark.parametrize(
@@ -137,47 +141,3 @@ def test_a_size_gets_the_best_of_a_peers_trainings_that_fit() -> None:
         found = trained.chosen(runs, budget)
         assert (found["bytes"], found["budget"]) == (size, budget)
     assert trained.chosen(runs, 400)["bytes"] is None
-
-
-@pytest.mark.parametrize(
-    "method", ["dgms-trained", "codeq-trained", "ours-trained", "kmeans-prune-trained"]
-)
-def test_a_method_trains_by_the_configs_loop_and_its_file_is_told_of(
-    method: str, network: Any, tmp_path: Path
-) -> None:
-    problem, variables, config = network
-    config = config.copy_and_resolve_references()
-    problem.tokenizer.save(str(tmp_path / "tokenizer.json"))
-    sqs_jax.save(tmp_path / "dense.sqs", variables)
-    config.model.weights, config.sqs.epochs = str(tmp_path / "dense.sqs"), 1
-    with jax.numpy_dtype_promotion("standard"):  # optax's Adam needs it
-        found = compare.run_point(config, method, tmp_path / "run", 3)
-    assert found["bytes"] == (tmp_path / "run" / "model.sqs").stat().st_size
-    assert found["scores"]["perplexity"] == pytest.approx(np.exp(found["scores"]["nll"]))
-    assert found["bits_per_weight"]["file"] < 16
-    told = json.loads((tmp_path / "run" / "config.json").read_text())["sqs"]
-    if method in trained.SETTINGS:
-        wanted = trained.SETTINGS[method][3].fields["sqs.components"]
-        assert told["components"] == found["settings"]["components"] == wanted
-        penalty = found["settings"].get("penalty")
-        own = penalty and penalty * problem.splits.train.units  # of a method without, the config's
-        assert told["kl_weight"] == pytest.approx(own or config.sqs.kl_weight)
-        assert (penalty is not None) == (method == "codeq-trained")
-    else:
-        assert found["bytes"] <= found["budget"] == 7_000
-        assert told["start"] == ("weights" if method == "ours-trained" else "kmeans-prune")
-
-
-@pytest.mark.parametrize("method", ["ours-trained", "prune-kmeans-trained", "obc-allocated"])
-def test_a_method_that_makes_no_file_so_small_says_so_in_its_row(
-    method: str, network: Any, tmp_path: Path
-) -> None:
-    problem, variables, config = network
-    config = config.copy_and_resolve_references()
-    config.sqs.target_bytes, config.sqs.epochs = 600, 1
-    problem.tokenizer.save(str(tmp_path / "tokenizer.json"))
-    sqs_jax.save(tmp_path / "dense.sqs", variables)
-    config.model.weights = str(tmp_path / "dense.sqs")
-    (tmp_path / "run").mkdir()
-    found = compare.run_point(config, method, tmp_path / "run")
-    assert (found["budget"], found["bytes"]) == (600, None)

@@ -17,7 +17,7 @@ def test_eight_devices_keep_the_same_weights_in_the_same_bytes(tmp_path):
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
     }
     script = Path(__file__).with_name("eight_devices.py")
     run = subprocess.run(
