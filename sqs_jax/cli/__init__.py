@@ -43,11 +43,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         commands = parser.add_subparsers(required=True, metavar="COMMAND")
         for add in (add_compress, add_decompress, add_inspect, add_verify, add_diff, add_plot):
             add(commands)
-        args = parser.parse_args(argv)
         try:
-            code = int(args.run(args))
-            flush()
-            return code
+            try:
+                args = parser.parse_args(argv)
+                return int(args.run(args))
+            finally:
+                flush()  # here, where it may fail; also what --help has printed
         except OSError as error:
             named = error.filename is not None and error.strerror
             complain(f"{error.filename}: {error.strerror}" if named else str(error))

@@ -76,9 +76,11 @@ def test_a_reader_who_has_gone_changes_no_exit_code(command, files):
     assert done.stderr == expected and done.stdout
 
 
-def test_a_full_device_is_an_error(files):
-    line = f"{sys.executable} -m sqs_jax.cli inspect m.sqs > /dev/full"
+@pytest.mark.parametrize("command", ["inspect m.sqs", "compress --help"])
+def test_a_full_device_is_an_error(command, files):
+    line = f"{sys.executable} -m sqs_jax.cli {command} > /dev/full"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("PYTHONUNBUFFERED", None)
     done = subprocess.run(line, shell=True, cwd=files, env=environment, capture_output=True)
     assert done.returncode == 3 and done.stderr.startswith(b"sqs: ")
     assert b"Traceback" not in done.stderr and b"Exception" not in done.stderr
