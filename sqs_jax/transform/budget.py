@@ -39,7 +39,7 @@ _SAMPLE, _RUNS = 256, 4  # tensors whose streams teach before a file of many mor
 _THREADS = 4  # numpy sorts and searches side by side; so many leaves are in memory at a time
 _PACKING = 0.85  # of a leaf's bits in the index: a long index packs better than a sample's
 _WIDEST = 2  # bytes of a dense value that no dense_dtype is advised for
-_INDEX_BYTES = 6  # of a leaf, before a file has shown them
+_TABLES_BYTES, _INDEX_BYTES = 112, 6  # of an index, for all leaves and for each, before a file
 _TASK = 1 << 18  # bytes of leaves that a thread takes together
 
 
@@ -131,7 +131,7 @@ def compress_to_budget(
     dense_bytes = sum(array.nbytes for array in dense if array is not None)
     compressible = [tensor for tensor in tensors if tensor]
     weigh = partial(summarize, dense_dtype=dense_dtype, metadata=metadata, attachments=attachments)
-    rest_bytes = dense_bytes + weigh({}).file_bytes
+    rest_bytes = dense_bytes + weigh({}).file_bytes + _TABLES_BYTES
     allocation = Allocation(compressible, 8 * (rest_bytes + _INDEX_BYTES * len(pairs)))
 
     def build(choices: Sequence[Choice], learn: bool = True) -> tuple[Any, int]:

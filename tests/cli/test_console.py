@@ -86,6 +86,12 @@ def test_a_full_device_is_an_error(command, files):
     assert b"Traceback" not in done.stderr and b"Exception" not in done.stderr
 
 
+def as_in_a_terminal():
+    """Undo what nohup and shells without job control make their children ignore."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
 WRITES = """
 import os, signal, sys, time
 from sqs_jax.artifact.atomic import check_writable, replacing, replacing_folder
@@ -107,7 +113,14 @@ with replacing_folder("folder") as folder, replacing("file") as file:
 def test_a_signal_during_a_write_leaves_nothing(number, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", WRITES, str(int(number))]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        command,
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        preexec_fn=as_in_a_terminal,
+    )
     assert done.returncode == 128 + number and not os.listdir(tmp_path)
     assert done.stderr == f"sqs: stopped by {number.name}; no output was written\n"
     assert not done.stdout
@@ -137,7 +150,11 @@ def test_a_process_that_is_stopped_while_it_writes_removes_its_files(number, fol
     command = [sys.executable, "-m", "sqs_jax.cli", "decompress", packed, "-o", output]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     child = subprocess.Popen(
-        [*map(str, command)], env=environment, stderr=subprocess.PIPE, text=True
+        [*map(str, command)],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=as_in_a_terminal,
     )
     while child.poll() is None and not os.listdir(tmp_path / "out"):
         time.sleep(0.001)
