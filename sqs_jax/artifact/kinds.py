@@ -222,21 +222,17 @@ def pack(leaf: Any, map: Map = map) -> tuple[Spec, list[bytes]]:
 def pack_all(leaves: Sequence[Any], map: Map = map) -> list[tuple[Spec, list[bytes]]]:
     """Do what `pack` does for many leaves, whose symbols are coded together."""
     taken = [_take_apart(leaf) for leaf in leaves]
-    symbols = [part for leaf in taken for part in _symbols_of(leaf)]
-    streams = iter(_coded(symbols, map))
-    return [_packed(leaf, streams) for leaf in taken]
-
-
-def _coded(symbols: Sequence[Symbols], map: Map) -> list[bytes]:
-    """Code symbols, or find what was coded of the same ones before."""
-    keys = [digest(*stream) for stream in symbols]
-    known = {key: _RECENT.get(key) for key in keys}
-    new = {key: stream for key, stream in zip(keys, symbols, strict=True) if known[key] is None}
-    coded = coding.encode_all(list(new.values()), map)
-    for key, data in zip(new, coded, strict=True):
-        known[key] = data
-        _RECENT.add(key, data)
-    return [known[key] or b"" for key in keys]
+    # arrays are quickly packed, and too large to be kept
+    keys = [digest(leaf) if isinstance(leaf, _Taken) else i for i, leaf in enumerate(taken)]
+    done = {key: packed for key in keys if (packed := _RECENT.get(key))}
+    new = {key: leaf for key, leaf in zip(keys, taken, strict=True) if key not in done}
+    symbols = [part for leaf in new.values() for part in _symbols_of(leaf)]
+    streams = iter(coding.encode_all(symbols, map))
+    for key, leaf in new.items():
+        done[key] = packed = _packed(leaf, streams)
+        if isinstance(leaf, _Taken):
+            _RECENT.add(key, packed, sum(map(len, packed[1])))
+    return [done[key] for key in keys]
 
 
 class _Taken(NamedTuple):

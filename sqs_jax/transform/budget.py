@@ -40,7 +40,7 @@ _THREADS = 4  # numpy sorts and searches side by side; so many leaves are in mem
 _PACKING = 0.85  # of a leaf's bits in the index: a long index packs better than a sample's
 _WIDEST = 2  # bytes of a dense value that no dense_dtype is advised for
 _TABLES_BYTES, _INDEX_BYTES = 112, 6  # of an index, for all leaves and for each, before a file
-_TASK = 1 << 18  # bytes of leaves that a thread takes together
+_TASK, _SMALL = 1 << 18, 16  # bytes of leaves that a thread takes together; small ones in that
 
 
 class BudgetError(ValueError):
@@ -302,7 +302,10 @@ def _compresses(rule: Rule | None, spec: jax.ShapeDtypeStruct) -> bool:
 
 
 def _in_threads(function: Callable[..., Any], leaves: Sequence[Any], *others: Any) -> list[Any]:
-    """Map a function over leaves and what goes with them, small leaves many to a task."""
+    """Map a function over leaves and what goes with them, small leaves many to a task.
+
+    Of very many small ones nearly all the time is Python's own, for which threads would queue.
+    """
     tasks: list[list[tuple[Any, ...]]] = []
     size = _TASK
     for item in zip(leaves, *others, strict=True):
@@ -313,7 +316,8 @@ def _in_threads(function: Callable[..., Any], leaves: Sequence[Any], *others: An
         tasks[-1].append(item)
         spec = _spec(leaf)
         size += math.prod(spec.shape) * spec.dtype.itemsize
-    with ThreadPoolExecutor(_THREADS) as pool:
+    small = len(leaves) > _SMALL * len(tasks)
+    with ThreadPoolExecutor(1 if small else _THREADS) as pool:
         done = pool.map(lambda task: [function(*item) for item in task], tasks)
         return [result for results in done for result in results]
 

@@ -1,5 +1,6 @@
 """What was coded last is not coded again."""
 
+import ml_dtypes
 import numpy as np
 
 from sqs_jax.artifact import CompressedLeaf, coding, kinds, load, save, summarize
@@ -9,9 +10,9 @@ from tests.artifact.trees import structured
 
 def _tree(count=5):
     rng = np.random.default_rng(0)
-    book = np.float32([[1, 2, 3]])
-    return {f"layer{i}": CompressedLeaf(rng.integers(4, size=(20, 30), dtype=np.uint8), book)
-            for i in range(count)}  # fmt: skip
+    codes = [rng.integers(4, size=(20, 30), dtype=np.uint8) for _ in range(count)]
+    return {f"layer{i}": CompressedLeaf(each, np.float32([[1, 2, 3]]))
+            for i, each in enumerate(codes)}  # fmt: skip
 
 
 def test_a_file_that_was_weighed_is_not_coded_again(path, monkeypatch):
@@ -28,33 +29,49 @@ def test_a_file_that_was_weighed_is_not_coded_again(path, monkeypatch):
     assert len(coded) == 5 and path.read_bytes() == whole
 
 
-def test_a_code_that_changed_in_place_is_coded_again(path):
+def test_what_changed_in_place_is_coded_again(path):
     tree = _tree()
     summarize(tree)
     tree["layer2"].codes[3, 4] ^= 1
+    tree["layer3"].codebook[0, 1] = 7
     save(path, tree)
-    np.testing.assert_array_equal(load(path)["layer2"].codes, tree["layer2"].codes)
+    again = load(path)
+    np.testing.assert_array_equal(again["layer2"].codes, tree["layer2"].codes)
+    assert again["layer3"].codebook[0, 1] == 7
 
 
-def test_streams_differ_by_all_that_their_bytes_depend_on():
+def test_equal_leaves_of_one_file_are_coded_once(path, monkeypatch):
+    (leaf,) = _tree(1).values()
+    coded, encode = [], coding.encode_all
+    monkeypatch.setattr(coding, "encode_all", lambda *a: [coded.extend(a[0]), encode(*a)][1])
+    save(path, [leaf] * 3)
+    assert len(coded) == 1
+    for each in load(path):
+        np.testing.assert_array_equal(each.codes, leaf.codes)
+
+
+def test_digests_differ_by_all_that_bytes_depend_on():
     codes = structured((12, 12))
-    streams = [
+    values = [
         (codes, 5, False),
         (codes, 6, False),
         (codes, 5, True),
         (codes.reshape(6, 24), 5, False),
         (codes.astype(np.uint16), 5, False),
         (codes.T, 5, False),
+        ([codes, 5], False),
+        (np.float32(codes), 5, False),
+        (codes.astype(ml_dtypes.bfloat16), 5, False),
+        (codes.astype(np.float16), 5, False),
     ]
-    assert len({digest(*stream) for stream in streams}) == len(streams)
-    contiguous = np.ascontiguousarray(codes.T)
-    assert digest(contiguous, 5, False) == digest(codes.T, 5, False)
+    assert len({digest(value) for value in values}) == len(values)
+    assert digest((np.ascontiguousarray(codes.T), 5)) == digest((codes.T, 5))
 
 
-def test_the_oldest_streams_go_first():
+def test_the_oldest_go_first():
     recent = Recent(10)
     for key, size in ((b"a", 4), (b"b", 4), (b"c", 4), (b"d", 11)):
-        recent.add(key, bytes(size))
-    assert [recent.get(key) for key in (b"a", b"b", b"c", b"d")] == [None, bytes(4), bytes(4), None]
-    recent.add(b"e", bytes(10))
-    assert recent.get(b"c") is None and recent.get(b"e") == bytes(10)
+        recent.add(key, [key], size)
+    assert [recent.get(key) for key in (b"a", b"b", b"c", b"d")] == [None, [b"b"], [b"c"], None]
+    recent.add(b"e", [b"e"], 10)
+    assert recent.get(b"c") is None and recent.get(b"e") == [b"e"]
