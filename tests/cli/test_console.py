@@ -86,12 +86,13 @@ def test_a_full_device_is_an_error(command, files):
     assert b"Traceback" not in done.stderr and b"Exception" not in done.stderr
 
 
-def as_in_a_terminal():
-    """Undo what nohup and shells without job control make their children ignore."""
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
-
-
+# Undoes what nohup and shells without job control make their children ignore.
+AS_IN_A_TERMINAL = """
+import signal
+for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+    signal.signal(number, signal.SIG_DFL)
+"""
+COMMAND = AS_IN_A_TERMINAL + "import sys; from sqs_jax.cli import main; sys.exit(main())"
 WRITES = """
 import os, signal, sys, time
 from sqs_jax.artifact.atomic import check_writable, replacing, replacing_folder
@@ -112,14 +113,13 @@ with replacing_folder("folder") as folder, replacing("file") as file:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_during_a_write_leaves_nothing(number, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", WRITES, str(int(number))]
+    command = [sys.executable, "-c", AS_IN_A_TERMINAL + WRITES, str(int(number))]
     done = subprocess.run(
         command,
         env=environment,
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        preexec_fn=as_in_a_terminal,
     )
     assert done.returncode == 128 + number and not os.listdir(tmp_path)
     assert done.stderr == f"sqs: stopped by {number.name}; no output was written\n"
@@ -147,14 +147,13 @@ def test_a_process_that_is_stopped_while_it_writes_removes_its_files(number, fol
     assert run("compress", given, "-o", packed, "--target-ratio", 20) == 0
     (tmp_path / "out").mkdir()
     output = tmp_path / "out" / ("x" if folder else "x.safetensors")
-    command = [sys.executable, "-m", "sqs_jax.cli", "decompress", packed, "-o", output]
+    command = [sys.executable, "-c", COMMAND, "decompress", packed, "-o", output]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     child = subprocess.Popen(
         [*map(str, command)],
         env=environment,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=as_in_a_terminal,
     )
     while child.poll() is None and not os.listdir(tmp_path / "out"):
         time.sleep(0.001)
