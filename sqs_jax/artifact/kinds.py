@@ -33,6 +33,7 @@ __all__ = [
 Map = Callable[..., Any]
 
 _RECENT = Recent(1 << 26)
+"""Packed leaves of the files weighed last, up to 64 MiB."""
 
 
 class Symbols(NamedTuple):
@@ -246,6 +247,7 @@ class _Taken(NamedTuple):
 
 
 def _take_apart(leaf: Any) -> Any:
+    """Return a leaf of a kind as `_Taken`, all others as they are."""
     if isinstance(leaf, np.ndarray | Symbols):
         return leaf
     name, kind = next((n, k) for n, k in KINDS.items() if isinstance(leaf, k.type))
@@ -254,6 +256,7 @@ def _take_apart(leaf: Any) -> Any:
 
 
 def _symbols_of(leaf: Any) -> Iterator[Symbols]:
+    """List the symbols of a leaf that was taken apart, in the order of its parts."""
     if isinstance(leaf, _Taken):
         for part in leaf.parts:
             yield from _symbols_of(part)

@@ -42,7 +42,8 @@ MAX_ACTIVITY = 16
 _LEVEL_STEP = 0.25  # levels are this far apart, in standard deviations of the activity
 _PAST_STEP = 0.4
 _ROWS = 1 << 16
-_SMALL, _BATCH = 1 << 12, 1 << 20
+_SMALL = 1 << 12  # codes of a matrix that is looked at together with others
+_BATCH = 1 << 20  # numbers in the histograms of those, at a time
 
 
 class Context(NamedTuple):
