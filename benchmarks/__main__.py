@@ -27,6 +27,7 @@ from benchmarks import (
     recipes,
     scaling,
     soft_weight,
+    statistics,
     steps,
     windows,
 )
@@ -46,6 +47,7 @@ BENCHMARKS = {
     "calibration": calibration.run,
     "windows": windows.run,
     "input": input.run,
+    "statistics": statistics.run,
 }
 
 

@@ -5,10 +5,11 @@
         --config.data.tokenizer=DATA/tok512.bin --workdir=runs/calibrated
 
 K and sparsity of every tensor come from `config.sqs.target_bytes` and the network's sensitivities;
-codes are then chosen block by block such that each layer's outputs stay put; batch statistics stay
-those of the dense network, whose outputs the layers keep. Blocks that are done are kept: the same
-command goes on after the last. The folder ends up with model.sqs, dense.sqs, evaluation.json,
-calibration.json (times, device memory), calibration.html and, of a language model, tokenizer.json.
+codes are then chosen block by block such that each layer's outputs stay put. Batch statistics stay
+those of the dense network, or are estimated anew: what serves held-out examples better. Blocks that
+are done are kept: the same command goes on after the last. The folder ends up with model.sqs,
+dense.sqs, evaluation.json, calibration.json (times, device memory, which statistics),
+calibration.html and, of a language model, tokenizer.json.
 """
 
 import json
@@ -25,13 +26,13 @@ import sqs_jax
 from experiments.calibration.blocks import examples_of
 from experiments.calibration.page import write_calibration
 from experiments.calibration.size import compress
+from experiments.calibration.statistics import with_statistics
 from experiments.export import shipped
 from experiments.files import write_json
 from experiments.memory import explained
 from experiments.outcome import evaluate_files, show
 from experiments.problem import TOKENIZER, described, load_problem, starting_variables
 from experiments.training.workdir import claim_workdir, hold_workdir
-from experiments.trees import other_collections
 
 
 def calibrate(config: Any, workdir: Path) -> dict[str, Any]:
@@ -62,15 +63,20 @@ def calibrate(config: Any, workdir: Path) -> dict[str, Any]:
     train = problem.splits.train
     compressed = compress(problem.model, variables, train, batches, config, workdir, timed)
 
+    given = problem.model, compressed, variables, train, config
+    state, which = timed("statistics", with_statistics, *given)
+
     def write() -> None:
-        state = other_collections(variables)
         tree, options = shipped(compressed, state, config)
         sqs_jax.save(workdir / "model.sqs", tree, **options)
         sqs_jax.save(workdir / "dense.sqs", jax.tree.map(np.asarray, variables))
 
     timed("writing", write)
     memory = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-    write_json(workdir / "calibration.json", {"seconds": seconds, "device_bytes": memory})
+    write_json(
+        workdir / "calibration.json",
+        {"seconds": seconds, "device_bytes": memory, "statistics": which},
+    )
     evaluate_files(workdir)
     return json.loads((workdir / "evaluation.json").read_text())
 

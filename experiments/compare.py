@@ -31,6 +31,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 import sqs_jax
+from experiments.calibration.statistics import with_statistics
 from experiments.comparison import trained
 from experiments.comparison.page import write_comparison
 from experiments.comparison.peers import METHODS, compress
@@ -40,7 +41,7 @@ from experiments.files import write_json
 from experiments.problem import described, load_problem, starting_variables
 from experiments.scores import metrics
 from experiments.training.workdir import claim_workdir, hold_workdir
-from experiments.trees import flat_leaves, other_collections
+from experiments.trees import flat_leaves
 
 _SETTING = "setting"  # in the name of a folder, before its number
 
@@ -76,7 +77,11 @@ def run_point(config: Any, method: str, workdir: Path, setting: int = 0) -> dict
             if made is None:
                 return found
             params, found["settings"] = made
-            tree, options = shipped(params, other_collections(variables), config)
+            train = problem.splits.train
+            state, which = with_statistics(problem.model, params, variables, train, config)
+            if state:
+                found["settings"] = {**(found["settings"] or {}), "statistics": which}
+            tree, options = shipped(params, state, config)
             sqs_jax.save(workdir / "model.sqs", jax.tree.map(np.asarray, tree), **options)
             found["layer_errors"] = _layer_errors(params, variables["params"])
             variables = sqs_jax.materialize(sqs_jax.load(workdir / "model.sqs"))

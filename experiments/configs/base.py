@@ -49,6 +49,7 @@ def experiment() -> ConfigDict:
     # Of images:
     config.data.image_size = 224  # where images have several sizes: pixels of the middle square
     config.data.shift = 0  # augmentation: random shifts of up to this many pixels
+    config.data.pad = "black"  # what enters when an image is shifted; or its "edge", repeated
     config.data.flip = False  # augmentation: random horizontal flips
 
     # of values from 0 to 1, per channel; empty: the training part's own, one for all channels
@@ -85,6 +86,9 @@ def experiment() -> ConfigDict:
     # Without training, experiments/calibrate.py: what codes are chosen by.
     config.calibration = ConfigDict()
     config.calibration.examples = 256
+    # Batch statistics of what ships without training: those of the dense network, "kept", or
+    # "reestimated" on as many augmented images; "best": what held-out images say
+    config.calibration.statistics = "best"
 
     config.evaluation = ConfigDict()
     config.evaluation.temperature = 0.05  # at which the posterior mean is evaluated
@@ -154,7 +158,8 @@ def default_recipe() -> ConfigDict:
     sqs.weight_decay = 0.0
     # Of the codes' length under the mixture weights, -log pi, in the loss.
     sqs.rate_weight = 0.0
-    # Training batches from which batch statistics are estimated anew for what ships; 0: as trained
+    # Batches of augmented training images from which batch statistics are estimated anew for what
+    # ships; 0: as trained
     sqs.reestimate = 0
     # Pruning: fractions of the run.
     sqs.sparsity = 0.81

@@ -35,6 +35,11 @@ class Dataset(NamedTuple):
             return examples
         return (examples.astype(np.float32) - self.mean) / self.deviation
 
+    @property
+    def black(self) -> np.ndarray:
+        """What a network gets for a black pixel, [channels] or a number."""
+        return np.asarray(-self.mean / self.deviation, np.float32)
+
     def inputs(self, chosen: Any) -> np.ndarray:
         """Return what a network gets for some of the examples: images float32, standardised."""
         return self.standardise(self.examples[chosen])
@@ -69,6 +74,8 @@ def load(config: Any, seed: int) -> Splits:
         raise ValueError(
             f"config.data.holdout is {config.holdout!r}; it must be 'test' or 'validation'."
         )
+    if config.pad not in ("black", "edge"):
+        raise ValueError(f"config.data.pad is {config.pad!r}; it must be 'black' or 'edge'.")
     validate = config.holdout == "validation"
     if config.name == "digits":
         train, holdout = digits.load(seed)

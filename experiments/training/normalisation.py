@@ -25,10 +25,20 @@ def estimate_statistics(
       model: the network.
       params: arrays.
       model_state: {"batch_stats": ...}, or anything else, which is returned as it is.
-      batches: images [batch, height, width, channels], standardised.
+      batches: images [batch, height, width, channels], standardised and augmented as those of the
+        training were, whose statistics these replace.
+
+    Raises:
+      ValueError: if the statistics were folded into scales and biases before.
     """
     if "batch_stats" not in model_state:
         return model_state
+    if _is_folded(model_state["batch_stats"]):
+        raise ValueError(
+            "The statistics of this network are folded into its scales and biases already: means "
+            "are 0 and variances 1 - epsilon. Estimate them before fold_statistics, from dense.sqs "
+            "and the compressed params, not from model.sqs."
+        )
 
     @jax.jit
     def of_batch(images: jax.Array) -> Any:
@@ -76,6 +86,13 @@ def fold_statistics(params: Any, model_state: Any) -> tuple[Any, Any]:
         folded[*layer, "mean"] = _constant(mean, 0.0)
         folded[*layer, "var"] = _constant(mean, 1 - EPSILON)
     return unflatten_dict(flat), {**model_state, "batch_stats": unflatten_dict(folded)}
+
+
+def _is_folded(stats: Any) -> bool:
+    """Return whether all statistics are what `fold_statistics` leaves."""
+    constants = {"mean": np.float32(0), "var": np.float32(1 - EPSILON)}
+    flat = flatten_dict(sqs_jax.materialize(stats))
+    return all(bool((np.asarray(x) == constants[path[-1]]).all()) for path, x in flat.items())
 
 
 def _constant(like: jax.Array, value: float) -> sqs_jax.CompressedLeaf:

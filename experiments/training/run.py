@@ -13,6 +13,7 @@ from experiments import data
 from experiments.calibration.blocks import examples_of
 from experiments.calibration.norms import input_norms
 from experiments.calibration.size import allocate, compress
+from experiments.calibration.statistics import training_batches
 from experiments.comparison.peers import compress_to_train
 from experiments.data import Dataset
 from experiments.export import export_dense
@@ -135,17 +136,13 @@ def reestimated(
 ) -> TrainState:
     """Return the state with the batch statistics of the deployed weights.
 
-    Of the images of the first `config.sqs.reestimate` steps, without augmentation. Every process
-    computes all of it.
+    Of the images of the first `config.sqs.reestimate` steps, augmented as they were there. Every
+    process computes all of it.
     """
-    chosen = [
-        data.batch_indices(len(train.labels), config.batch_size, config.seed, step)
-        for step in range(config.sqs.reestimate)
-    ]
     model_state = estimate_statistics(
         model,
         fetch(phase.transform.mode(state.posterior)),
         fetch(state.model_state),
-        (train.inputs(indices) for indices in chosen),
+        training_batches(train, config, config.sqs.reestimate),
     )
     return state._replace(model_state=model_state)

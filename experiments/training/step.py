@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import sqs_jax
-from experiments.data import Dataset, augment
+from experiments.data import Dataset, augmented
 from experiments.training.accumulation import accumulated
 from experiments.training.phases import Phase
 from experiments.trees import other_collections
@@ -96,12 +96,7 @@ def make_gradient(
     ) -> Any:
         key = jax.random.fold_in(jax.random.wrap_key_data(seed), step)
         augment_key, draw_key = jax.random.split(key)
-        examples = augment(
-            augment_key,
-            train.standardise(batch.examples),
-            shift=config.data.shift,
-            flip=config.data.flip,
-        )
+        examples = augmented(augment_key, batch.examples, train, config.data)
         trainable, fixed = sqs_jax.partition(state.posterior, train=phase.learning_rate)
 
         def of_batch(model_state: Any, batch: Any) -> Any:

@@ -12,14 +12,14 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from experiments import data
-from experiments.data import augment, batch_indices
+from experiments.data import Dataset, augment, augmented, batch_indices
 from experiments.data.lazy import LazyImages
 from experiments.data.tfds import read_split
 
 
 def settings(**changes: Any) -> SimpleNamespace:
     fields = {"name": "digits", "directory": "", "holdout": "test", "mean": (), "deviation": ()}
-    fields |= {"test_split": "test", "image_size": 8}
+    fields |= {"test_split": "test", "image_size": 8, "pad": "black"}
     return SimpleNamespace(**fields | changes)
 
 
@@ -67,6 +67,33 @@ def test_augment_shifts_and_flips_whole_images() -> None:
     mirrored = np.asarray(augment(key, many, shift=0, flip=True))
     flipped = (mirrored != np.asarray(many)).any((1, 2, 3))
     assert 60 < flipped.sum() < 140
+
+
+@pytest.mark.parametrize("pad", ["black", "edge"])
+def test_what_enters_with_a_shift_is_black_as_in_the_usual_recipe(pad: str) -> None:
+    """Of images without a black pixel: -mean / deviation of each channel, or the edge."""
+    stored = np.random.default_rng(0).integers(1, 256, (64, 6, 6, 3), np.uint8)
+    labels = np.zeros(64, np.int32)
+    dataset = Dataset(stored, labels, np.float32([100, 120, 90]), np.float32([50, 60, 70]))
+    config = settings(shift=2, flip=True, pad=pad)
+    seen = np.asarray(augmented(jax.random.key(0), stored, dataset, config))
+    assert seen.shape == stored.shape
+    black = (np.abs(seen - np.float32([-2, -2, -9 / 7])) < 1e-6).all(-1)
+    if pad == "edge":
+        assert not black.any()
+        return
+    # of 5 x 5 places, on average (0 + 1 + 2 + 1 + 2) / 5 = 1.2 rows of 6 enter, and columns
+    assert black.mean() == pytest.approx(1 - 0.8**2, abs=0.06)
+    assert black[:, 2:4, 2:4].sum() == 0
+    unshifted = np.asarray(dataset.standardise(stored))
+    for image, original, entered in zip(seen, unshifted, black, strict=True):
+        values = {tuple(x) for x in np.round(image[~entered], 5)}
+        assert values <= {tuple(x) for x in np.round(original.reshape(-1, 3), 5)}
+
+
+def test_an_unknown_border_is_refused() -> None:
+    with pytest.raises(ValueError, match="pad is 'white'; it must be 'black' or 'edge'"):
+        data.load(settings(pad="white"), seed=0)
 
 
 _SIZES = {"train": 30, "test": 12}

@@ -1,0 +1,56 @@
+"""What batch statistics estimated anew cost a dense network, by the border of its shifted images.
+
+The published networks were trained on images whose borders were padded with black. Statistics of
+1,024 training images as they are, or shifted with the edge repeated, are not those that the
+network's weights have learned with.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.calibration.statistics import training_batches
+from experiments.configs import cifar10_resnet20
+from experiments.evaluate import predict
+from experiments.problem import load_problem, starting_variables
+from experiments.scores import metrics
+from experiments.training.normalisation import estimate_statistics
+from experiments.trees import other_collections
+
+_NETWORKS = ("resnet20", "resnet56")
+_IMAGES = 1024
+_WAYS = {
+    "kept": {},
+    "shifted, black borders": {"pad": "black"},
+    "shifted, edges repeated": {"pad": "edge"},
+    "as they are": {"shift": 0, "flip": False},
+}
+
+
+def run(workdir: Path, data: Path) -> list[dict[str, Any]]:
+    """Print accuracies on all test images; `data` has cifar10.npz and the networks."""
+    rows = []
+    print(f"{'network':>10} {'statistics of training images':>30} {'accuracy, %':>12}")
+    for name in _NETWORKS:
+        config = cifar10_resnet20.get_config()
+        config.data.directory = str(data)
+        config.model.name, config.model.weights = name, str(data / f"cifar10_{name}.npz")
+        problem = load_problem(config, workdir)
+        variables = starting_variables(problem, config)
+        for way, fields in _WAYS.items():
+            config.data.update(fields)
+            state = other_collections(variables)
+            if fields:
+                batches = training_batches(
+                    problem.splits.train, config, _IMAGES // config.batch_size
+                )
+                state = estimate_statistics(problem.model, variables["params"], state, batches)
+            whole = jax.tree.map(np.asarray, {"params": variables["params"], **state})
+            accuracy = (
+                100 * metrics(predict(problem.model, [whole], problem.splits.holdout))["accuracy"]
+            )
+            print(f"{name:>10} {way:>30} {accuracy:>12.2f}", flush=True)
+            rows.append({"network": name, "statistics": way, "accuracy": accuracy})
+    return rows

@@ -1,0 +1,96 @@
+"""Batch statistics of a network that was compressed without training: kept, or estimated anew."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import sqs_jax
+from experiments.data import Dataset, augmented, batch_indices
+from experiments.training.normalisation import estimate_statistics
+from experiments.trees import other_collections
+
+CHOICES = ("kept", "reestimated", "best")
+
+
+def training_batches(train: Dataset, config: Any, count: int) -> Iterator[Any]:
+    """Draw the images of the first steps of a training, augmented as there.
+
+    Plain images would not do: a network that was trained on shifted ones has never seen so few
+    black borders, and its statistics are not theirs.
+    """
+    for step in range(count):
+        key = jax.random.fold_in(jax.random.key(config.seed), step)
+        chosen = batch_indices(len(train.labels), config.batch_size, config.seed, step)
+        key, _ = jax.random.split(key)
+        yield augmented(key, train.examples[chosen], train, config.data)
+
+
+def with_statistics(
+    model: nn.Module, params: Any, variables: Any, train: Dataset, config: Any
+) -> tuple[Any, str]:
+    """Return the collections with which compressed params ship, and which statistics those have.
+
+    Args:
+      model: the network.
+      params: compressed.
+      variables: of the dense network, on the host.
+      train: the training part. Statistics are estimated from the first examples of
+        `config.calibration.examples`, augmented; "best" compares outputs for as many others, of
+        which no labels are used, with the dense network's.
+      config: the experiment; `config.calibration.statistics` is one of CHOICES.
+
+    Returns:
+      (model state; "kept" or "reestimated").
+
+    Raises:
+      ValueError: for another choice, or if there are too few examples to choose by.
+    """
+    state, wanted = other_collections(variables), config.calibration.statistics
+    if wanted not in CHOICES:
+        names = ", ".join(map(repr, CHOICES))
+        raise ValueError(f"config.calibration.statistics is {wanted!r}; it must be one of {names}.")
+    if "batch_stats" not in state or wanted == "kept":
+        return state, "kept"
+    weights = jax.device_put(sqs_jax.materialize(params))
+    count = max(1, config.calibration.examples // config.batch_size)
+    batches = training_batches(train, config, count)
+    anew = estimate_statistics(model, weights, state, batches)
+    if wanted == "reestimated":
+        return anew, wanted
+    divergence = _divergence(model, variables, train, config, range(count, 2 * count))
+    kept = divergence({"params": weights, **state}) <= divergence({"params": weights, **anew})
+    return (state, "kept") if kept else (anew, "reestimated")
+
+
+def _divergence(model: nn.Module, dense: Any, train: Dataset, config: Any, steps: range) -> Any:
+    """Return what measures KL(dense || other) of other variables' predictions, nats an example."""
+    if len(train.labels) < config.batch_size * steps.stop:
+        raise ValueError(
+            f"config.calibration.statistics is 'best', and {len(train.labels)} training examples "
+            f"are fewer than twice {config.batch_size * len(steps)}: give fewer "
+            "config.calibration.examples, or say 'kept' or 'reestimated'."
+        )
+
+    @jax.jit
+    def log_shares(variables: Any, images: jax.Array) -> jax.Array:
+        logits: Any = model.apply(variables, images)
+        return jax.nn.log_softmax(logits)
+
+    held = [
+        train.inputs(batch_indices(len(train.labels), config.batch_size, config.seed, step))
+        for step in steps
+    ]
+    targets = [log_shares(dense, images) for images in held]
+
+    def divergence(variables: Any) -> float:
+        apart = [
+            jnp.mean(jnp.sum(jnp.exp(target) * (target - log_shares(variables, images)), -1))
+            for target, images in zip(targets, held, strict=True)
+        ]
+        return float(np.mean(apart))
+
+    return divergence

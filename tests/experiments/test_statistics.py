@@ -1,0 +1,96 @@
+"""Batch statistics of what ships without training."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.calibration.statistics import training_batches, with_statistics
+from experiments.configs import base
+from experiments.data import Dataset
+from experiments.training.normalisation import estimate_statistics, fold_statistics
+
+
+class Network(nn.Module):
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+        x = nn.Conv(8, (3, 3), use_bias=False)(images)
+        x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
+        return nn.Dense(4)(x.mean((1, 2)))
+
+
+MODEL = Network()
+
+
+@pytest.fixture(scope="module")
+def train() -> Dataset:
+    images = np.random.default_rng(0).integers(1, 256, (96, 8, 8, 3), np.uint8)
+    return Dataset(images, np.zeros(96, np.int32), np.float32(128), np.float32(64))
+
+
+@pytest.fixture
+def config() -> Any:
+    config = base.experiment()
+    config.batch_size, config.calibration.examples = 16, 48
+    config.data.shift, config.data.flip = 2, True
+    return config
+
+
+@pytest.fixture(scope="module")
+def dense(train: Dataset) -> Any:
+    """A network whose statistics are those of its training images."""
+    config = base.experiment()
+    config.batch_size, config.data.shift, config.data.flip = 16, 2, True
+    variables = dict(MODEL.init(jax.random.key(0), jnp.asarray(train.inputs(slice(1)))))
+    params = variables.pop("params")
+    state = estimate_statistics(MODEL, params, variables, training_batches(train, config, 6))
+    return jax.tree.map(np.asarray, {"params": params, **state})
+
+
+def _scaled(params: Any, factor: float) -> Any:
+    return {**params, "Conv_0": {"kernel": factor * params["Conv_0"]["kernel"]}}
+
+
+def test_statistics_are_estimated_anew_where_weights_have_moved(train, config, dense):
+    """Kernels of a third: the normalisation undoes it, if its statistics are a third as large."""
+    small = _scaled(dense["params"], np.float32(1 / 3))
+    state, which = with_statistics(MODEL, small, dense, train, config)
+    assert which == "reestimated"
+    mean = dense["batch_stats"]["BatchNorm_0"]["mean"]
+    found = np.asarray(state["batch_stats"]["BatchNorm_0"]["mean"])
+    np.testing.assert_allclose(found, mean / 3, atol=0.02 * np.abs(mean).max())
+
+
+def test_statistics_stay_where_they_fit_better(train, config, dense):
+    state, which = with_statistics(MODEL, dense["params"], dense, train, config)
+    assert which == "kept"
+    jax.tree.map(np.testing.assert_array_equal, state, {"batch_stats": dense["batch_stats"]})
+    config.calibration.statistics = "reestimated"
+    state, which = with_statistics(MODEL, dense["params"], dense, train, config)
+    assert which == "reestimated"
+    assert (state["batch_stats"]["BatchNorm_0"]["mean"]
+            != dense["batch_stats"]["BatchNorm_0"]["mean"]).any()  # fmt: skip
+
+
+def test_a_choice_that_cannot_be_made_is_refused(train, config, dense):
+    config.calibration.statistics = "both"
+    with pytest.raises(ValueError, match="statistics is 'both'; it must be one of 'kept'"):
+        with_statistics(MODEL, dense["params"], dense, train, config)
+    config.calibration.statistics, config.calibration.examples = "best", 64
+    with pytest.raises(ValueError, match="96 training examples are fewer than twice 64"):
+        with_statistics(MODEL, dense["params"], dense, train, config)
+
+
+def test_folded_statistics_are_not_estimated_again(train, config, dense):
+    """They would be of the sums before the normalisation, and the folded scale undo them twice."""
+    params, state = fold_statistics(dense["params"], {"batch_stats": dense["batch_stats"]})
+    batches = training_batches(train, config, 1)
+    with pytest.raises(ValueError, match="folded into its scales and biases already"):
+        estimate_statistics(MODEL, params, state, batches)
+
+
+def test_a_network_without_statistics_keeps_what_it_has(train, config, dense):
+    assert with_statistics(MODEL, {}, {"params": {}}, train, config) == ({}, "kept")
