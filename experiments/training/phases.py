@@ -180,7 +180,7 @@ def phases(config: Any, num_train: int) -> list[Phase]:
         method="adamw",
         learning_rate=rates,
         warmup=round(sqs.warmup * steps),
-        settled={"loc": round(sqs.latent_end * steps)},
+        settled={"loc": round(sqs.latent_end * steps), "gate": round(sqs.gate_end * steps)},
         rate_weight=sqs.rate_weight,
         weight_decay=sqs.weight_decay,
         distill_weight=sqs.distill_weight,

@@ -84,11 +84,12 @@ def _contradictions(config: Any, num_train: int) -> Iterator[str]:
             f"config.accumulate is {config.accumulate}, which does not divide config.batch_size, "
             f"{config.batch_size}."
         )
-    if not sqs.warmup < sqs.latent_end <= 1:
-        yield (
-            "config.sqs.warmup and latent_end must ascend within [0, 1]; they are "
-            f"{sqs.warmup} and {sqs.latent_end}."
-        )
+    for name in ("latent_end", "gate_end"):
+        if not sqs.warmup < sqs[name] <= 1:
+            yield (
+                f"config.sqs.warmup and {name} must ascend within [0, 1]; they are {sqs.warmup} "
+                f"and {sqs[name]}."
+            )
     if not 0 <= sqs.prune_start <= sqs.prune_end <= sqs.prune_freeze <= 1:
         yield (
             "config.sqs.prune_start, prune_end and prune_freeze must ascend within [0, 1]; they "
