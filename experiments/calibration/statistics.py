@@ -1,6 +1,6 @@
 """Batch statistics of a network that was compressed without training: kept, or estimated anew."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -56,41 +56,66 @@ def with_statistics(
     if "batch_stats" not in state or wanted == "kept":
         return state, "kept"
     weights = jax.device_put(sqs_jax.materialize(params))
-    count = max(1, config.calibration.examples // config.batch_size)
-    batches = training_batches(train, config, count)
-    anew = estimate_statistics(model, weights, state, batches)
+    anew = estimate_statistics(
+        model, weights, state, training_batches(train, config, _batches(config))
+    )
     if wanted == "reestimated":
         return anew, wanted
-    divergence = _divergence(model, variables, train, config, range(count, 2 * count))
+    divergence = _divergence(model, variables, train, config)
     kept = divergence({"params": weights, **state}) <= divergence({"params": weights, **anew})
     return (state, "kept") if kept else (anew, "reestimated")
 
 
-def _divergence(model: nn.Module, dense: Any, train: Dataset, config: Any, steps: range) -> Any:
-    """Return what measures KL(dense || other) of other variables' predictions, nats an example."""
-    if len(train.labels) < config.batch_size * steps.stop:
+def outputs_lost(
+    model: nn.Module, params: Any, variables: Any, train: Dataset, config: Any
+) -> float:
+    """Return how far predictions are from the dense network's, as compressed params ship them.
+
+    Arguments and errors as of `with_statistics`, held-out examples too.
+
+    Returns:
+      KL(dense || compressed), nats a prediction.
+    """
+    state, _ = with_statistics(model, params, variables, train, config)
+    shipped = {"params": sqs_jax.materialize(params), **state}
+    return float(_divergence(model, variables, train, config)(shipped))
+
+
+def _batches(config: Any) -> int:
+    return max(1, config.calibration.examples // config.batch_size)
+
+
+def _divergence(
+    model: nn.Module, dense: Any, train: Dataset, config: Any
+) -> Callable[[Any], float]:
+    """Return what measures KL(dense || other) of other variables' predictions, nats each.
+
+    For the batches that follow those of the calibration.
+    """
+    count = _batches(config)
+    if len(train.labels) < 2 * config.batch_size * count:
         raise ValueError(
-            f"config.calibration.statistics is 'best', and {len(train.labels)} training examples "
-            f"are fewer than twice {config.batch_size * len(steps)}: give fewer "
-            "config.calibration.examples, or say 'kept' or 'reestimated'."
+            f"{len(train.labels)} training examples are fewer than twice "
+            f"{config.batch_size * count}, half of them held out to choose by; give fewer "
+            "config.calibration.examples."
         )
 
     @jax.jit
-    def log_shares(variables: Any, images: jax.Array) -> jax.Array:
-        logits: Any = model.apply(variables, images)
+    def log_shares(variables: Any, examples: jax.Array) -> jax.Array:
+        logits: Any = model.apply(variables, examples)
         return jax.nn.log_softmax(logits)
 
     held = [
         train.inputs(batch_indices(len(train.labels), config.batch_size, config.seed, step))
-        for step in steps
+        for step in range(count, 2 * count)
     ]
-    targets = [log_shares(dense, images) for images in held]
 
     def divergence(variables: Any) -> float:
-        apart = [
-            jnp.mean(jnp.sum(jnp.exp(target) * (target - log_shares(variables, images)), -1))
-            for target, images in zip(targets, held, strict=True)
-        ]
+        apart = []
+        for examples in held:
+            target = log_shares(dense, examples)
+            gap = target - log_shares(variables, examples)
+            apart.append(jnp.mean(jnp.sum(jnp.exp(target) * gap, -1)))
         return float(np.mean(apart))
 
     return divergence

@@ -11,6 +11,7 @@ import numpy as np
 import sqs_jax
 from experiments.calibration import size as ours
 from experiments.calibration.blocks import examples_of, recode_stages
+from experiments.calibration.statistics import outputs_lost
 from experiments.comparison import obc_database
 from experiments.export import shipped
 from experiments.problem import Problem
@@ -37,12 +38,13 @@ class Peer(NamedTuple):
 
     Attributes:
       compress: (kernels by path, settings, calibration by path or None) -> compressed kernels.
-      settings: all that are tried, the one of the largest file first.
+      ladders: of settings; in each the one of the largest file comes first. A size gets the best
+        of what fits, one of each ladder, by the outputs for held-out examples.
       informed: whether it uses inputs.
     """
 
     compress: Callable[[Any, Any, Any], Any]
-    settings: list[Any]
+    ladders: tuple[list[Any], ...]
     informed: bool
 
 
@@ -61,12 +63,12 @@ def _on_grids(
     return {path: one(path, weights) for path, weights in kernels.items()}
 
 
-def _plain(method: Any, settings: list[Any], **group: int) -> Peer:
-    return Peer(partial(_on_grids, method, False, **group), settings, False)
+def _plain(method: Any, *ladders: list[Any], **group: int) -> Peer:
+    return Peer(partial(_on_grids, method, False, **group), ladders, False)
 
 
-def _informed(method: Any, settings: list[Any], **group: int) -> Peer:
-    return Peer(partial(_on_grids, method, True, **group), settings, True)
+def _informed(method: Any, *ladders: list[Any], **group: int) -> Peer:
+    return Peer(partial(_on_grids, method, True, **group), ladders, True)
 
 
 def _shared(kernels: Any, settings: Any, _: Any) -> Any:
@@ -85,11 +87,17 @@ _OUTLIERS = [
     {"levels": n, "threshold": 0.2 * max(1, (7 / (n - 1)) ** 2)} for n in range(256, 1, -1)
 ]
 _DENSE_LEVELS = [{"levels": n, "sparsity": 0.0} for n in range(256, 1, -1)]
-_KEEP = [i / _STEPS for i in range(_STEPS)]
-_PRUNED = [{"levels": 16, "sparsity": s} for s in _KEEP]
-_PRUNED_8 = [{"levels": 8, "sparsity": s} for s in _KEEP]
-_SHARED = [{"components": 32, "sparsity": s} for s in _KEEP]
-_REVERSED = [each | {"order": "quantise_first"} for each in _SHARED]
+_SPARSITIES = [i / _STEPS for i in range(_STEPS)]
+
+
+def _pruned(**fixed: Any) -> list[Any]:
+    return [{**fixed, "sparsity": sparsity} for sparsity in _SPARSITIES]
+
+
+_GRIDS = tuple(_pruned(levels=levels) for levels in (8, 16, 32, 64))
+_FACTORS = tuple(_pruned(levels=n, rank=r) for n in (16, 32, 64) for r in (0.5, 1.0))
+_SHARED = tuple(_pruned(components=k) for k in (8, 16, 32, 64))
+_REVERSED = tuple(_pruned(components=k, order="quantise_first") for k in (8, 16, 32, 64))
 
 # "-8" and "-16": levels; "-groups": a grid for every 32 inputs of an output, not one for all.
 PEERS = {
@@ -101,11 +109,11 @@ PEERS = {
     "awq-groups": _informed(awq, _LEVELS, group=_GROUP),
     "spqr": _informed(spqr, _OUTLIERS, group=_SMALL),
     "obq": _informed(obc, _DENSE_LEVELS),
-    "obc-8": _informed(obc, _PRUNED_8),
-    "obc-16": _informed(obc, _PRUNED),
-    "sparsegpt-16": _informed(sparse_gpt, _PRUNED),
-    "wanda-16": _informed(wanda, _PRUNED),
-    "decomposition-16": _plain(sparse_decomposition, _PRUNED),
+    "obc-8": _informed(obc, _pruned(levels=8)),
+    "obc-16": _informed(obc, _pruned(levels=16)),
+    "sparsegpt": _informed(sparse_gpt, *_GRIDS),
+    "wanda": _informed(wanda, *_GRIDS),
+    "decomposition": _plain(sparse_decomposition, *_FACTORS),
     "prune-kmeans": Peer(_shared, _SHARED, False),
     "kmeans-prune": Peer(_shared, _REVERSED, False),
 }
@@ -148,22 +156,46 @@ def compress(
             print(error)
             return None
         return (found, None) if size(found) <= budget else None
-    params, kernels = variables["params"], _kernels(variables["params"], config)
+    kernels = _kernels(variables["params"], config)
     if method == ALLOCATED:
         found = obc_database.compress(model, variables, kernels, batches, workdir, size, budget)
         return None if found is None else (found, None)
-    peer = PEERS[method]
+    peer, found = PEERS[method], []
+    for number, ladder in enumerate(peer.ladders):
+        folder = workdir / f"ladder_{number}"
+        made = _fitting(peer, ladder, kernels, model, variables, batches, folder, size, budget)
+        if made is not None:
+            found.append(made)
+    if len(found) < 2:
+        return found[0] if found else None
+    train = problem.splits.train
+    return min(found, key=lambda made: outputs_lost(model, made[0], variables, train, config))
+
+
+def _fitting(
+    peer: Peer,
+    ladder: list[Any],
+    kernels: Any,
+    model: Any,
+    variables: Any,
+    batches: Any,
+    workdir: Path,
+    size: Callable[[Any], int],
+    budget: int,
+) -> tuple[Any, Any] | None:
+    """Return params and settings of the largest file of a ladder that fits in a budget."""
+    params = variables["params"]
 
     @cache
     def plain(number: int) -> Any:
         """Compress without inputs; returns the params and the size of their file."""
-        leaves = peer.compress(kernels, peer.settings[number], None)
+        leaves = peer.compress(kernels, ladder[number], None)
         found = map_leaves(lambda path, leaf: leaves.get(path, leaf), params)
         return found, size(found)
 
     def largest(most: float) -> int:
         """Find the first settings whose file, without inputs, takes at most so many bytes."""
-        low, high = 0, len(peer.settings)
+        low, high = 0, len(ladder)
         while low < high:
             middle = (low + high) // 2
             low, high = (low, middle) if plain(middle)[1] <= most else (middle + 1, high)
@@ -173,9 +205,9 @@ def compress(
     most = budget * (1 + _MARGIN if peer.informed else 1)
     for trial in range(_TRIALS):
         number = largest(most)
-        if number == len(peer.settings):
+        if number == len(ladder):
             return None
-        settings, (found, without) = peer.settings[number], plain(number)
+        settings, (found, without) = ladder[number], plain(number)
         if peer.informed:
 
             def by_inputs(_: Any, weights: Any, moments: Any, settings: Any = settings) -> Any:

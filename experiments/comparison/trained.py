@@ -13,7 +13,7 @@ from experiments.train import train
 
 OURS = "ours-trained"
 # name -> the peer whose codes it starts at, and keeps
-TUNED = {f"{name}-trained": name for name in ("decomposition-16", "prune-kmeans", "kmeans-prune")}
+TUNED = {f"{name}-trained": name for name in ("decomposition", "prune-kmeans", "kmeans-prune")}
 
 # what none of the peers has: a budget, codes to start at, a price of codes, a mask
 _PEER = {

@@ -138,7 +138,7 @@ def default_recipe() -> ConfigDict:
     # the codes that experiments.calibrate would choose, the "calibration"; a price of codes then
     # keeps the size, and not pruning. If learning_rate.loc
     # is 0 such codes stay as they are: codebooks and what is dense are trained alone. So they do
-    # of a peer of experiments.compare: "kmeans-prune", "decomposition-16", "gptq", ...
+    # of a peer of experiments.compare: "kmeans-prune", "decomposition", "gptq", ...
     sqs.start = "weights"
     sqs.components = 4  # K
     sqs.window_kind = "single"

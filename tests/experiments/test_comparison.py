@@ -10,6 +10,7 @@ import pytest
 
 import sqs_jax
 from experiments import compare
+from experiments.calibration.statistics import outputs_lost
 from experiments.comparison import trained
 from experiments.comparison.page import lost, write_comparison
 from experiments.comparison.peers import METHODS, PEERS, compress, file_bytes
@@ -50,6 +51,28 @@ def test_a_method_takes_what_it_may_and_no_more(method: str, network: Any, tmp_p
     assert not isinstance(params["norm"]["scale"], sqs_jax.CompressedLeaf | sqs_jax.GridLeaf)
 
 
+def test_a_size_gets_the_best_of_a_grid(
+    network: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the largest files of each ladder, that whose outputs are nearest to the dense ones."""
+    problem, variables, config = network
+    peer = PEERS["prune-kmeans"]
+    losses, sizes = {}, {}
+    for ladder in peer.ladders:
+        monkeypatch.setitem(PEERS, "alone", peer._replace(ladders=(ladder,)))
+        alone = compress("alone", problem, variables, config, tmp_path)
+        if alone is not None:
+            components = alone[1]["components"]
+            given = problem.model, alone[0], variables, problem.splits.train, config
+            losses[components] = outputs_lost(*given)
+            sizes[components] = file_bytes(alone[0], variables, config)
+    assert len(losses) > 1 and len(set(losses.values())) == len(losses)
+    found = compress("prune-kmeans", problem, variables, config, tmp_path)
+    assert found is not None
+    assert found[1]["components"] == min(losses, key=lambda k: losses[k])
+    assert max(sizes.values()) <= 7_000
+
+
 def test_what_cannot_be_made_so_small_is_none(network: Any, tmp_path: Path) -> None:
     problem, variables, config = network
     config = config.copy_and_resolve_references()
@@ -58,8 +81,8 @@ def test_what_cannot_be_made_so_small_is_none(network: Any, tmp_path: Path) -> N
 
 
 def test_settings_go_from_large_files_to_small_ones() -> None:
-    for peer in PEERS.values():
-        first, last = peer.settings[0], peer.settings[-1]
+    for ladder in (ladder for peer in PEERS.values() for ladder in peer.ladders):
+        first, last = ladder[0], ladder[-1]
         assert first.get("levels", 0) >= last.get("levels", 0)
         assert first.get("sparsity", 0) <= last.get("sparsity", 0) < 1
     assert len(set(METHODS)) == len(METHODS) == 18

@@ -80,7 +80,7 @@ def test_a_choice_that_cannot_be_made_is_refused(train, config, dense):
     with pytest.raises(ValueError, match="statistics is 'both'; it must be one of 'kept'"):
         with_statistics(MODEL, dense["params"], dense, train, config)
     config.calibration.statistics, config.calibration.examples = "best", 64
-    with pytest.raises(ValueError, match="96 training examples are fewer than twice 64"):
+    with pytest.raises(ValueError, match="96 training examples are fewer than twice 64, half"):
         with_statistics(MODEL, dense["params"], dense, train, config)
 
 
