@@ -6,7 +6,7 @@ on the ground: it knows arrays and trees of them, and nothing of how they were t
 """
 
 from sqs_jax.artifact.bits import AttachmentSize, LeafSize, SizeReport
-from sqs_jax.artifact.composed import OverlayLeaf, ProductLeaf, ScaledLeaf
+from sqs_jax.artifact.composed import OverlayLeaf, ProductLeaf, ScaledLeaf, TransposedLeaf
 from sqs_jax.artifact.compressed import CompressedLeaf, GridLeaf, is_compressed, materialize
 from sqs_jax.artifact.file import (
     inspect,
@@ -29,6 +29,7 @@ __all__ = [
     "SizeReport",
     "SqsFile",
     "SqsFileError",
+    "TransposedLeaf",
     "inspect",
     "is_compressed",
     "load",

@@ -319,6 +319,8 @@ def _figures(spec: Spec) -> _Figures:
                 fixed=inner.fixed + outliers,
                 entropy=inner.entropy + places.entropy_bits + values,
             )
+        case LeafSpec("transposed", parts=(leaf,)):
+            return _figures(leaf)
         case LeafSpec("product", parts=(left, right)):
             a, b = _figures(left), _figures(right)
             together = (a.paper + b.paper, a.fixed + b.fixed, a.entropy + b.entropy)

@@ -1,4 +1,4 @@
-"""Tensors made of other leaves: scaled row by row, with exact outliers, or as a product."""
+"""Tensors made of other leaves: scaled by row, with exact outliers, transposed, or as a product."""
 
 import dataclasses
 import math
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["COMPOSED", "OverlayLeaf", "ProductLeaf", "ScaledLeaf"]
+__all__ = ["COMPOSED", "OverlayLeaf", "ProductLeaf", "ScaledLeaf", "TransposedLeaf"]
 
 Dense = Callable[[Any], Any]
 
@@ -87,7 +87,26 @@ class ProductLeaf:
         return product.astype(left.dtype).reshape(self.shape)
 
 
-COMPOSED = (ScaledLeaf, OverlayLeaf, ProductLeaf)
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TransposedLeaf:
+    """Hold a tensor as another leaf with its last two axes exchanged (SpQR's rounded scales).
+
+    The grids of a `GridLeaf` lie along the axes before the last, one for each output. Within this
+    leaf they lie along the last.
+
+    Attributes:
+        leaf: Any leaf but a tensor of fewer than two axes, `[*S, O, I]`.
+    """
+
+    leaf: Any
+
+    def dense(self, of: Dense) -> Any:
+        """Return the array `[*S, I, O]`; `of` makes arrays of leaves."""
+        return of(self.leaf).swapaxes(-1, -2)
+
+
+COMPOSED = (ScaledLeaf, OverlayLeaf, ProductLeaf, TransposedLeaf)
 """What is put together from other leaves."""
 
 
@@ -119,6 +138,17 @@ def check_places(places: np.ndarray, values: np.ndarray) -> None:
             f"{marked} places are marked with up to {places.max(initial=0)}, for {values.size} "
             "values; marks are 1, one for each value"
         )
+
+
+def transposed(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of a `TransposedLeaf` of a tensor of a shape.
+
+    Raises:
+        ValueError: If that has fewer than two axes.
+    """
+    if len(shape) < 2:
+        raise ValueError(f"a tensor of {tuple(shape)} is not transposed; it must have two axes")
+    return (*shape[:-2], shape[-1], shape[-2])
 
 
 def check_product(shape: Sequence[int], left: Sequence[int], right: Sequence[int]) -> None:

@@ -84,7 +84,7 @@ def materialize(compressed: Any) -> Any:
 
     Args:
         compressed: Any pytree of `CompressedLeaf`, `GridLeaf`, `ScaledLeaf`, `OverlayLeaf`,
-            `ProductLeaf` and other leaves.
+            `ProductLeaf`, `TransposedLeaf` and other leaves.
 
     Returns:
         The same tree with every such leaf replaced by the array that it stands for, in the dtype of

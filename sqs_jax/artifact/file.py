@@ -38,6 +38,7 @@ from sqs_jax.artifact.spec import (
     LeafSpec,
     Spec,
     SymbolsSpec,
+    has_kind,
     parts_of,
     unfolded,
     write_spec,
@@ -305,6 +306,7 @@ class _Leaves:
                 "more than a reader accepts; shorten the keys"
             )
         newer = self.has_planes or bool(nodes) or len(text) >= MAX_INDEX
+        newer = newer or any(has_kind(spec, "transposed") for spec in self._specs)
         packed = write_index(text)
         data_bytes = sum(map(len, self._pieces))
         header = write_header(len(packed), data_bytes, VERSION if newer else FIRST_VERSION)

@@ -12,7 +12,7 @@ import numpy as np
 
 from sqs_jax.artifact import attachments, coding, composed, integers, storage
 from sqs_jax.artifact.attachments import Attachment
-from sqs_jax.artifact.composed import OverlayLeaf, ProductLeaf, ScaledLeaf
+from sqs_jax.artifact.composed import OverlayLeaf, ProductLeaf, ScaledLeaf, TransposedLeaf
 from sqs_jax.artifact.compressed import CompressedLeaf, GridLeaf
 from sqs_jax.artifact.integers import Integers
 from sqs_jax.artifact.recent import Recent, digest
@@ -132,6 +132,15 @@ def _check_product(spec: LeafSpec) -> None:
     storage.check_floating(storage.DTYPES[spec.dtype])
 
 
+def _check_transposed(spec: LeafSpec) -> None:
+    if len(spec.parts) != 1:
+        raise ValueError("a transposed leaf is one leaf")
+    (leaf,) = spec.parts
+    if spec.shape != composed.transposed(leaf.shape) or spec.dtype != leaf.dtype:
+        raise ValueError("a transposed leaf is of another shape or dtype than the leaf in it")
+    storage.check_floating(storage.DTYPES[spec.dtype])
+
+
 def _check_same(spec: LeafSpec, leaf: Spec) -> None:
     if (leaf.shape, leaf.dtype) != (spec.shape, spec.dtype):
         raise ValueError(f"a {spec.kind} leaf is of another shape or dtype than the leaf in it")
@@ -194,6 +203,12 @@ KINDS = {
         lambda leaf: (leaf.left, leaf.right),
         lambda spec, parts: ProductLeaf(parts[0], parts[1], spec.shape),
         _check_product,
+    ),
+    "transposed": _composed(
+        TransposedLeaf,
+        lambda leaf: (leaf.leaf,),
+        lambda _, parts: TransposedLeaf(*parts),
+        _check_transposed,
     ),
     integers.KIND: Kind(
         type=Integers,

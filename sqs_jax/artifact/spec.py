@@ -17,6 +17,7 @@ __all__ = [
     "LeafSpec",
     "Spec",
     "SymbolsSpec",
+    "has_kind",
     "parts_of",
     "read_spec",
     "rows",
@@ -85,6 +86,13 @@ def parts_of(spec: Spec) -> Iterator[ArraySpec | SymbolsSpec]:
         yield from itertools.chain.from_iterable(map(parts_of, spec.parts))
     else:
         yield spec
+
+
+def has_kind(spec: Spec, kind: str) -> bool:
+    """Return whether a leaf, or a leaf in it, is of a kind."""
+    if not isinstance(spec, LeafSpec):
+        return False
+    return spec.kind == kind or any(has_kind(part, kind) for part in spec.parts)
 
 
 def unfolded(spec: Spec) -> int:

@@ -16,10 +16,12 @@ from sqs_jax.artifact.composed import (
     OverlayLeaf,
     ProductLeaf,
     ScaledLeaf,
+    TransposedLeaf,
     check_overlay,
     check_places,
     check_product,
     check_scaled,
+    transposed,
 )
 from sqs_jax.artifact.compressed import LEAVES, MAX_VALUES, CompressedLeaf, GridLeaf
 
@@ -99,6 +101,11 @@ def _check_composed(path: str, leaf: Any, check_inner: Callable[[Any], Any]) -> 
         arrays: dict[str, np.ndarray] = {}
         found: Any = ProductLeaf(left, right, tuple(leaf.shape))
         check = partial(check_product, leaf.shape, *shapes)
+    elif isinstance(leaf, TransposedLeaf):
+        inner = check_inner(leaf.leaf)
+        shape, dtype = shape_and_dtype(inner)
+        dtypes, arrays, found = (dtype,), {}, TransposedLeaf(inner)
+        check = partial(transposed, shape)
     else:
         inner = check_inner(leaf.leaf)
         shape, dtype = shape_and_dtype(inner)
@@ -131,6 +138,9 @@ def shape_and_dtype(leaf: Any) -> tuple[tuple[int, ...], np.dtype]:
         return tuple(leaf.shape), shape_and_dtype(leaf.left)[1]
     if isinstance(leaf, ScaledLeaf | OverlayLeaf):
         return shape_and_dtype(leaf.leaf)
+    if isinstance(leaf, TransposedLeaf):
+        shape, dtype = shape_and_dtype(leaf.leaf)
+        return transposed(shape), dtype
     if isinstance(leaf, CompressedLeaf):
         return leaf.codes.shape, leaf.codebook.dtype
     if isinstance(leaf, GridLeaf):

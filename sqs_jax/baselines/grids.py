@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sqs_jax.artifact import GridLeaf
+from sqs_jax.artifact import GridLeaf, TransposedLeaf
 from sqs_jax.distribution.feedback import InputMoments, unusable
 from sqs_jax.transform.rules import Rule, assign, check_rules, flatten, path_string
 
@@ -117,10 +117,7 @@ def per_kernel(
         codes, scales, zeros, *more = method(kernel)
         dtype = np.uint8 if levels <= 256 else np.uint16
         codes = np.asarray(codes).astype(dtype).reshape(leaf.shape)
-        if isinstance(scales, GridLeaf):
-            scales = dataclasses.replace(scales, scales=scales.scales.astype(leaf.dtype))
-        else:
-            scales = np.asarray(scales).astype(leaf.dtype)
+        scales = _in_dtype(scales, leaf.dtype)
         grid = GridLeaf(codes, scales, np.asarray(zeros).astype(dtype), levels)
         leaves[i] = wrap(grid, *more) if wrap else grid
     if moments:
@@ -128,6 +125,15 @@ def per_kernel(
             f"calibration has {', '.join(sorted(moments))}, where no kernel is compressed."
         )
     return treedef.unflatten(leaves)
+
+
+def _in_dtype(scales: Any, dtype: Any) -> Any:
+    """Return scales in the dtype of what they scale: an array, or rounded ones."""
+    if isinstance(scales, TransposedLeaf):
+        return TransposedLeaf(_in_dtype(scales.leaf, dtype))
+    if isinstance(scales, GridLeaf):
+        return dataclasses.replace(scales, scales=_in_dtype(scales.scales, dtype))
+    return np.asarray(scales).astype(dtype)
 
 
 def _require_fit(path: str, second: jax.Array, rows: int) -> None:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sqs_jax.artifact import GridLeaf, OverlayLeaf, materialize
+from sqs_jax.artifact import GridLeaf, OverlayLeaf, TransposedLeaf, materialize
 from sqs_jax.baselines.grids import Kernel, lay_grids, nearest, on_grids, per_kernel
 from sqs_jax.baselines.round_to_nearest import round_kernel
 from sqs_jax.distribution.feedback import inverse_factor, round_rows
@@ -35,9 +35,9 @@ def compress(
 
     Kept: an outlier is a weight without which its group, rounded, loses less by a threshold, each
     error counted as the inverse Hessian has it; outliers are kept in 16 bits, the others rounded as
-    by GPTQ; scales are rounded in groups of sixteen. Different: outliers and grids are chosen
-    before any error is made good; scales have sixteen levels from 0 on, for a grid holds zero, and
-    zeros are whole numbers.
+    by GPTQ; scales are rounded, those of sixteen outputs of a group of inputs together, as in the
+    public code. Different: outliers and grids are chosen before any error is made good; scales have
+    sixteen levels from 0 on, for a grid holds zero, and zeros are whole numbers.
 
     Args:
       params: tree of arrays; kernels are [*inputs, outputs].
@@ -101,12 +101,16 @@ def _outliers(
     return (whole[:, None] - without > threshold * unit).reshape(weights.shape)
 
 
-def _rounded_scales(scales: jax.Array) -> GridLeaf:
-    """Round scales [G, O] to grids of their own, none of them to 0."""
-    size = math.gcd(len(scales), _SCALE_GROUP)
-    codes, steps, zeros = round_kernel(scales, _SCALE_LEVELS, size)
+def _rounded_scales(scales: jax.Array) -> TransposedLeaf:
+    """Round scales [G, O] to grids of their own, each for sixteen outputs of a group of inputs.
+
+    None of them is rounded to 0.
+    """
+    size = math.gcd(scales.shape[1], _SCALE_GROUP)
+    codes, steps, zeros = round_kernel(scales.T, _SCALE_LEVELS, size)
     low = np.maximum(np.asarray(codes), 1).astype(np.uint8)
-    return GridLeaf(low, np.asarray(steps), np.asarray(zeros).astype(np.uint8), _SCALE_LEVELS)
+    whole = np.asarray(zeros).astype(np.uint8)
+    return TransposedLeaf(GridLeaf(low, np.asarray(steps), whole, _SCALE_LEVELS))
 
 
 @partial(jax.jit, static_argnames="group")

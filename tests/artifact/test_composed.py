@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import sqs_jax
-from sqs_jax import CompressedLeaf, OverlayLeaf, ProductLeaf, ScaledLeaf
+from sqs_jax import CompressedLeaf, OverlayLeaf, ProductLeaf, ScaledLeaf, TransposedLeaf
 from sqs_jax.baselines import round_to_nearest
 
 RNG = np.random.default_rng(0)
@@ -28,6 +28,7 @@ LEAVES = {
     "scaled": ScaledLeaf(GRID, SCALES),
     "overlay": OverlayLeaf(GRID, PLACES, VALUES),
     "product": ProductLeaf(coded(12, 4), coded(4, 5), (2, 6, 5)),
+    "transposed": TransposedLeaf(coded(2, 5, 6)),
     "all": OverlayLeaf(ScaledLeaf(coded(2, 6, 5), SCALES), PLACES, VALUES),
 }
 
@@ -41,6 +42,8 @@ def wanted(leaf):
         return weights
     if isinstance(leaf, ProductLeaf):
         return (wanted(leaf.left) @ wanted(leaf.right)).reshape(leaf.shape)
+    if isinstance(leaf, TransposedLeaf):
+        return np.einsum("hoi->hio", wanted(leaf.leaf))
     return sqs_jax.materialize(leaf).astype("f8")
 
 
@@ -145,3 +148,17 @@ def test_an_overlay_counts_its_places_in_the_writer_too(tmp_path, monkeypatch):
     monkeypatch.setattr("sqs_jax.artifact.file.most_codes", lambda _: 2 * KERNEL.size)
     with pytest.raises(ValueError, match="more than a reader accepts"):
         sqs_jax.save(tmp_path / "m.sqs", {"k": LEAVES["overlay"]})  # codes, zeros and places
+
+
+def test_a_transposed_leaf_needs_version_1_1_and_two_axes(tmp_path):
+    grid = sqs_jax.GridLeaf(
+        np.ones((6, 8), np.uint8), np.ones((2, 8), np.float32), np.zeros((2, 8), np.uint8), 4
+    )
+    turned = TransposedLeaf(CompressedLeaf(np.ones((8, 2), np.uint8), BOOK))
+    inside = dataclasses.replace(grid, scales=turned)
+    for leaf, version in ((grid, b'"1.0"'), (turned, b'"1.1"'), (inside, b'"1.1"')):
+        sqs_jax.save(tmp_path / "m.sqs", {"k": leaf})
+        assert version in (tmp_path / "m.sqs").read_bytes()[:200]
+    flat = TransposedLeaf(CompressedLeaf(np.ones(8, np.uint8), BOOK))
+    with pytest.raises(ValueError, match="is not transposed; it must have two axes"):
+        sqs_jax.save(tmp_path / "m.sqs", {"k": flat})

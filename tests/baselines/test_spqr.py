@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 import sqs_jax
-from sqs_jax import GridLeaf, InputMoments, OverlayLeaf
+from sqs_jax import GridLeaf, InputMoments, OverlayLeaf, TransposedLeaf
 from sqs_jax.baselines import gptq, spqr
+from sqs_jax.baselines.grids import lay_grids
 
 RNG = np.random.default_rng(0)
 KERNEL = (RNG.standard_normal((32, 6)) * 0.1).astype(np.float32)
@@ -63,12 +64,19 @@ def test_outliers_are_exact_and_the_others_on_their_grids(tmp_path):
     np.testing.assert_array_equal(again, found)
 
 
-def test_scales_are_rounded_and_none_to_nothing():
-    leaf = compressed()
+def test_scales_of_sixteen_outputs_of_a_group_have_a_grid_and_none_is_nothing():
+    wide = (RNG.standard_normal((32, 48)) * np.geomspace(1, 9, 48)).astype(np.float32)
+    given = {"levels": 8, "calibration": {}, "group": 16, "threshold": 1e9}
+    leaf = spqr.compress({"kernel": wide}, **given)["kernel"]
     scales = leaf.leaf.scales
-    assert isinstance(scales, GridLeaf) and scales.levels == 16
-    assert scales.codes.shape == (2, 6) and scales.codes.min() >= 1
-    assert len(np.unique(sqs_jax.materialize(scales))) <= 2 * 6
+    assert isinstance(scales, TransposedLeaf) and isinstance(scales.leaf, GridLeaf)
+    assert scales.leaf.codes.shape == (48, 2) and scales.leaf.scales.shape == (3, 2)
+    assert scales.leaf.levels == 16 and scales.leaf.codes.min() >= 1
+    exact = lay_grids(jnp.asarray(wide), 8, 16)[0]  # [2, 48]
+    found = sqs_jax.materialize(scales)
+    # half a step of each grid, which goes from 0 to the largest of its sixteen scales
+    half = np.repeat(exact.reshape(2, 3, 16).max(-1) / 15 / 2, 16).reshape(2, 48)
+    assert (np.abs(found - exact) <= half * 1.001 + 1e-6)[found > 2.1 * half].all()
 
 
 def test_a_few_outliers_gain_more_than_they_cost():
