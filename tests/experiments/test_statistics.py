@@ -59,9 +59,13 @@ def test_statistics_are_estimated_anew_where_weights_have_moved(train, config, d
     small = _scaled(dense["params"], np.float32(1 / 3))
     state, which = with_statistics(MODEL, small, dense, train, config)
     assert which == "reestimated"
-    mean = dense["batch_stats"]["BatchNorm_0"]["mean"]
-    found = np.asarray(state["batch_stats"]["BatchNorm_0"]["mean"])
-    np.testing.assert_allclose(found, mean / 3, atol=0.02 * np.abs(mean).max())
+    batches = training_batches(train, config, 3)
+    whole = estimate_statistics(
+        MODEL, dense["params"], {"batch_stats": dense["batch_stats"]}, batches
+    )
+    for name, power in (("mean", 1), ("var", 2)):
+        found, large = (tree["batch_stats"]["BatchNorm_0"][name] for tree in (state, whole))
+        np.testing.assert_allclose(found, np.asarray(large) / 3**power, rtol=1e-4, atol=1e-6)
 
 
 def test_statistics_stay_where_they_fit_better(train, config, dense):
