@@ -32,7 +32,14 @@ def export_dense(workdir: Path, dense: Any, config: Any) -> None:
         sqs_jax.save(workdir / "dense.sqs", whole, metadata=_metadata(config))
 
 
-def export(workdir: Path, phase: "Phase", finetuned: Any, state: "TrainState", config: Any) -> None:
+def export(
+    workdir: Path,
+    phase: "Phase",
+    finetuned: Any,
+    state: "TrainState",
+    mean_state: Any,
+    config: Any,
+) -> None:
     """Write model.sqs (what ships), average.sqs, mean.sqs and finetune.sqs.
 
     All hold what a fresh process needs to run: params and the network's other collections. Every
@@ -43,6 +50,7 @@ def export(workdir: Path, phase: "Phase", finetuned: Any, state: "TrainState", c
       phase: the compression that made the state.
       finetuned: variables of the dense network trained on; None if it was not.
       state: the compression's final state.
+      mean_state: the other collections of the network of posterior means.
       config: the experiment.
     """
     transform, posterior, evaluation = phase.transform, state.posterior, config.evaluation
@@ -65,7 +73,7 @@ def export(workdir: Path, phase: "Phase", finetuned: Any, state: "TrainState", c
     exact = {**options, "dense_dtype": None}
     files: dict[str, tuple[Any, dict[str, Any]]] = {
         "model.sqs": (shipped_tree, options),
-        "mean.sqs": ({"params": mean, **model_state}, exact),
+        "mean.sqs": ({"params": mean, **mean_state}, exact),
     }
     if draws:  # nothing folded: one for all
         files["average.sqs"] = {"draws": draws, **model_state}, options

@@ -41,8 +41,8 @@ def train(config: Any, workdir: Path, networks: Iterable[str] = ()) -> dict[str,
     Raises:
       RuntimeError: if the files do not do what was trained, and as `run_trainings`.
     """
-    model, splits, finetuned, phase, state = run_trainings(config, workdir)
-    export(workdir, phase, finetuned, state, config)
+    model, splits, finetuned, phase, state, mean_state = run_trainings(config, workdir)
+    export(workdir, phase, finetuned, state, mean_state, config)
     describe_distributions(workdir / "distributions.json", state.posterior)
     trained = deployed(phase, state, config)
     if is_writer():

@@ -160,8 +160,8 @@ def default_recipe() -> ConfigDict:
     sqs.gate_end = 1.0  # gates are trained until here: later they stay
     # Of the codes' length under the mixture weights, -log pi, in the loss.
     sqs.rate_weight = 0.0
-    # Batches of augmented training images from which batch statistics are estimated anew for what
-    # ships; 0: as trained
+    # Batches of augmented training images from which batch statistics are estimated anew, for what
+    # ships and for the posterior means; 0: as trained
     sqs.reestimate = 0
     # Pruning: fractions of the run.
     sqs.sparsity = 0.81

@@ -16,5 +16,6 @@ def get_config() -> ConfigDict:
     config = cifar10_resnet20.get_config()
     config.batch_size = 128
     config.sqs = base.paper_recipe()
+    config.sqs.reestimate = cifar10_resnet20.get_config().sqs.reestimate
     config.sqs.epochs = cifar10_resnet20.get_config().sqs.epochs
     return config

@@ -41,6 +41,8 @@ class Trained(NamedTuple):
       finetuned: variables of the dense network trained on; None if it was not.
       phase: the compression.
       state: its final state, as it ships.
+      mean_state: the other collections of the network of posterior means, whose batch statistics
+        are its own.
     """
 
     model: nn.Module
@@ -48,6 +50,7 @@ class Trained(NamedTuple):
     finetuned: Any
     phase: Phase
     state: TrainState
+    mean_state: Any
 
 
 def run_trainings(config: Any, workdir: Path) -> Trained:
@@ -126,23 +129,32 @@ def run_trainings(config: Any, workdir: Path) -> Trained:
         scores = mask.scores(state.posterior)
         landed = mask.budget.land(state.posterior, state.model_state, scores)
         state = state._replace(posterior=landed)
-    if config.sqs.reestimate:
-        state = reestimated(model, sqs_phase, state, train, config)
-    return Trained(model, splits, finetuned, sqs_phase, state)
+    mode_state, mean_state = reestimated(model, sqs_phase, state, train, config)
+    state = state._replace(model_state=mode_state)
+    return Trained(model, splits, finetuned, sqs_phase, state, mean_state)
 
 
 def reestimated(
     model: nn.Module, phase: Phase, state: TrainState, train: Dataset, config: Any
-) -> TrainState:
-    """Return the state with the batch statistics of the deployed weights.
+) -> tuple[Any, Any]:
+    """Return the other collections of the deployed weights, and of the posterior means.
 
-    Of the images of the first `config.sqs.reestimate` steps, augmented as they were there. Every
-    process computes all of it.
+    Their batch statistics are each network's own, of the images of the first
+    `config.sqs.reestimate` steps, augmented as they were there; if that is 0, those of the weights
+    that were trained. Every process computes all of it.
     """
-    model_state = estimate_statistics(
-        model,
-        fetch(phase.transform.mode(state.posterior)),
-        fetch(state.model_state),
-        training_batches(train, config, config.sqs.reestimate),
+    kept = fetch(state.model_state)
+    if not config.sqs.reestimate:
+        return kept, kept
+    transform, temperature = phase.transform, config.evaluation.temperature
+    networks = (
+        transform.mode(state.posterior),
+        transform.mean(state.posterior, temperature=temperature),
     )
-    return state._replace(model_state=model_state)
+    mode, mean = (
+        estimate_statistics(
+            model, fetch(params), kept, training_batches(train, config, config.sqs.reestimate)
+        )
+        for params in networks
+    )
+    return mode, mean

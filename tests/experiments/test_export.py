@@ -51,7 +51,7 @@ def test_the_file_holds_the_deployed_weights(
         phase = with_codes(phase, map_leaves(lambda path, w: made.get(path, w), params))
     with jax.numpy_dtype_promotion("standard"):  # optax's Adam needs it
         state = init_state(phase, variables)
-    export(tmp_path, phase, None, state, config)
+    export(tmp_path, phase, None, state, state.model_state, config)
     wanted = flat_leaves(deployed(phase, state, config))
     tree = sqs_jax.load(tmp_path / "model.sqs")
     found = flat_leaves(sqs_jax.materialize(tree))

@@ -31,7 +31,7 @@ def test_a_language_model_from_text_to_file(tmp_path: Path) -> None:
     workdir = tmp_path / "run"
     with jax.numpy_dtype_promotion("standard"):  # optax's Adam needs it
         trained = run_trainings(config, workdir)
-        export(workdir, trained.phase, None, trained.state, config)
+        export(workdir, trained.phase, None, trained.state, trained.mean_state, config)
     found = evaluate(workdir)
     assert found["dense"]["perplexity"] < 60  # of 300 tokens
     assert found["mode"]["perplexity"] == pytest.approx(np.exp(found["mode"]["nll"]))
@@ -41,7 +41,7 @@ def test_a_language_model_from_text_to_file(tmp_path: Path) -> None:
         evaluate(workdir, ["model"])
     judged = predict(
         trained.model,
-        [deployed(trained.phase, trained.state, config)],
+        [deployed(trained.phase, trained.state, trained.mean_state, config)],
         trained.splits.holdout,
     )
     assert found["mode"]["fingerprint"] == fingerprint(judged.correct)
