@@ -6,11 +6,16 @@ from pathlib import Path
 from typing import Any
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace a file by some bytes."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_bytes(content)
+    os.replace(part, path)
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace a file by a text, in UTF-8."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -2,8 +2,10 @@
 
     python -m experiments.predict --config=experiments/configs/qwen2_5.py:0.5b --devices=8
 
-Nothing is read, and of the experiment nothing computed: shapes alone, laid out as the training
-would lay them out on so many devices, of which `config.mesh.fsdp` share what is trained.
+Nothing is read but images of datasets that are not known here, and of the experiment nothing
+computed: shapes alone, laid out as the training would lay them out on so many devices, of which
+`config.mesh.fsdp` share what is trained. Where `config.sqs.target_bytes` is 0 the file's size is
+that of independent codes at the wanted sparsity, all K levels equally likely: at most, about.
 Activations are an upper bound: all that a block computes on its way forward, as if nothing of it
 were fused. A decoder that labels sentences counts as one that predicts tokens; second moments of
 inputs are not counted.
@@ -24,14 +26,17 @@ from jax.sharding import AbstractMesh, AxisType
 from ml_collections import config_flags
 
 import sqs_jax
+from experiments import data
 from experiments.calibration.stages import stages_of, values
 from experiments.importers.huggingface import decoder_config, encoder_config
+from experiments.models import build_model
 from experiments.models.decoder import Decoder
 from experiments.models.encoder import Encoder
 from experiments.problem import described
 from experiments.training.layout import AXES, lay_out
 from experiments.training.phases import phases
 from experiments.training.step import init_state
+from experiments.trees import flat_leaves, other_collections
 
 # About what a Llama of 6.3 M weights took, see docs/results.md.
 _SLOWER = 2.0  # products of a model than one of large squares
@@ -43,17 +48,23 @@ _HOST_SECONDS = 8e-6  # a weight: allocation and coding
 _POSTERIOR_SECONDS = 1e-7  # a weight, in a step
 
 _SEPARATOR = 102  # of the two segments of a BERT; shapes do not depend on it
+_IMAGES = {  # by name of the dataset: shape of an image, classes
+    "digits": ((8, 8, 1), 10),
+    "cifar10": ((32, 32, 3), 10),
+    "cifar100": ((32, 32, 3), 100),
+}
+_PRODUCTS = ("dot_general", "conv_general_dilated")
 
 
 def predict(config: Any, devices: int) -> dict[str, int]:
     """Return bytes by what they are of, and the number of weights; nothing is computed.
 
     Args:
-      config: of a language model, `described`.
+      config: of a training, `described`.
       devices: of the training.
 
     Raises:
-      ValueError: for images, or if the mesh does not fit.
+      ValueError: if the mesh does not fit, or a language model has no shape.
     """
     parts = devices * config.accumulate
     if devices % config.mesh.fsdp or config.batch_size % parts:
@@ -64,7 +75,7 @@ def predict(config: Any, devices: int) -> dict[str, int]:
         )
     model, variables, examples = _shapes(config)
     weights = sum(leaf.size for leaf in jax.tree.leaves(variables))
-    here = jax.ShapeDtypeStruct((config.batch_size // parts, config.data.length), jnp.int32)
+    here = jax.ShapeDtypeStruct((config.batch_size // parts, *examples.shape[1:]), examples.dtype)
     stages = _costs(model, variables, here)
     activations = sum(stage.made for stage in stages)
     if config.model.remat:
@@ -73,7 +84,7 @@ def predict(config: Any, devices: int) -> dict[str, int]:
     return {
         "weights": weights,
         "dense file": 4 * weights,
-        "compressed file": config.sqs.target_bytes,
+        "compressed file": config.sqs.target_bytes or _file_bytes(config, variables),
         "training, per device": _trained(config, variables, devices) + activations,
         "calibration, one device": max(stage.made for stage in calibrated)
         + 2 * max(stage.weights for stage in calibrated),
@@ -95,21 +106,51 @@ def predict_seconds(config: Any) -> dict[str, float]:
 
 
 def _shapes(config: Any) -> tuple[Any, Any, jax.ShapeDtypeStruct]:
-    """Return a language model, its variables and its examples, the last two as shapes."""
+    """Return a network, its variables and a batch of examples, the last two as shapes."""
+    model: Any
     if config.data.kind == "images":
-        raise ValueError("config.data.kind is 'images'; predictions are of language models.")
+        shape, classes = _image(config)
+        model = build_model(config.model, classes)
+        examples = jax.ShapeDtypeStruct((config.batch_size, *shape), jnp.float32)
+    else:
+        model = _language_model(config)
+        examples = jax.ShapeDtypeStruct((config.batch_size, config.data.length), jnp.int32)
+    return model, jax.eval_shape(model.init, jax.random.key(0), examples), examples
+
+
+def _image(config: Any) -> tuple[tuple[int, ...], int]:
+    """Return the shape of an image and the number of classes."""
+    if config.data.name in _IMAGES:
+        return _IMAGES[config.data.name]
+    splits = data.load(config.data, config.seed)
+    return splits.train.examples.shape[1:], splits.num_classes
+
+
+def _language_model(config: Any) -> Any:
     shape = config.model.shape.to_dict()
     if not shape:
-        raise ValueError("config.model.shape is empty; give the fields of a config.json.")
+        raise ValueError(
+            "config.model.shape is empty; give the fields of a config.json, or the weights that "
+            "have them as config.model.weights."
+        )
     dtype = jnp.dtype(config.model.dtype)
-    model: Any
     if shape["model_type"] == "bert":
         classes = None if config.data.kind == "answers" else 2
-        model = Encoder(encoder_config(shape, _SEPARATOR), classes, dtype=dtype)
-    else:
-        model = Decoder(decoder_config(shape), dtype=dtype)
-    examples = jax.ShapeDtypeStruct((config.batch_size, config.data.length), jnp.int32)
-    return model, jax.eval_shape(model.init, jax.random.key(0), examples), examples
+        return Encoder(encoder_config(shape, _SEPARATOR), classes, dtype=dtype)
+    return Decoder(decoder_config(shape), dtype=dtype)
+
+
+def _file_bytes(config: Any, variables: Any) -> int:
+    """Estimate the file of a training towards a sparsity."""
+    rule, sparsity = sqs_jax.Rule(pattern=config.sqs.pattern), config.sqs.sparsity
+    entropy = sum(-p * math.log2(p) for p in (sparsity, 1 - sparsity) if p)
+    bits = entropy + (1 - sparsity) * math.log2(config.sqs.components)
+    dense = jnp.dtype(config.sqs.dense_dtype or jnp.float32).itemsize
+    taken = 0.0
+    for path, leaf in flat_leaves(variables["params"]).items():
+        compressed = rule.matches(path) and rule.compresses(leaf)
+        taken += leaf.size * (bits / 8 if compressed else dense)
+    return round(taken)
 
 
 def products_per_second() -> float:
@@ -129,19 +170,23 @@ def products_per_second() -> float:
 def _calibration_seconds(config: Any, variables: Any, stages: list["_Cost"], rate: float) -> float:
     """Estimate the time of experiments.calibrate."""
     batches = max(config.calibration.examples // config.batch_size, 1)
-    tokens = batches * config.batch_size * config.data.length
+    rows = batches * config.batch_size
+    if config.data.kind != "images":
+        rows *= config.data.length
     forward = sum(stage.products for stage in stages)
     # each layer's inputs are taken by running its stage, of both networks
     products = 2 * (_GROUPS + 1) * batches * forward
+    products += 2 * batches * sum(stage.moments for stage in stages)
     if config.sqs.sensitivity == "fisher":
         products += 3 * _FISHER_BATCHES * forward
     weights = 0
     for leaf in jax.tree.leaves(variables["params"]):
         weights += leaf.size
-        if leaf.ndim == 2:
-            inputs, outputs = leaf.shape
-            if inputs < _LONGEST:  # an embedding is read by no product
-                products += 2 * tokens * inputs**2 + _PASSES * inputs**2 * outputs
+        inputs, outputs = math.prod(leaf.shape[:-1]), leaf.shape[-1]
+        if leaf.ndim > 1 and inputs < _LONGEST:  # an embedding is read by no product
+            products += _PASSES * inputs**2 * outputs
+            if leaf.ndim == 2:
+                products += 2 * rows * inputs**2
     return _SLOWER * products / rate + _HOST_SECONDS * weights
 
 
@@ -172,28 +217,44 @@ def _bytes(tree: Any, layout: Any) -> int:
 
 
 class _Cost(NamedTuple):
-    """Bytes that a stage computes on its way, of its output and weights; its multiplications."""
+    """What a stage takes.
+
+    Attributes:
+      made: bytes that it computes on its way.
+      output: bytes of its output.
+      weights: bytes.
+      products: its multiplications.
+      moments: multiplications of the second moments of what its convolutions see.
+    """
 
     made: int
     output: int
     weights: int
     products: int
+    moments: int
 
 
 def _costs(model: Any, variables: Any, examples: Any) -> list[_Cost]:
     """Count what the stages compute, one after the other."""
     costs, x = [], examples
-    known: dict[Any, tuple[int, int, Any]] = {}  # blocks are alike
+    # statistics, few and small, are no arguments of a stage: they have to be values
+    drawn = jax.tree.map(
+        lambda leaf: jnp.ones(leaf.shape, leaf.dtype), other_collections(variables)
+    )
+    variables = {"params": variables["params"], **drawn}
+    known: dict[Any, tuple[int, int, int, Any]] = {}  # blocks are alike
     for stage in stages_of(model, variables):
         params = {name: variables["params"][name] for name in stage.names}
         key = stage.apply, x.shape
         if key not in known:
             traced, out = jax.make_jaxpr(stage.apply, return_shape=True)(values(params), x)
             made = sum(map(_size, (v.aval for v in _made(traced.jaxpr))))
-            known[key] = made, _products(traced.jaxpr), out
-        made, products, x = known[key]
+            found = _products(traced.jaxpr)
+            moments = sum(n * inputs // outputs for n, inputs, outputs in found if outputs)
+            known[key] = made, sum(n for n, *_ in found), moments, out
+        made, products, moments, x = known[key]
         weights = sum(4 * leaf.size for leaf in jax.tree.leaves(params))
-        costs.append(_Cost(made, _size(x), weights, products))
+        costs.append(_Cost(made, _size(x), weights, products, moments))
     return costs
 
 
@@ -201,23 +262,35 @@ def _size(array: Any) -> int:
     return int(array.size) * array.dtype.itemsize
 
 
-def _products(jaxpr: Any) -> int:
-    """Count the multiplications of a program's products of matrices."""
-    count = 0
+def _products(jaxpr: Any) -> list[tuple[int, int, int]]:
+    """List a program's products: multiplications, and inputs and outputs of a convolution, or 0."""
+    found = []
     for equation in jaxpr.eqns:
-        count += sum(_products(p.jaxpr) for p in equation.params.values() if hasattr(p, "jaxpr"))
+        for inner in _inner(equation):
+            found += _products(inner)
+        if equation.primitive.name not in _PRODUCTS:
+            continue
+        size = equation.outvars[0].aval.size
+        left, right = (each.aval.shape for each in equation.invars)
         if equation.primitive.name == "dot_general":
             (summed, _), _ = equation.params["dimension_numbers"]
-            left = equation.invars[0].aval.shape
-            count += equation.outvars[0].aval.size * math.prod(left[axis] for axis in summed)
-    return count
+            found.append((size * math.prod(left[axis] for axis in summed), 0, 0))
+        else:  # a kernel [height, width, inputs, outputs]
+            *seen, outputs = right
+            found.append((size * math.prod(seen), math.prod(seen), outputs))
+    return found
+
+
+def _inner(equation: Any) -> list[Any]:
+    """List the programs within an equation: of a call, a loop, a function with its own gradient."""
+    return [p.jaxpr for p in equation.params.values() if hasattr(p, "jaxpr")]
 
 
 def _made(jaxpr: Any) -> list[Any]:
     """List the variables that a program makes, those of its sub-programs in their place."""
     found: list[Any] = []
     for equation in jaxpr.eqns:
-        inner = [p.jaxpr for p in equation.params.values() if hasattr(p, "jaxpr")]
+        inner = _inner(equation)
         found += [v for each in inner for v in _made(each)] if inner else equation.outvars
     return found
 

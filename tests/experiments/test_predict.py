@@ -1,6 +1,7 @@
 """Published shapes, abstractly: their numbers of weights, and what they take on devices."""
 
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,9 +11,12 @@ import pytest
 from experiments.configs import tinystories_llama
 from experiments.importers.huggingface import decoder_config
 from experiments.models.decoder import Decoder
-from experiments.predict import predict, predict_seconds
+from experiments.predict import _costs, _shapes, predict, predict_seconds
 from experiments.training.phases import phases
 from experiments.training.step import init_state
+
+CONFIGS = Path(tinystories_llama.__file__).parent
+OTHERS = ("consistency", "pruning_or_quantisation")  # which train nothing that is deployed
 
 
 def load(name: str, *argument: str) -> Any:
@@ -27,6 +31,9 @@ def load(name: str, *argument: str) -> Any:
         ("llama3", ("3.2_1b-sst2",), 1_235_814_400),
         ("llama3", ("3_8b",), 8_030_261_248),
         ("bert_base_squad", (), 108_893_186),  # without the pooler, which answers do not need
+        ("cifar10_resnet20", (), 269_722 + 1_376),  # and two statistics a channel of every norm
+        ("cifar10_resnet32", (), 464_154 + 2_272),
+        ("cifar100_resnet50", (), 23_705_252 + 53_120),
     ],
 )
 def test_published_models(name: str, argument: tuple[str, ...], weights: int) -> None:
@@ -78,9 +85,52 @@ def test_parts_of_a_batch_and_blocks_computed_again_take_less() -> None:
     assert again < whole / 5
 
 
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.py")))
+def test_every_training_of_images_is_predicted(name: str) -> None:
+    """Of language models those above and below; others get their shape from their weights."""
+    module = import_module(f"experiments.configs.{name}")
+    if name in OTHERS or not hasattr(module, "get_config"):
+        return
+    config = module.get_config()
+    if config.data.kind != "images":
+        if config.model.shape:
+            return
+        with pytest.raises(ValueError, match=r"model\.shape is empty.*config\.model\.weights"):
+            predict(config, 1)
+        return
+    with jax.numpy_dtype_promotion("standard"):
+        found = predict(config, 1)
+    assert 0 < found["compressed file"] < found["dense file"] / 4
+
+
+def test_a_file_of_independent_codes() -> None:
+    """Half zeros and four levels: two bits a kernel's weight; biases in float16."""
+    config = load("digits")
+    config.sqs.sparsity, config.sqs.components = 0.5, 4
+    with jax.numpy_dtype_promotion("standard"):
+        found = predict(config, 1)
+    kernels, biases = 54_864, 154
+    assert found["weights"] == kernels + biases
+    assert found["compressed file"] == kernels * 2 // 8 + 2 * biases
+
+
+def test_convolutions_are_counted() -> None:
+    """ResNet-20: 40.8 M multiplications an image, nearly all of them convolutions."""
+    config = load("cifar10_resnet20")
+    model, variables, examples = _shapes(config)
+    (stage,) = _costs(model, variables, examples)
+    stem, stages = 27 * 16 * 32**2, 0
+    moments = 27**2 * 32**2
+    for number, (width, side) in enumerate(((16, 32), (32, 16), (64, 8))):
+        seen = 9 * width
+        first = seen if number == 0 else seen // 2
+        stages += (5 * seen + first) * width * side**2
+        moments += (5 * seen**2 + first**2) * side**2
+    assert stage.products == config.batch_size * (stem + stages + 640)
+    assert stage.moments == config.batch_size * moments
+
+
 def test_what_cannot_be_predicted_is_refused() -> None:
-    with pytest.raises(ValueError, match="kind is 'images'; predictions are of language models"):
-        predict(load("digits"), 1)
     with pytest.raises(ValueError, match=r"--devices=3 must be a multiple of config\.mesh\.fsdp"):
         predict(load("qwen2_5"), 3)
     with pytest.raises(ValueError, match=r"argument is '7b'; it must be one of 0\.5b, 1\.5b"):

@@ -1,0 +1,133 @@
+"""Downloaded archives become the files that experiments read."""
+
+import io
+import pickle
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from experiments import prepare as prepare_module
+from experiments.data import files
+from experiments.data.text import read_texts
+from experiments.prepare import prepare
+
+
+@pytest.fixture(autouse=True)
+def _few_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare_module, "_COUNTS", {"train": 20, "test": 4})
+
+
+def _planes(count: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, 3072), np.uint8)
+
+
+def _tar(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w:gz") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def _cifar10(kind: str) -> dict[str, bytes]:
+    """Batches of four images; image i of batch b has label (b + i) % 10."""
+    members = {}
+    for number, name in enumerate([f"data_batch_{b}" for b in range(1, 6)] + ["test_batch"]):
+        pixels, labels = _planes(4, number), [(number + i) % 10 for i in range(4)]
+        if kind == "binary":
+            records = np.concatenate([np.array(labels, np.uint8)[:, None], pixels], 1)
+            members[f"cifar-10-batches-bin/{name}.bin"] = records.tobytes()
+        else:
+            batch = {b"data": pixels, b"labels": labels, b"filenames": [b"a.png"] * 4}
+            members[f"cifar-10-batches-py/{name}"] = pickle.dumps(batch, protocol=2)
+    return members | {"cifar-10-batches-bin/readme.html": b"<html>"}
+
+
+@pytest.mark.parametrize("kind", ["binary", "pickled"])
+def test_images_of_cifar10(kind: str, tmp_path: Path) -> None:
+    (made,) = prepare(_tar(tmp_path / "download", _cifar10(kind)), tmp_path / "data")
+    assert made == tmp_path / "data" / "cifar10.npz"
+    (images, labels), (held, held_labels) = files.load(made)
+    assert labels[:6].tolist() == [0, 1, 2, 3, 1, 2] and held_labels.tolist() == [5, 6, 7, 8]
+    # red, green and blue planes, one after the other, row after row
+    wanted = _planes(4, 1)[2].reshape(3, 32, 32)
+    np.testing.assert_array_equal(images[6, 5, 7], wanted[:, 5, 7])
+    np.testing.assert_array_equal(held[0, 31, 0], _planes(4, 5)[0].reshape(3, 32, 32)[:, 31, 0])
+
+
+@pytest.mark.parametrize("kind", ["binary", "pickled"])
+def test_fine_labels_of_cifar100(kind: str, tmp_path: Path) -> None:
+    members = {}
+    for name, count in (("train", 20), ("test", 4)):
+        pixels, fine = _planes(count, 0), np.arange(count, dtype=np.uint8) + 70
+        if kind == "binary":
+            records = np.concatenate([fine[:, None] // 5, fine[:, None], pixels], 1)
+            members[f"cifar-100-binary/{name}.bin"] = records.tobytes()
+            members["cifar-100-binary/fine_label_names.txt"] = b"apple"
+        else:
+            batch = {b"data": pixels, b"fine_labels": fine.tolist(), b"coarse_labels": [0] * count}
+            members[f"cifar-100-python/{name}"] = pickle.dumps(batch, protocol=2)
+            members["cifar-100-python/meta"] = pickle.dumps({b"fine_label_names": [b"apple"]})
+    (made,) = prepare(_tar(tmp_path / "download", members), tmp_path)
+    (_, labels), _ = files.load(made)
+    assert made.name == "cifar100.npz" and labels.tolist() == list(range(70, 90))
+
+
+def test_texts_of_wikitext(tmp_path: Path) -> None:
+    archive = tmp_path / "wikitext-2-raw-v1.zip"
+    with zipfile.ZipFile(archive, "w") as found:
+        for part in ("train", "valid", "test"):
+            found.writestr(f"wikitext-2-raw/wiki.{part}.raw", f" = {part} = \n\n caf\u00e9 .\n")
+    made = prepare(archive, tmp_path / "data")
+    assert [path.name for path in made] == [
+        "wikitext2_train.txt", "wikitext2_valid.txt", "wikitext2_test.txt",
+    ]  # fmt: skip
+    train, test = read_texts(tmp_path / "data", "wikitext2")
+    assert train == " = train = \n\n caf\u00e9 .\n" and test.startswith(" = test =")
+
+
+class _Harmful:
+    def __reduce__(self) -> Any:
+        return print, ("called",)
+
+
+def _refused(members: dict[str, bytes]) -> dict[str, bytes]:
+    return _cifar10("binary") | members
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"a.txt": b"text"}, "holds no batches of CIFAR-10 or CIFAR-100"),
+        (_refused({"x/test_batch.bin": b"1" * 100}), "cannot reshape"),
+        (_refused({"x/data_batch_1": pickle.dumps(_Harmful())}), "asks for builtins.print"),
+        (_refused({"x/data_batch_1": pickle.dumps({b"data": 1})}), "has no data and labels"),
+        ({k: v for k, v in _cifar10("binary").items() if "batch_3" not in k},
+         "16 images for train of cifar10, not 20"),
+    ],
+)  # fmt: skip
+def test_archives_that_are_something_else(
+    members: dict[str, bytes], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archive = _tar(tmp_path / "download.tar.gz", members)
+    with pytest.raises(ValueError, match=message) as error:
+        prepare(archive, tmp_path / "data")
+    assert str(archive) in str(error.value) and "Download it again" in str(error.value)
+    assert not (tmp_path / "data").exists() and not capsys.readouterr().out
+
+
+def test_archives_that_are_cut_short_or_missing(tmp_path: Path) -> None:
+    archive = _tar(tmp_path / "download.tar.gz", _cifar10("binary"))
+    archive.write_bytes(archive.read_bytes()[:20_000])
+    with pytest.raises(ValueError, match=r"download.tar.gz cannot be used: .*Download it again"):
+        prepare(archive, tmp_path / "data")
+    with pytest.raises(FileNotFoundError, match="other is not there"):
+        prepare(tmp_path / "other", tmp_path / "data")
+    (tmp_path / "text").write_text("no archive")
+    with pytest.raises(ValueError, match="neither a tar nor a zip"):
+        prepare(tmp_path / "text", tmp_path / "data")
