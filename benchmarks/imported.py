@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.networks import MEAN_STD, read_images
+from benchmarks.networks import MEAN_STD, test_set
 from experiments.data import Dataset
 from experiments.evaluate import predict
 from experiments.importers import import_weights
 from experiments.models import build_model
+
+_IMAGES = 10_000
 
 # file -> (network, dataset, classes, published accuracy in percent)
 NETWORKS = {
@@ -26,9 +28,7 @@ def run(workdir: Path, data: Path) -> list[dict[str, Any]]:
     rows = []
     print(f"{'weights':>18} {'network':>16} {'images':>7} {'accuracy':>9} {'published':>10}")
     for file, (name, dataset, classes, published) in NETWORKS.items():
-        with np.load(data / f"{dataset}_labels.npz") as labels:
-            targets = labels["test_labels"]
-        images = read_images(data / f"{dataset}_test.med.xz", len(targets))
+        images, targets = test_set(dataset, data, _IMAGES)
         mean_std = 255 * np.asarray(MEAN_STD[dataset], np.float32)
         test = Dataset(images, targets, mean_std[0], mean_std[1])
         model = build_model(SimpleNamespace(name=name, stem="cifar", dtype="float32"), classes)

@@ -19,6 +19,7 @@ from benchmarks import stories
 NAMES = ("cifar10_resnet20", "cifar10_resnet56", "cifar100_resnet32", "stories260K")
 
 _IMAGES = 256  # the first of the test set
+_BATCH = 500
 _WINDOWS, _LENGTH = 16, 256  # of text, tokens
 
 
@@ -41,12 +42,13 @@ class Network(NamedTuple):
     quality_name: str
 
 
-def load_network(name: str, data: Path) -> Network:
+def load_network(name: str, data: Path, images: int = _IMAGES) -> Network:
     """Read a network, its inputs and their labels.
 
     Args:
       name: one of `NAMES`, or "cifar100_resnet20".
       data: the folder with the networks, test sets and texts as files.
+      images: how many of a test set.
 
     Raises:
       ValueError: no such network.
@@ -54,19 +56,21 @@ def load_network(name: str, data: Path) -> Network:
     """
     if name not in (*NAMES, "cifar100_resnet20"):
         raise ValueError(f"no network {name!r}; there are {', '.join(NAMES)}, cifar100_resnet20")
-    return _load_stories(name, data) if name == "stories260K" else _load_vision(name, data)
+    return _load_stories(name, data) if name == "stories260K" else _load_vision(name, data, images)
 
 
-def _load_vision(name: str, data: Path) -> Network:
+def _load_vision(name: str, data: Path, count: int) -> Network:
     dataset = name.partition("_")[0]
     with np.load(_file(data, f"{name}.npz")) as state:
         # a training counter, not a weight
         weights = {k: state[k] for k in state if not k.endswith("num_batches_tracked")}
-    with np.load(_file(data, f"{dataset}_labels.npz")) as labels:
-        targets = labels["test_labels"][:_IMAGES]
-    images = read_images(_file(data, f"{dataset}_test.med.xz"), _IMAGES)
-    forward = _FORWARD[dataset]
-    outputs = partial(_outputs, forward, inputs=normalize(images, dataset))
+    images, targets = test_set(dataset, data, count)
+    inputs = normalize(images, dataset)
+
+    def outputs(weights: dict[str, Any]) -> np.ndarray:
+        parts = range(0, count, _BATCH)
+        forward = partial(_outputs, _FORWARD[dataset], weights)
+        return np.concatenate([forward(inputs=inputs[i : i + _BATCH]) for i in parts])
 
     def quality(weights: dict[str, Any]) -> float:
         return float(np.mean(outputs(weights).argmax(-1) == targets))
@@ -77,7 +81,7 @@ def _load_vision(name: str, data: Path) -> Network:
 def _load_stories(name: str, data: Path) -> Network:
     weights, heads = stories.read_weights(_file(data, f"{name}.bin"))
     vocabulary = stories.read_vocabulary(_file(data, "tok512.bin"))
-    text = lzma.decompress(_file(data, "tinystories_cased_a.txt.xz").read_bytes()).decode()
+    text = read_text("tinystories_cased_a", data)
     inputs, targets = stories.windows(stories.encode(text, vocabulary), _WINDOWS, _LENGTH)
     outputs = partial(_outputs, stories.forward, inputs=inputs, heads=heads)
 
@@ -86,6 +90,14 @@ def _load_stories(name: str, data: Path) -> Network:
         return -float(jnp.mean(jnp.take_along_axis(log_probs, targets[..., None], -1)))
 
     return Network(name, weights, outputs, quality, "nats/token")
+
+
+def read_text(name: str, data: Path) -> str:
+    """Read a text of the data folder, as it is or compressed by xz."""
+    plain = data / f"{name}.txt"
+    if plain.is_file():
+        return plain.read_text()
+    return lzma.decompress(_file(data, f"{name}.txt.xz").read_bytes()).decode()
 
 
 def _file(data: Path, name: str) -> Path:
@@ -103,6 +115,21 @@ def _outputs(
 
 
 # --- images -------------------------------------------------------------------------------------
+
+
+def test_set(dataset: str, data: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Read the first test images, uint8 [count, 32, 32, 3], and their labels.
+
+    From cifar10.npz or cifar100.npz, see experiments/data/files.py; or a chunk of images as
+    `read_images` has it, and the labels beside it.
+    """
+    plain = data / f"{dataset}.npz"
+    if plain.is_file():
+        with np.load(plain) as arrays:
+            return arrays["test_images"][:count], arrays["test_labels"][:count]
+    with np.load(_file(data, f"{dataset}_labels.npz")) as labels:
+        targets = labels["test_labels"][:count]
+    return read_images(_file(data, f"{dataset}_test.med.xz"), count), targets
 
 
 def read_images(path: Path, count: int) -> np.ndarray:

@@ -21,10 +21,12 @@ _CERTAIN = 40.0  # a gate's logit: the weight is included, to the last bit
 def dgms(rules: Iterable[Rule] = DEFAULT_RULES, *, evaluation: Evaluation = "auto") -> Transform:
     """Build the DGMS transform, for the loop, the budget and the file of `spike_slab_gmm`.
 
-    Kept: each weight trains as its expectation under a mixture, softmax of the log joint over a
-    temperature; one component stays at zero, and what it holds in the end is pruned: how many is
-    learned, not set; means, scales, mixture weights and latent weights are all trained; k-means
-    begins. Different: the temperature is the caller's to lower, not trained.
+    Kept: each weight trains as its expectation under a mixture; one component stays at zero, and
+    what it holds in the end is pruned: how many is learned, not set; means, scales, mixture weights
+    and latent weights are all trained; k-means begins. Different: responsibilities are the softmax
+    of the log joint over a temperature, theirs of the posterior over it, so that at low
+    temperatures theirs at t is ours at 2 t (docs/math.md); the temperature is the caller's to
+    lower, not trained.
 
     Args:
       rules: as of `spike_slab_gmm`; K counts the components that are not at zero. Windows must be

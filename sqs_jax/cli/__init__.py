@@ -13,7 +13,7 @@ from sqs_jax.cli.plot import add_plot
 __all__ = ["main"]
 
 _EPILOG = """examples:
-  sqs compress model.safetensors -o model.sqs --target-ratio 20
+  sqs compress model.safetensors -o model.sqs --target-ratio 8
   sqs compress Llama-3.2-1B/ -o Llama-3.2-1B-sqs/ --target-bytes 400MB
   sqs inspect model.sqs
   sqs verify model.sqs model.safetensors

@@ -27,6 +27,7 @@ from sqs_jax.cli.selection import (
     whole_or_part,
     without,
 )
+from sqs_jax.transform.prediction import HARMLESS_LOSS, bits_below
 
 __all__ = ["add_compress"]
 
@@ -35,6 +36,7 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 _UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 _SHOWN = 8
 _LEAST_RATIO = 1e-6
+_CAUTION = 0.97  # of the ratio that is named: losses are predicted to a few percent
 # The library's messages name its arguments; the command has options.
 _OPTIONS = (
     (
@@ -52,7 +54,7 @@ _OPTIONS = (
 def add_compress(commands: Any) -> None:
     """Add `sqs compress`."""
     help = "compress a checkpoint to a given size, without data and without the model's code"
-    example = "sqs compress model.safetensors -o model.sqs --target-ratio 20"
+    example = "sqs compress model.safetensors -o model.sqs --target-ratio 8"
     parser = add_command(commands, "compress", _compress, help, example)
     parser.add_argument(
         "input",
@@ -165,7 +167,9 @@ def _compress_checkpoint(args: argparse.Namespace) -> int:
 
     options = {"dense_dtype": args.dense_dtype, "metadata": _metadata(args, source, left)}
     compressed = _to_budget(args, selection.tree, selection.left_out, original, options)
-    options["workers"] = workers(sum(tensor.size for tensor in sized.values()))
+    loss = sqs_jax.predicted_loss(selection.tree, compressed)
+    weights = sum(tensor.size for tensor in sized.values())
+    options["workers"] = workers(weights)
     if folder:
         exclude = {name.rstrip("/") for name in source.left_out}
         with replacing_folder(args.output) as temporary:
@@ -173,7 +177,7 @@ def _compress_checkpoint(args: argparse.Namespace) -> int:
             written = sqs_jax.save(os.path.join(temporary, MODEL), compressed, **options)
     else:
         written = sqs_jax.save(args.output, compressed, **options)
-    _report(args, written, original, left)
+    _report(args, written, original, left, loss, weights)
     return 1 if left.lost else 0
 
 
@@ -289,15 +293,21 @@ def _too_small(args: argparse.Namespace, error: sqs_jax.BudgetError) -> str:
     return f"{lines}. What helps: {'; '.join(remedies)}"
 
 
-def _report(args: argparse.Namespace, written: int, original: int, left: _Left) -> None:
+def _report(
+    args: argparse.Namespace, written: int, original: int, left: _Left, loss: float, weights: int
+) -> None:
     ratio = original / written
     if args.json:
         result = {"output": args.output, "bytes": written, "original_bytes": original}
         lists = {"left_out": [*left.tensors, *left.files], "lost": left.lost}
         not_copied = [*left.lost, *left.uncopied]
-        print_json({**result, "ratio": ratio, **lists, "not_copied": not_copied})
+        figures = {"ratio": ratio, "predicted_loss": loss}
+        print_json({**result, **figures, **lists, "not_copied": not_copied})
         return
-    lines = [f"{args.output}: {written:,} bytes, {ratio:.2f}x smaller than the weights"]
+    lines = [
+        f"{args.output}: {written:,} bytes, {ratio:.2f}x smaller than the weights; "
+        f"predicted loss {loss:.3f}"
+    ]
     if left.tensors:
         lines.append(f"left out: {counted(len(left.tensors), 'tensor')}: {_some(left.tensors)}")
     if left.files:
@@ -309,8 +319,21 @@ def _report(args: argparse.Namespace, written: int, original: int, left: _Left) 
             "problem: files with tensors are not in the output; compress them apart, or say that "
             f"they are not needed: --exclude '{_escaped(left.lost[0].rstrip('/'))}'"
         )
+    if loss > HARMLESS_LOSS:
+        lines.append(_warning(written, original, loss, weights))
     for line in lines:
         say(printable(line))
+
+
+def _warning(written: int, original: int, loss: float, weights: int) -> str:
+    """Say that so small a file may be of no use, and which ratio loses less."""
+    milder = original / (written + weights * bits_below(loss) / 8)
+    milder = math.floor(10 * _CAUTION * milder) / 10
+    remedy = f"--target-ratio {milder:g} is below that" if milder > 1 else "give more bytes"
+    return (
+        f"warning: above {HARMLESS_LOSS:g} networks lose accuracy (docs/budget.md): measure it; "
+        f"{remedy}, and training or calibration on data loses less"
+    )
 
 
 def _escaped(name: str) -> str:

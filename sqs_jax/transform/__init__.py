@@ -6,6 +6,7 @@ from sqs_jax.transform.budget import BudgetError, compress_to_budget, rules_for
 from sqs_jax.transform.folding import fold_batch_norm
 from sqs_jax.transform.objective import ElboAux, elbo
 from sqs_jax.transform.partition import combine, param_labels, partition
+from sqs_jax.transform.prediction import predicted_loss
 from sqs_jax.transform.pruning import at_price, prune, refit, revive
 from sqs_jax.transform.rate import code_length
 from sqs_jax.transform.recoding import recode
@@ -30,6 +31,7 @@ __all__ = [
     "fully_sharded",
     "param_labels",
     "partition",
+    "predicted_loss",
     "prune",
     "recode",
     "refit",

@@ -1,0 +1,72 @@
+"""What a compression without data will cost, about: from the errors of the weights alone."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sqs_jax.artifact import is_compressed, materialize
+from sqs_jax.transform.alternatives import as_array
+
+_CHUNK = 1 << 22  # weights in float64 at a time
+
+HARMLESS_LOSS = 0.08
+"""Predicted losses below it cost the networks of docs/budget.md little; there, too, its misses."""
+
+
+def predicted_loss(params: Any, compressed: Any) -> float:
+    """Return the relative error of the weights, which predicts that of the outputs, about.
+
+    It is the root of the distortion that `compress_to_budget` minimises without a sensitivity, of
+    which all zeros would have 1: sqrt(sum |W - V|^2 / |W|  /  sum |W|), over floating tensors W of
+    two axes and more that became V. How much of it a network bears differs: docs/budget.md has
+    four.
+
+    Example:
+      >>> weights = {"w": np.array([[3.0, 4.0]])}
+      >>> round(predicted_loss(weights, {"w": np.array([[3.0, 3.0]])}), 6)
+      0.2
+
+    Args:
+      params: tree of arrays, or of array-likes, which are read one at a time.
+      compressed: the same tree, some of its leaves compressed.
+
+    Returns:
+      At least 0; 0 if no weight has changed, or all were zeros.
+
+    Raises:
+      ValueError: if the trees differ.
+    """
+    leaves, treedef = jax.tree.flatten(compressed, is_leaf=is_compressed)
+    lost, whole = 0.0, 0.0
+    for original, leaf in zip(treedef.flatten_up_to(params), leaves, strict=True):
+        if original.ndim < 2 or not jnp.issubdtype(original.dtype, jnp.floating):
+            continue  # norms and biases, which hardly a file rounds
+        norm, error = _squares(as_array(original), materialize(leaf))
+        if norm:
+            lost += error / math.sqrt(norm)
+            whole += math.sqrt(norm)
+    return math.sqrt(lost / whole) if whole else 0.0
+
+
+def bits_below(loss: float) -> float:
+    """Return how many more bits per weight bring a predicted loss to HARMLESS_LOSS.
+
+    An error halves with each bit, of few bits too.
+    """
+    return math.log2(loss / HARMLESS_LOSS)
+
+
+def _squares(original: Any, weights: Any) -> tuple[float, float]:
+    """Return the squared norms of an array and of another's difference to it."""
+    original, weights = np.asarray(original).reshape(-1), np.asarray(weights).reshape(-1)
+    norm = error = 0.0
+    for start in range(0, original.size, _CHUNK):
+        part = slice(start, start + _CHUNK)
+        exact = original[part].astype(np.float64)
+        norm += float(exact @ exact)
+        apart = weights[part].astype(np.float64) - exact
+        error += float(apart @ apart)
+    return norm, error
