@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import safetensors.numpy
 import sqs_jax
 from sqs_jax.checkpoints import write_safetensors
 from sqs_jax.cli import main
+from sqs_jax.transform.prediction import HARMLESS_LOSS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -321,3 +323,25 @@ def test_names_that_are_there_twice_are_refused_by_verify(tmp_path, capsys):
     sqs_jax.save(path, {"a/b": np.ones(3), "a": {"b": np.zeros(3)}})
     assert run("verify", path) == 3
     assert "'a/b'" in capsys.readouterr().err
+
+
+def test_compress_predicts_what_is_lost_and_names_a_ratio_that_loses_little(tmp_path, capsys):
+    rng = np.random.default_rng(1)
+    tensors = {f"{i}.weight": rng.normal(size=(64, 64)).astype(np.float32) for i in range(4)}
+    path, target = tmp_path / "model.safetensors", tmp_path / "model.sqs"
+    safetensors.numpy.save_file(tensors, path)
+
+    def printed(ratio, *options):
+        assert run("compress", path, "-o", target, "--target-ratio", ratio, *options) == 0
+        return capsys.readouterr().out
+
+    found = json.loads(printed(20, "--json"))["predicted_loss"]
+    weights = sqs_jax.materialize(sqs_jax.load(target))
+    assert found == pytest.approx(sqs_jax.predicted_loss(tensors, weights), rel=1e-6)
+    assert found > HARMLESS_LOSS
+    warned = printed(20)
+    assert f"predicted loss {found:.3f}" in warned
+    (milder,) = re.findall(r"warning: above 0.08 .*--target-ratio ([\d.]+) is below", warned)
+    assert 5 < float(milder) < 20
+    (below,) = re.findall(r"predicted loss ([\d.]+)$", printed(milder), re.MULTILINE)
+    assert 0.85 * HARMLESS_LOSS < float(below) <= HARMLESS_LOSS
