@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,7 +46,7 @@ def compressible():
 def test_params_are_init_of_the_plain_models_params():
     q, want = compressible()[0], transform().init(plain()[0])
     assert jax.tree.structure(q) == jax.tree.structure(want)
-    jax.tree.map(np.testing.assert_array_equal, q, want)
+    chex.assert_trees_all_equal(q, want)
     assert isinstance(q["blocks"][1]["kernel"], SubDistribution)
 
 
@@ -81,7 +82,7 @@ def test_functionalize_leaves_the_model_alone():
     params, state, apply_fn = sqs_nnx.functionalize(model)
     before = jax.tree.map(np.asarray, state["norm"])
     apply_fn(jax.tree.map(lambda x: 0 * x, params), state, TOKENS)
-    jax.tree.map(np.testing.assert_array_equal, sqs_nnx.functionalize(model)[1]["norm"], before)
+    chex.assert_trees_all_equal(sqs_nnx.functionalize(model)[1]["norm"], before)
 
 
 def test_gradients_reach_every_layers_posterior():

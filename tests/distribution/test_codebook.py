@@ -1,5 +1,6 @@
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -136,12 +137,12 @@ def test_traced_equals_eager(windows):
 
     eager = [one(x) for x in weights]
     stacked = init_mixture(weights, components=4, windows=windows, stacked=1)
-    jax.tree.map(np.testing.assert_array_equal, jax.jit(one)(weights[0]), eager[0])
+    chex.assert_trees_all_equal(jax.jit(one)(weights[0]), eager[0])
     jax.tree.map(
         np.testing.assert_array_equal, jax.tree.map(lambda *x: np.stack(x), *eager), stacked
     )
     mapped = jax.vmap(one)(weights)
-    jax.tree.map(np.testing.assert_array_equal, mapped, stacked)
+    chex.assert_trees_all_equal(mapped, stacked)
     shapes = jax.eval_shape(one, weights[0])
     assert jax.tree.map(lambda x: (x.shape, x.dtype), shapes) == jax.tree.map(
         lambda x: (x.shape, x.dtype), eager[0]
@@ -151,4 +152,4 @@ def test_traced_equals_eager(windows):
 def test_the_fit_does_not_depend_on_the_order_of_the_weights():
     weights = np.random.default_rng(2).standard_t(3, 1000)
     shuffled = np.random.default_rng(3).permutation(weights)
-    jax.tree.map(np.testing.assert_array_equal, fit(weights, 8), fit(shuffled, 8))
+    chex.assert_trees_all_equal(fit(weights, 8), fit(shuffled, 8))

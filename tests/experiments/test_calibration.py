@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -170,7 +171,7 @@ def test_outputs_stay_nearer_and_finished_stages_are_kept(tmp_path: Path) -> Non
     (tmp_path / "002.sqs").unlink()  # as if the run had been stopped there
     (tmp_path / "003.sqs").unlink()
     again = recode_stages(model, variables, compressed, batches, tmp_path)
-    jax.tree.map(np.testing.assert_array_equal, found, again)
+    chex.assert_trees_all_equal(found, again)
 
 
 def test_the_command(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -78,7 +79,7 @@ def test_levels_that_half_the_width_does_not_hold_are_named(network: Any) -> Non
     ):
         shipped(params, {}, config)
     integers = {"count": np.arange(3, dtype=np.int32), "half": np.ones(3, np.float16)}
-    jax.tree.map(np.testing.assert_array_equal, as_stored(integers, "float16"), integers)
+    chex.assert_trees_all_equal(as_stored(integers, "float16"), integers)
 
 
 @pytest.mark.parametrize("dense_dtype", ["float16", ""])

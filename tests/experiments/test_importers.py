@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -103,7 +104,7 @@ def test_a_network_of_another_run_is_where_a_run_can_start(tmp_path: Path) -> No
     variables = import_weights(tmp_path / "weights.npz", model, EXAMPLE)
     sqs_jax.save(tmp_path / "dense.sqs", variables)
     again = import_weights(tmp_path / "dense.sqs", model, EXAMPLE)
-    jax.tree.map(np.testing.assert_array_equal, variables, again)
+    chex.assert_trees_all_equal(variables, again)
     with pytest.raises(
         ValueError, match=r"(?s)dense.sqs does not fit.*\(64, 10\), not \(64, 100\)"
     ):

@@ -5,6 +5,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,7 +100,7 @@ def test_large_models_are_written_in_shards(
     write_language_model(tmp_path / "back", CONFIGS["qwen2"], params, tmp_path / "tokenizer.json")
     assert len(list((tmp_path / "back").glob("model-*-of-*.safetensors"))) > 2
     _, again = read(tmp_path / "back", "qwen2")
-    jax.tree.map(np.testing.assert_array_equal, again, variables)
+    chex.assert_trees_all_equal(again, variables)
 
 
 def test_all_that_does_not_fit_is_listed(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The pieces that recipes are made of: orders, mistakes, batch statistics."""
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -112,7 +113,7 @@ def test_scores_that_nothing_trained_prune_at_random():
     magnitude, kept = np.abs(np.asarray(leaf.loc)), np.asarray(leaf.kept)
     assert kept.mean() == pytest.approx(0.5, abs=0.02)
     assert magnitude[kept].mean() == pytest.approx(magnitude.mean(), rel=0.02)
-    jax.tree.map(np.testing.assert_array_equal, pruned, wrong.mask.prune(posterior, 0.5))
+    chex.assert_trees_all_equal(pruned, wrong.mask.prune(posterior, 0.5))
 
 
 def test_an_unknown_mistake_is_named():

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -71,7 +72,7 @@ def test_statistics_are_estimated_anew_where_weights_have_moved(train, config, d
 def test_statistics_stay_where_they_fit_better(train, config, dense):
     state, which = with_statistics(MODEL, dense["params"], dense, train, config)
     assert which == "kept"
-    jax.tree.map(np.testing.assert_array_equal, state, {"batch_stats": dense["batch_stats"]})
+    chex.assert_trees_all_equal(state, {"batch_stats": dense["batch_stats"]})
     config.calibration.statistics = "reestimated"
     state, which = with_statistics(MODEL, dense["params"], dense, train, config)
     assert which == "reestimated"

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -160,7 +161,7 @@ def test_the_first_decision_meets_the_size_and_is_repeatable(compression):
     decided = mask.decide(posterior, step, {})
     assert 0.98 * TARGET <= mask.budget.file_bytes(decided, {}) <= TARGET
     again = mask.decide(posterior, step, {})
-    jax.tree.map(np.testing.assert_array_equal, decided, again)
+    chex.assert_trees_all_equal(decided, again)
     # Later ones keep that sparsity: it is in the masks, so that a resumed run knows it.
     later = mask.decide(decided, step + mask.every, {})
     assert sparsity(later) == pytest.approx(sparsity(decided), abs=1e-12)

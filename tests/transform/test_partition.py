@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +34,7 @@ def test_the_parts_are_disjoint_and_combine_to_the_whole(train):
     trainable, fixed = partition(Q, train=train)
     whole = combine(trainable, fixed)
     assert jax.tree.structure(whole) == jax.tree.structure(Q)
-    jax.tree.map(np.testing.assert_array_equal, whole, Q)
+    chex.assert_trees_all_equal(whole, Q)
     chosen = (train,) if isinstance(train, str) else train
     assert set(jax.tree.leaves(param_labels(trainable))) == set(chosen)
     assert not set(jax.tree.leaves(param_labels(fixed))) & set(chosen)

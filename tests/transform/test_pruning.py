@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -112,13 +113,13 @@ def test_infinite_scores_order_at_the_ends():
 def test_weights_pruned_earlier_come_back():
     deep = prune(Q, 0.8)
     for q in (prune(deep, 0.2), prune(prune(deep, 0.0), 0.2)):
-        jax.tree.map(np.testing.assert_array_equal, kept(q), kept(prune(Q, 0.2)))
+        chex.assert_trees_all_equal(kept(q), kept(prune(Q, 0.2)))
     assert sum((~m).sum() for m in kept(prune(deep, 0.2)).values()) == round(0.2 * 178)
 
 
 def test_magnitude_is_the_default_score():
     default, named = prune(Q, 0.5), prune(Q, 0.5, scores=saliency.magnitude(Q))
-    jax.tree.map(np.testing.assert_array_equal, kept(default), kept(named))
+    chex.assert_trees_all_equal(kept(default), kept(named))
     size = np.abs(np.concatenate([np.asarray(Q[k].loc).ravel() for k in "xy"]))
     mask = np.concatenate([kept(default)[k].ravel() for k in "xy"])
     assert size[~mask].max() < size[mask].min()
@@ -168,7 +169,7 @@ def test_another_count_does_not_recompile():
 
 def test_pruning_under_jit_with_a_static_sparsity_is_the_same():
     traced = jax.jit(prune, static_argnums=1)(Q, 0.37)
-    jax.tree.map(np.testing.assert_array_equal, kept(traced), kept(prune(Q, 0.37)))
+    chex.assert_trees_all_equal(kept(traced), kept(prune(Q, 0.37)))
 
 
 def test_a_traced_sparsity_is_refused_with_the_way_out():
@@ -227,5 +228,5 @@ def test_refit_changes_the_spreads_of_compressed_leaves_alone():
     new = refit(q)
     np.testing.assert_array_equal(new["a"]["bias"], q["a"]["bias"])
     np.testing.assert_array_equal(leaf(new).means, leaf(q).means)
-    jax.tree.map(np.testing.assert_array_equal, leaf(new), leaf(q).refit())
+    chex.assert_trees_all_equal(leaf(new), leaf(q).refit())
     assert (np.asarray(leaf(new).log_scales) < np.asarray(leaf(q).log_scales)).any()

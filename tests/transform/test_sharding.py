@@ -1,5 +1,6 @@
 """Layouts over a mesh: rules, the automatic one, and training states that follow their params."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,7 +49,7 @@ def test_a_posterior_is_laid_out_like_its_params_also_in_part_and_abstractly(mes
         layout_of_part = sqs_jax.shardings(part, mesh, RULES[1:])
         assert jax.tree.structure(layout_of_part) == jax.tree.structure(part)
     jitted = jax.jit(SQS.init, out_shardings=layout)(PARAMS)
-    jax.tree.map(np.testing.assert_array_equal, jitted, SQS.init(PARAMS))
+    chex.assert_trees_all_equal(jitted, SQS.init(PARAMS))
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,7 +36,7 @@ def test_abstract_and_traced_init_give_what_eager_init_gives(dtype):
     eager, abstract = t.init(p), jax.eval_shape(t.init, p)
     assert jax.tree.structure(eager) == jax.tree.structure(abstract)
     assert shapes(eager) == shapes(abstract)
-    jax.tree.map(np.testing.assert_array_equal, eager, jax.jit(t.init)(p))
+    chex.assert_trees_all_equal(eager, jax.jit(t.init)(p))
 
 
 def test_numpy_weights_are_taken_as_they_are():
