@@ -13,11 +13,13 @@ from sqs_jax.transform.alternatives import Choice, Tensor, coded_choices
 
 _CODER = 0.97  # a stream's bits over the estimate, before a file has shown them
 _TELLING_BITS = 2048  # of a stream that says something of the coder
-_RATIO = math.sqrt(2)  # of neighboring slopes: a quarter of a bit per weight
-_LOWEST, _HIGHEST = -200, 40  # powers: slopes of 1e-30 and 1e6; pruning everything costs 1
+# Of neighboring slopes: a sixteenth of a bit per weight; of so many tensors that those which
+# change between two slopes are a fair sample of all, a quarter.
+_RATIO, _RATIO_OF_MANY, _MANY = 2 ** (1 / 8), 2 ** (1 / 2), 1024
+_LEAST, _MOST = 1e-30, 1e6  # slopes; pruning everything costs 1
 _CLOSE, _GAP = 5e-4, 5e-3  # shares of a size: near enough for an estimate; not near
 _SAMPLE = 256  # tensors that stand for many more
-_LONGEST = 8  # step over slopes in search of a size
+_LONGEST = 16.0  # step in search of a size, by the factor between the slopes
 _FILLED = 8  # tensors that get a slope of their own
 _HALVINGS = 8  # of the interval in which that is
 
@@ -36,10 +38,14 @@ class Allocation:
     Args:
       tensors: all that may be compressed; their distortions add up to 1 if all are pruned.
       rest: bits of the file that are not theirs, about.
+      ratio: of neighboring slopes; by default as suits so many tensors.
     """
 
-    def __init__(self, tensors: Sequence[Tensor], rest: float) -> None:
+    def __init__(self, tensors: Sequence[Tensor], rest: float, ratio: float | None = None) -> None:
         self._tensors = tensors
+        self._ratio = ratio or (_RATIO if len(tensors) < _MANY else _RATIO_OF_MANY)
+        self._lowest, self._highest = (round(math.log(s, self._ratio)) for s in (_LEAST, _MOST))
+        self._longest = round(math.log(_LONGEST, self._ratio))
         self._limits = [math.inf] * len(tensors)  # every choice must have fewer bits
         self._coder = [_CODER] * len(tensors)
         self._rest = rest
@@ -51,7 +57,7 @@ class Allocation:
     def least(self) -> list[Choice]:
         """Return the choices of the smallest file."""
         self._limits = [math.inf] * len(self._tensors)
-        return self.at(_HIGHEST).choices
+        return self.at(self._highest).choices
 
     def exact(self) -> list[Choice]:
         """Return the choices of the smallest file that loses nothing."""
@@ -110,7 +116,7 @@ class Allocation:
 
     def at(self, power: int) -> Point:
         """Let every tensor choose at a slope: levels for this slope, or a fixed choice."""
-        slope = _RATIO**power
+        slope = self._ratio**power
 
         def objective(choice: Choice) -> float:
             return choice.distortion + slope * choice.bits
@@ -193,7 +199,7 @@ class Allocation:
 
     def _filled(self, i: int, old: Choice, new: Choice, most: float, power: int) -> Choice:
         """Find a choice for tensor i between two others that takes at most `most` bits."""
-        tensor, high, low = self._tensors[i], _RATIO ** (power + 1), None
+        tensor, high, low = self._tensors[i], self._ratio ** (power + 1), None
         best, larger = old, new
         for _ in range(_HALVINGS):
             slope = math.sqrt(high * low) if low else high / 2
@@ -216,28 +222,30 @@ class Allocation:
         """Guess the power at which the file takes `size` bytes, from D = 4^-rate."""
         rate = max(0.0, 8 * size - self._rest) / self._weights
         slope = 2 * math.log(2) / self._weights * 4.0 ** -min(rate, 40.0)
-        return max(_LOWEST, round(math.log(slope, _RATIO)))
+        return max(self._lowest, round(math.log(slope, self._ratio)))
 
     def _sampled_guess(self, size: float) -> int:
         """Search with some of many tensors only, and return the power."""
-        part = Allocation(self._tensors[:: len(self._tensors) // _SAMPLE], 0.0)
+        part = Allocation(self._tensors[:: len(self._tensors) // _SAMPLE], 0.0, self._ratio)
         share = part._weights / self._weights
         part._rest = share * self._rest
         return part._next_to(share * size, part._guess(share * size))[0].power
 
-    def _next_to(self, size: float, power: int, longest: int = _LONGEST) -> tuple[Point, Point]:
+    def _next_to(self, size: float, power: int, longest: int | None = None) -> tuple[Point, Point]:
         """Bracket a size: neighboring points that take at most so much, and more.
 
         Args:
           size: bytes.
           power: Where to begin.
-          longest: Longest first step; later ones may be twice as long as those before.
+          longest: Longest first step, by default the longest of all; later ones may be twice as
+            long as those before.
         """
         below = above = None
+        longest = longest or self._longest
         last = 0.0
         while below is None or above is None or below.power - above.power > 1:
             point = self.at(power)
-            if power == (_HIGHEST if point.bytes > size else _LOWEST):
+            if power == (self._highest if point.bytes > size else self._lowest):
                 return point, point
             if point.bytes > size:
                 above = point
@@ -246,13 +254,16 @@ class Allocation:
             if below is not None and above is not None:
                 power = (below.power + above.power) // 2
                 continue
-            # at high rates a weight takes a quarter of a bit less per step
-            steps = 8 * abs(point.bytes - size) / (self._weights * math.log2(_RATIO) / 2)
+            # at high rates a weight takes half a bit less where the slope doubles
+            steps = 8 * abs(point.bytes - size) / (self._weights * math.log2(self._ratio) / 2)
             unchanged = point.bytes == last  # far from the next change, maybe
             stride = longest if unchanged else max(1, min(math.ceil(steps), longest))
-            last, longest = point.bytes, 2 * longest if unchanged else min(2 * longest, _LONGEST)
+            last, longest = (
+                point.bytes,
+                2 * longest if unchanged else min(2 * longest, self._longest),
+            )
             power += stride if point is above else -stride
-            power = min(max(power, _LOWEST), _HIGHEST)
+            power = min(max(power, self._lowest), self._highest)
         return below, above
 
     def _limit(self, choices: Sequence[Choice], above: Point, size: float) -> bool:
