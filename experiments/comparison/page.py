@@ -1,9 +1,12 @@
 """The page of a comparison: what each method makes of so many bytes."""
 
 import io
+import statistics
 from html import escape
 from pathlib import Path
 from typing import Any
+
+from scipy import stats
 
 from experiments.comparison.figure import draw
 from experiments.files import write_text
@@ -91,19 +94,50 @@ def _ordered(rows: list[Any], budget: int, dense: Any) -> list[Any]:
 
 
 def _markdown(rows: list[dict[str, Any]], budgets: list[int], dense: dict[str, Any]) -> str:
+    """Write a table: a row for each method and budget, of all its seeds together."""
     unit = "%" if "perplexity" in dense["scores"] else "points"
     columns = ["budget", "method", "bytes", _name(dense), f"lost, {unit}", "settings", "seconds"]
     lines = [columns, ["---"] * len(columns)]
     for budget in budgets:
+        runs: dict[str, list[dict[str, Any]]] = {}
         for each in _ordered(rows, budget, dense):
-            head = [f"{budget:,}", f"`{each['method']}`"]
-            if not each["bytes"]:
-                lines.append([*head, _TOO_LARGE, *[""] * 4])
-                continue
-            score, apart = _shown(each), f"{lost(each, dense):.2f}".replace("-", "−")
-            told = [_settings(each), "" if each["seconds"] is None else f"{each['seconds']:.0f}"]
-            lines.append([*head, f"{each['bytes']:,}", score, apart, *told])
+            runs.setdefault(each["method"], []).append(each)
+        made = {name: [e for e in seeds if e["bytes"]] for name, seeds in runs.items()}
+        order = sorted(made, key=lambda name: _mean_lost(made[name], dense))
+        for name in order:
+            lines.append([f"{budget:,}", f"`{name}`", *_cells(made[name], dense)])
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def _mean_lost(runs: list[dict[str, Any]], dense: dict[str, Any]) -> float:
+    return statistics.mean(lost(each, dense) for each in runs) if runs else float("inf")
+
+
+def _cells(runs: list[dict[str, Any]], dense: dict[str, Any]) -> list[str]:
+    """Return the cells of a method at a budget; of several seeds means, and the largest file."""
+    if not runs:
+        return [_TOO_LARGE, *[""] * 4]
+    digits = 3 if "perplexity" in dense["scores"] else 2
+    score = f"{statistics.mean(map(_score, runs)):.{digits}f}"
+    if len(runs) > 1:
+        score += f" ± {_interval([_score(each) for each in runs]):.{digits}f}"
+    told = [_settings(each) for each in runs]
+    if len(runs) > 1:
+        told = [f"{len(runs)} seeds", *dict.fromkeys(filter(None, told))]
+    times = [each["seconds"] for each in runs if each["seconds"] is not None]
+    return [
+        f"{max(each['bytes'] for each in runs):,}",
+        score,
+        f"{_mean_lost(runs, dense):.2f}".replace("-", "\N{MINUS SIGN}"),
+        "; ".join(told),
+        f"{statistics.mean(times):.0f}" if times else "",
+    ]
+
+
+def _interval(values: list[float]) -> float:
+    """Return half of the 95 % interval of a mean, by Student's t."""
+    quantile = stats.t.ppf(0.975, len(values) - 1)
+    return float(quantile * statistics.stdev(values) / len(values) ** 0.5)
 
 
 def _settings(each: dict[str, Any]) -> str:

@@ -132,6 +132,17 @@ def test_the_page_has_a_row_for_each_and_the_best_first(tmp_path: Path) -> None:
     )
 
 
+def test_seeds_are_one_row_with_an_interval(tmp_path: Path) -> None:
+    """Of 90, 91 and 92 %: a standard deviation of 1, and 4.303 / sqrt(3) of it."""
+    results = [result("dense", 0, 0.95), result("rtn", 1000, 0.905)]
+    for seed, accuracy in enumerate((0.90, 0.91, 0.92)):
+        results.append(result("ours", 1000, accuracy) | {"seed": seed, "bytes": 980 + seed})
+    write_comparison(tmp_path / "comparison.html", [r | {"command": "python"} for r in results])
+    first, second = (tmp_path / "comparison.md").read_text().splitlines()[4:6]
+    assert first == "| 1,000 | `ours` | 982 | 91.00 ± 2.48 | 4.00 | 3 seeds; levels 4 | 1 |"
+    assert second.startswith("| 1,000 | `rtn` | 990 | 90.50 |")
+
+
 def test_the_name_of_a_folder_says_which_point_it_is() -> None:
     points = [
         compare.Point("obc-8", 900, 1), compare.Point("codeq_mixed-trained", 0, 0, 3),

@@ -125,3 +125,18 @@ def test_many_small_tensors_take_few_files_to_fit(shape, dtype, ratio, twice, mo
     for name in tree:
         one, two = (sqs_jax.materialize(x[name]) for x in (compressed, again))
         np.testing.assert_array_equal(np.asarray(one), np.asarray(two))
+
+
+@pytest.mark.parametrize("ratio", [6, 12, 20])
+def test_tensors_alike_get_bits_alike(ratio):
+    """At one price per bit: a tensor of the same distribution has the same distortion, about."""
+    rng = np.random.default_rng(3)
+    sizes = np.geomspace(48, 160, 12).astype(int)
+    tree = {str(n): rng.standard_normal((n, n)).astype(np.float32) for n in sizes}
+    norms = {name: np.linalg.norm(weights) for name, weights in tree.items()}
+    # whose errors count alike, and not over the norm
+    alike = dict.fromkeys(tree, np.float32(1))
+    compressed = compress_to_budget(tree, target_ratio=ratio, sensitivity=alike)
+    found = sqs_jax.materialize(compressed)
+    errors = [np.linalg.norm(tree[name] - found[name]) / norms[name] for name in tree]
+    assert max(errors) < 1.12 * min(errors)
