@@ -17,8 +17,8 @@ def augmented(key: jax.Array, examples: Any, dataset: Dataset, data: Any) -> jax
       dataset: says what an image is standardised by.
       data: `config.data`, of which `shift`, `flip` and `pad` count.
     """
-    black = None if data.pad == "edge" else dataset.black
-    return augment(key, dataset.standardise(examples), shift=data.shift, flip=data.flip, fill=black)
+    fill = dataset.black if data.shift and data.pad == "black" else None  # tokens have no black
+    return augment(key, dataset.standardise(examples), shift=data.shift, flip=data.flip, fill=fill)
 
 
 def augment(
