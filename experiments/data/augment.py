@@ -17,7 +17,7 @@ def augmented(key: jax.Array, examples: Any, dataset: Dataset, data: Any) -> jax
       dataset: says what an image is standardised by.
       data: `config.data`, of which `shift`, `flip` and `pad` count.
     """
-    fill = dataset.black if data.shift and data.pad == "black" else None  # tokens have no black
+    fill = None if data.pad == "edge" else dataset.black
     return augment(key, dataset.standardise(examples), shift=data.shift, flip=data.flip, fill=fill)
 
 

@@ -38,6 +38,8 @@ class Dataset(NamedTuple):
     @property
     def black(self) -> np.ndarray:
         """What a network gets for a black pixel, [channels] or a number."""
+        if self.mean is None:
+            return np.zeros((), np.float32)
         return np.asarray(-self.mean / self.deviation, np.float32)
 
     def inputs(self, chosen: Any) -> np.ndarray:
