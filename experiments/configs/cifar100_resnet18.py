@@ -4,7 +4,7 @@ Command: python -m experiments.train --config=experiments/configs/cifar100_resne
     --config.data.directory=DATA --workdir=runs/resnet18
 Three seeds: python -m experiments.sweep --config=experiments/configs/cifar100_resnet18.py \
     --config.data.directory=DATA --workdir=runs/resnet18 '--grid=seed=[0,1,2]'
-Data: DATA/cifar100.npz (see experiments/data/files.py), or tensorflow-datasets' cifar100.
+Data: DATA/cifar100.npz (experiments.prepare makes it), or tensorflow-datasets' cifar100.
 Published: 79.26 % to 76.14 %. Hardware: one GPU, on which it has not been run. A smoke run on a CPU
     core, 4,096 images and five epochs in float32: 13.0 % in 4,031,549 bytes, dense 13.1 %.
 """

@@ -13,7 +13,7 @@ Measured: docs/results.md, on two CPU cores, seed 0, dense 91.73 % in 1,085,510 
     in 67,659, 89.64 % in 45,117.
     Several processes, which do not calibrate: --config.sqs.start=weights
     --config.sqs.prune_every=10.
-Data: DATA/cifar10.npz (see experiments/data/files.py), or tensorflow-datasets' cifar10; the weights
+Data: DATA/cifar10.npz (experiments.prepare makes it), or tensorflow-datasets' cifar10; the weights
     of akamaster/pytorch_resnet_cifar10.
 """
 
