@@ -41,7 +41,7 @@ def test_a_language_model_from_text_to_file(tmp_path: Path) -> None:
         evaluate(workdir, ["model"])
     judged = predict(
         trained.model,
-        [deployed(trained.phase, trained.state, trained.mean_state, config)],
+        [deployed(trained.phase, trained.state, config)],
         trained.splits.holdout,
     )
     assert found["mode"]["fingerprint"] == fingerprint(judged.correct)
