@@ -65,12 +65,7 @@ def _load_vision(name: str, data: Path, count: int) -> Network:
         # a training counter, not a weight
         weights = {k: state[k] for k in state if not k.endswith("num_batches_tracked")}
     images, targets = test_set(dataset, data, count)
-    inputs = normalize(images, dataset)
-
-    def outputs(weights: dict[str, Any]) -> np.ndarray:
-        parts = range(0, count, _BATCH)
-        forward = partial(_outputs, _FORWARD[dataset], weights)
-        return np.concatenate([forward(inputs=inputs[i : i + _BATCH]) for i in parts])
+    outputs = partial(_outputs, _FORWARD[dataset], inputs=normalize(images, dataset))
 
     def quality(weights: dict[str, Any]) -> float:
         return float(np.mean(outputs(weights).argmax(-1) == targets))
@@ -107,11 +102,16 @@ def _file(data: Path, name: str) -> Path:
 
 
 def _outputs(
-    forward: Callable[..., jax.Array], weights: dict[str, Any], **inputs: Any
+    forward: Callable[..., jax.Array],
+    weights: dict[str, Any],
+    *,
+    inputs: np.ndarray,
+    **options: Any,
 ) -> np.ndarray:
     # accelerators round float32 products by default, which would hide what small errors do
     with jax.default_matmul_precision("highest"):
-        return np.asarray(forward(weights, **inputs))
+        parts = [inputs[i : i + _BATCH] for i in range(0, len(inputs), _BATCH)]
+        return np.concatenate([np.asarray(forward(weights, inputs=x, **options)) for x in parts])
 
 
 # --- images -------------------------------------------------------------------------------------

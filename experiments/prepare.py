@@ -2,18 +2,17 @@
 
     python -m experiments.prepare --output=DATA cifar-10-binary.tar.gz wikitext-2-raw-v1.zip
 
-CIFAR-10 and CIFAR-100, https://www.cs.toronto.edu/~kriz/cifar.html, the Python or the binary
-version, become cifar10.npz and cifar100.npz (fine labels); WikiText-2, raw or tokenised, becomes
-wikitext2_train.txt, wikitext2_valid.txt and wikitext2_test.txt.
+CIFAR-10 and CIFAR-100, https://www.cs.toronto.edu/~kriz/cifar.html, in their binary versions,
+become cifar10.npz and cifar100.npz (fine labels); WikiText-2, raw or tokenised, becomes
+wikitext2_train.txt, wikitext2_valid.txt and wikitext2_test.txt. The Python versions of CIFAR are
+pickles, which run code when they are read.
 """
 
 import io
-import pickle
 import tarfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 from absl import app, flags
@@ -26,14 +25,6 @@ _PIXELS = 3 * 32 * 32
 _CIFAR100 = {"train": "train", "test": "test"}
 _BATCHES = {"test_batch": "test"} | {f"data_batch_{i}": "train" for i in range(1, 6)}
 _COUNTS = {"train": 50_000, "test": 10_000}
-_ARRAYS = {
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("_codecs", "encode"),  # bytes, as Python 3 writes them for Python 2
-}
-
 Batch = tuple[np.ndarray, np.ndarray]
 
 
@@ -57,7 +48,7 @@ def prepare(archive: Path, output: Path) -> list[Path]:
             files = _images(archive)
         else:
             raise ValueError("it is neither a tar nor a zip file")
-    except Exception as error:  # pickle, tarfile, zipfile and zlib each have their own
+    except Exception as error:  # tarfile, zipfile and zlib each have their own
         raise ValueError(f"{archive} cannot be used: {error}. Download it again.") from error
     output.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
@@ -70,16 +61,17 @@ def _images(archive: Path) -> dict[str, bytes]:
     parts: dict[tuple[str, str], list[Batch]] = {}
     with tarfile.open(archive) as tar:
         names = sorted(member.name for member in tar if member.isfile())
+        if any(PurePosixPath(name).name in {*_BATCHES, *_CIFAR100} for name in names):
+            raise ValueError("it is the version for Python; its page has a binary version, too")
         for name in names:
             path = PurePosixPath(name)
-            place = _BATCHES.get(path.stem) or _CIFAR100.get(path.stem)
-            if place is None or path.suffix not in ("", ".bin"):
+            part = _BATCHES.get(path.stem) or _CIFAR100.get(path.stem)
+            if part is None or path.suffix != ".bin":
                 continue
             dataset = "cifar10" if path.stem in _BATCHES else "cifar100"
             stream = tar.extractfile(name)
             assert stream is not None  # it is a file
-            read = _read_binary if path.suffix else _read_pickle
-            parts.setdefault((dataset, place), []).append(read(stream.read(), dataset))
+            parts.setdefault((dataset, part), []).append(_read(stream.read(), dataset))
     datasets = {dataset for dataset, _ in parts}
     if len(datasets) != 1:
         raise ValueError("it holds no batches of CIFAR-10 or CIFAR-100")
@@ -98,29 +90,11 @@ def _images(archive: Path) -> dict[str, bytes]:
     return {f"{dataset}.npz": whole.getvalue()}
 
 
-def _read_binary(content: bytes, dataset: str) -> Batch:
+def _read(content: bytes, dataset: str) -> Batch:
     """Read records of a label, or a coarse and a fine one, and the pixels, plane after plane."""
     labels = 1 if dataset == "cifar10" else 2
     records = np.frombuffer(content, np.uint8).reshape(-1, labels + _PIXELS)
     return records[:, labels:], records[:, labels - 1]
-
-
-def _read_pickle(content: bytes, dataset: str) -> Batch:
-    found = _Arrays(io.BytesIO(content), encoding="bytes").load()
-    names = b"data", b"labels" if dataset == "cifar10" else b"fine_labels"
-    if not isinstance(found, dict) or any(name not in found for name in names):
-        raise ValueError(f"a batch has no {' and '.join(map(bytes.decode, names))}")
-    images, labels = (np.asarray(found[name]) for name in names)
-    return images.astype(np.uint8).reshape(-1, _PIXELS), labels
-
-
-class _Arrays(pickle.Unpickler):
-    """Reads arrays and plain containers alone: a pickle can name any function, and call it."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ARRAYS:
-            raise pickle.UnpicklingError(f"a batch asks for {module}.{name}, which is no array")
-        return super().find_class(module, name)
 
 
 def _texts(archive: Path) -> dict[str, bytes]:

@@ -1,11 +1,9 @@
 """Downloaded archives become the files that experiments read."""
 
 import io
-import pickle
 import tarfile
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -34,23 +32,18 @@ def _tar(path: Path, members: dict[str, bytes]) -> Path:
     return path
 
 
-def _cifar10(kind: str) -> dict[str, bytes]:
+def _cifar10() -> dict[str, bytes]:
     """Batches of four images; image i of batch b has label (b + i) % 10."""
     members = {}
     for number, name in enumerate([f"data_batch_{b}" for b in range(1, 6)] + ["test_batch"]):
-        pixels, labels = _planes(4, number), [(number + i) % 10 for i in range(4)]
-        if kind == "binary":
-            records = np.concatenate([np.array(labels, np.uint8)[:, None], pixels], 1)
-            members[f"cifar-10-batches-bin/{name}.bin"] = records.tobytes()
-        else:
-            batch = {b"data": pixels, b"labels": labels, b"filenames": [b"a.png"] * 4}
-            members[f"cifar-10-batches-py/{name}"] = pickle.dumps(batch, protocol=2)
+        labels = np.array([(number + i) % 10 for i in range(4)], np.uint8)
+        records = np.concatenate([labels[:, None], _planes(4, number)], 1)
+        members[f"cifar-10-batches-bin/{name}.bin"] = records.tobytes()
     return members | {"cifar-10-batches-bin/readme.html": b"<html>"}
 
 
-@pytest.mark.parametrize("kind", ["binary", "pickled"])
-def test_images_of_cifar10(kind: str, tmp_path: Path) -> None:
-    (made,) = prepare(_tar(tmp_path / "download", _cifar10(kind)), tmp_path / "data")
+def test_images_of_cifar10(tmp_path: Path) -> None:
+    (made,) = prepare(_tar(tmp_path / "download", _cifar10()), tmp_path / "data")
     assert made == tmp_path / "data" / "cifar10.npz"
     (images, labels), (held, held_labels) = files.load(made)
     assert labels[:6].tolist() == [0, 1, 2, 3, 1, 2] and held_labels.tolist() == [5, 6, 7, 8]
@@ -60,19 +53,12 @@ def test_images_of_cifar10(kind: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(held[0, 31, 0], _planes(4, 5)[0].reshape(3, 32, 32)[:, 31, 0])
 
 
-@pytest.mark.parametrize("kind", ["binary", "pickled"])
-def test_fine_labels_of_cifar100(kind: str, tmp_path: Path) -> None:
-    members = {}
+def test_fine_labels_of_cifar100(tmp_path: Path) -> None:
+    members = {"cifar-100-binary/fine_label_names.txt": b"apple"}
     for name, count in (("train", 20), ("test", 4)):
-        pixels, fine = _planes(count, 0), np.arange(count, dtype=np.uint8) + 70
-        if kind == "binary":
-            records = np.concatenate([fine[:, None] // 5, fine[:, None], pixels], 1)
-            members[f"cifar-100-binary/{name}.bin"] = records.tobytes()
-            members["cifar-100-binary/fine_label_names.txt"] = b"apple"
-        else:
-            batch = {b"data": pixels, b"fine_labels": fine.tolist(), b"coarse_labels": [0] * count}
-            members[f"cifar-100-python/{name}"] = pickle.dumps(batch, protocol=2)
-            members["cifar-100-python/meta"] = pickle.dumps({b"fine_label_names": [b"apple"]})
+        fine = np.arange(count, dtype=np.uint8) + 70
+        records = np.concatenate([fine[:, None] // 5, fine[:, None], _planes(count, 0)], 1)
+        members[f"cifar-100-binary/{name}.bin"] = records.tobytes()
     (made,) = prepare(_tar(tmp_path / "download", members), tmp_path)
     (_, labels), _ = files.load(made)
     assert made.name == "cifar100.npz" and labels.tolist() == list(range(70, 90))
@@ -91,38 +77,29 @@ def test_texts_of_wikitext(tmp_path: Path) -> None:
     assert train == " = train = \n\n caf\u00e9 .\n" and test.startswith(" = test =")
 
 
-class _Harmful:
-    def __reduce__(self) -> Any:
-        return print, ("called",)
-
-
-def _refused(members: dict[str, bytes]) -> dict[str, bytes]:
-    return _cifar10("binary") | members
-
-
 @pytest.mark.parametrize(
     ("members", "message"),
     [
         ({"a.txt": b"text"}, "holds no batches of CIFAR-10 or CIFAR-100"),
-        (_refused({"x/test_batch.bin": b"1" * 100}), "cannot reshape"),
-        (_refused({"x/data_batch_1": pickle.dumps(_Harmful())}), "asks for builtins.print"),
-        (_refused({"x/data_batch_1": pickle.dumps({b"data": 1})}), "has no data and labels"),
-        ({k: v for k, v in _cifar10("binary").items() if "batch_3" not in k},
+        (_cifar10() | {"x/test_batch.bin": b"1" * 100}, "cannot reshape"),
+        ({"cifar-10-batches-py/data_batch_1": b""}, "version for Python; .* a binary version"),
+        ({"cifar-100-python/train": b""}, "version for Python; .* a binary version"),
+        ({k: v for k, v in _cifar10().items() if "batch_3" not in k},
          "16 images for train of cifar10, not 20"),
     ],
 )  # fmt: skip
 def test_archives_that_are_something_else(
-    members: dict[str, bytes], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    members: dict[str, bytes], message: str, tmp_path: Path
 ) -> None:
     archive = _tar(tmp_path / "download.tar.gz", members)
     with pytest.raises(ValueError, match=message) as error:
         prepare(archive, tmp_path / "data")
     assert str(archive) in str(error.value) and "Download it again" in str(error.value)
-    assert not (tmp_path / "data").exists() and not capsys.readouterr().out
+    assert not (tmp_path / "data").exists()
 
 
 def test_archives_that_are_cut_short_or_missing(tmp_path: Path) -> None:
-    archive = _tar(tmp_path / "download.tar.gz", _cifar10("binary"))
+    archive = _tar(tmp_path / "download.tar.gz", _cifar10())
     archive.write_bytes(archive.read_bytes()[:20_000])
     with pytest.raises(ValueError, match=r"download.tar.gz cannot be used: .*Download it again"):
         prepare(archive, tmp_path / "data")
