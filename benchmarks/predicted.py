@@ -113,7 +113,8 @@ def _load_encoder(data: Path) -> Case:
     sentences, _ = read_sentences(data / "sst2_dev.tsv")
     encoded = tokenizer.encode_batch(sentences[:_SENTENCES])
     tokens = np.asarray([each.ids for each in encoded], np.int32)
-    model = _Sentences(encoder_config(source.config, tokenizer.token_to_id("[SEP]")))
+    separator: Any = tokenizer.token_to_id("[SEP]")
+    model = _Sentences(encoder_config(source.config, separator))
 
     def init() -> Any:
         return model.init(jax.random.key(0), tokens[:1])

@@ -13,6 +13,7 @@ import tarfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from absl import app, flags
@@ -76,7 +77,7 @@ def _images(archive: Path) -> dict[str, bytes]:
     if len(datasets) != 1:
         raise ValueError("it holds no batches of CIFAR-10 or CIFAR-100")
     (dataset,) = datasets
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for part, count in _COUNTS.items():
         batches = parts.get((dataset, part), [])
         found = sum(len(labels) for _, labels in batches)

@@ -100,7 +100,7 @@ def _check_composed(path: str, leaf: Any, check_inner: Callable[[Any], Any]) -> 
         shapes, dtypes = zip(*map(shape_and_dtype, (left, right)), strict=True)
         arrays: dict[str, np.ndarray] = {}
         found: Any = ProductLeaf(left, right, tuple(leaf.shape))
-        check = partial(check_product, leaf.shape, *shapes)
+        check: Callable[[], Any] = partial(check_product, leaf.shape, *shapes)
     elif isinstance(leaf, TransposedLeaf):
         inner = check_inner(leaf.leaf)
         shape, dtype = shape_and_dtype(inner)

@@ -39,7 +39,8 @@ def predicted_loss(params: Any, compressed: Any) -> float:
     Raises:
       ValueError: if the trees differ.
     """
-    leaves, treedef = jax.tree.flatten(compressed, is_leaf=is_compressed)
+    leaves, structure = jax.tree.flatten(compressed, is_leaf=is_compressed)
+    treedef: Any = structure
     lost, whole = 0.0, 0.0
     for original, leaf in zip(treedef.flatten_up_to(params), leaves, strict=True):
         if original.ndim < 2 or not jnp.issubdtype(original.dtype, jnp.floating):
