@@ -37,7 +37,6 @@ BENCHMARKS = {
     "file": file.run,
     "budget": budget.run,
     "monotone": monotone.run,
-    "predicted": predicted.run,
     "many_tensors": many_tensors.run,
     "memory": memory.run,
     "soft_weight": soft_weight.run,
@@ -50,6 +49,7 @@ BENCHMARKS = {
     "windows": windows.run,
     "input": input.run,
     "statistics": statistics.run,
+    "predicted": predicted.run,
 }
 
 

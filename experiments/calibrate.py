@@ -26,7 +26,7 @@ import sqs_jax
 from experiments.calibration.blocks import examples_of
 from experiments.calibration.page import write_calibration
 from experiments.calibration.size import compress
-from experiments.calibration.statistics import with_statistics
+from experiments.calibration.statistics import check_choice, with_statistics
 from experiments.export import shipped
 from experiments.files import write_json
 from experiments.memory import explained
@@ -41,6 +41,7 @@ def calibrate(config: Any, workdir: Path) -> dict[str, Any]:
     Raises:
       ValueError, FileNotFoundError: for a config that cannot be run.
     """
+    check_choice(config)
     problem = load_problem(config, workdir)
     variables = starting_variables(problem, config)
     if not config.sqs.target_bytes:

@@ -31,7 +31,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 import sqs_jax
-from experiments.calibration.statistics import with_statistics
+from experiments.calibration.statistics import check_choice, with_statistics
 from experiments.comparison import trained
 from experiments.comparison.page import write_comparison
 from experiments.comparison.peers import METHODS, compress
@@ -226,6 +226,7 @@ def main(_: Any) -> None:
                 points += [Point(method, 0, seed, number) for number in settings]
             else:
                 points += [Point(method, size, seed) for size in sizes]
+    check_choice(config)
     claim_workdir(workdir, config)
     hold_workdir(workdir)
     print(f"comparison: {compare(workdir, points, sizes)}")

@@ -39,25 +39,24 @@ def with_statistics(
       params: compressed.
       variables: of the dense network, on the host.
       train: the training part. Statistics are estimated from the first examples of
-        `config.calibration.examples`, augmented; "best" compares outputs for as many others, of
-        which no labels are used, with the dense network's.
+        `config.calibration.examples`, augmented; "best" compares outputs for as many that follow,
+        of which no labels are used, with the dense network's. A training part of fewer than twice
+        as many has some of the first among them.
       config: the experiment; `config.calibration.statistics` is one of CHOICES.
 
     Returns:
       (model state; "kept" or "reestimated").
 
     Raises:
-      ValueError: for another choice, or if there are too few examples to choose by.
+      ValueError: for another choice.
     """
+    check_choice(config)
     state, wanted = other_collections(variables), config.calibration.statistics
-    if wanted not in CHOICES:
-        names = ", ".join(map(repr, CHOICES))
-        raise ValueError(f"config.calibration.statistics is {wanted!r}; it must be one of {names}.")
     if "batch_stats" not in state or wanted == "kept":
         return state, "kept"
     weights = jax.device_put(sqs_jax.materialize(params))
     anew = estimate_statistics(
-        model, weights, state, training_batches(train, config, _batches(config))
+        model, weights, state, training_batches(train, config, _batches(train, config))
     )
     if wanted == "reestimated":
         return anew, wanted
@@ -71,7 +70,7 @@ def outputs_lost(
 ) -> float:
     """Return how far predictions are from the dense network's, as compressed params ship them.
 
-    Arguments and errors as of `with_statistics`, held-out examples too.
+    Arguments and errors as of `with_statistics`.
 
     Returns:
       KL(dense || compressed), nats a prediction.
@@ -81,8 +80,16 @@ def outputs_lost(
     return float(_divergence(model, variables, train, config)(shipped))
 
 
-def _batches(config: Any) -> int:
-    return max(1, config.calibration.examples // config.batch_size)
+def check_choice(config: Any) -> None:
+    """Raise ValueError unless `config.calibration.statistics` is one of CHOICES."""
+    wanted = config.calibration.statistics
+    if wanted not in CHOICES:
+        names = ", ".join(map(repr, CHOICES))
+        raise ValueError(f"config.calibration.statistics is {wanted!r}; it must be one of {names}.")
+
+
+def _batches(train: Dataset, config: Any) -> int:
+    return max(1, min(config.calibration.examples, len(train.labels)) // config.batch_size)
 
 
 def _divergence(
@@ -92,13 +99,7 @@ def _divergence(
 
     For the batches that follow those of the calibration.
     """
-    count = _batches(config)
-    if len(train.labels) < 2 * config.batch_size * count:
-        raise ValueError(
-            f"{len(train.labels)} training examples are fewer than twice "
-            f"{config.batch_size * count}, half of them held out to choose by; give fewer "
-            "config.calibration.examples."
-        )
+    count = _batches(train, config)
 
     @jax.jit
     def log_shares(variables: Any, examples: jax.Array) -> jax.Array:
@@ -110,10 +111,11 @@ def _divergence(
         for step in range(count, 2 * count)
     ]
 
+    targets = [log_shares(dense, examples) for examples in held]
+
     def divergence(variables: Any) -> float:
         apart = []
-        for examples in held:
-            target = log_shares(dense, examples)
+        for examples, target in zip(held, targets, strict=True):
             gap = target - log_shares(variables, examples)
             apart.append(jnp.mean(jnp.sum(jnp.exp(target) * gap, -1)))
         return float(np.mean(apart))

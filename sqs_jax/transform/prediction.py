@@ -43,9 +43,10 @@ def predicted_loss(params: Any, compressed: Any) -> float:
     treedef: Any = structure
     lost, whole = 0.0, 0.0
     for original, leaf in zip(treedef.flatten_up_to(params), leaves, strict=True):
-        if original.ndim < 2 or not jnp.issubdtype(original.dtype, jnp.floating):
+        weights = as_array(original)
+        if weights.ndim < 2 or not jnp.issubdtype(weights.dtype, jnp.floating):
             continue  # norms and biases, which hardly a file rounds
-        norm, error = _squares(as_array(original), materialize(leaf))
+        norm, error = _squares(weights, materialize(leaf))
         if norm:
             lost += error / math.sqrt(norm)
             whole += math.sqrt(norm)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.calibration.statistics import training_batches, with_statistics
+from experiments.calibration.statistics import outputs_lost, training_batches, with_statistics
 from experiments.configs import base
 from experiments.data import Dataset
 from experiments.training.normalisation import estimate_statistics, fold_statistics
@@ -84,9 +84,17 @@ def test_a_choice_that_cannot_be_made_is_refused(train, config, dense):
     config.calibration.statistics = "both"
     with pytest.raises(ValueError, match="statistics is 'both'; it must be one of 'kept'"):
         with_statistics(MODEL, dense["params"], dense, train, config)
-    config.calibration.statistics, config.calibration.examples = "best", 64
-    with pytest.raises(ValueError, match="96 training examples are fewer than twice 64, half"):
-        with_statistics(MODEL, dense["params"], dense, train, config)
+
+
+@pytest.mark.parametrize("examples", [64, 96, 400])
+def test_a_small_training_part_is_looked_at_again(examples, train, config, dense):
+    """Not one of its 96 images may be left to hold out; the choice is that of any part."""
+    config.calibration.examples = examples
+    small = _scaled(dense["params"], np.float32(1 / 3))
+    assert with_statistics(MODEL, small, dense, train, config)[1] == "reestimated"
+    lost = outputs_lost(MODEL, small, dense, train, config)
+    config.calibration.statistics = "kept"
+    assert 0 < lost < outputs_lost(MODEL, small, dense, train, config)
 
 
 def test_folded_statistics_are_not_estimated_again(train, config, dense):
