@@ -59,8 +59,8 @@ def main() -> None:
                         help=f"which: {', '.join(BENCHMARKS)}; all if none is given")  # fmt: skip
     parser.add_argument("--workdir", type=Path, default=Path("runs/benchmarks"))
     parser.add_argument("--data", type=Path, default=Path("../shared/data"),
-                        help="the published weights and images that file, budget and imported use, "
-                             "see networks.py")  # fmt: skip
+                        help="published weights, images and texts, see networks.py; statistics and "
+                             "predicted need cifar10.npz, and DATA/minilm")  # fmt: skip
     options = parser.parse_args()
     if unknown := sorted(set(options.names) - set(BENCHMARKS)):
         parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")

@@ -31,7 +31,8 @@ from sqs_jax.transform.prediction import HARMLESS_LOSS, bits_below
 
 __all__ = ["add_compress"]
 
-_PASSES = 4  # over the weights, about: one to sort them, then one for each file that is tried
+# Over the weights, about: to sort them, for each file that is tried, to compare the last with them.
+_PASSES = 5
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 _UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 _SHOWN = 8
@@ -166,8 +167,7 @@ def _compress_checkpoint(args: argparse.Namespace) -> int:
     check_output(args.output, sources, nbytes=budget + copied, folder=folder)
 
     options = {"dense_dtype": args.dense_dtype, "metadata": _metadata(args, source, left)}
-    compressed = _to_budget(args, selection.tree, selection.left_out, original, options)
-    loss = sqs_jax.predicted_loss(selection.tree, compressed)
+    compressed, loss = _to_budget(args, selection.tree, selection.left_out, original, options)
     weights = sum(tensor.size for tensor in sized.values())
     options["workers"] = workers(weights)
     if folder:
@@ -233,7 +233,8 @@ def _to_budget(
     left_out: Sequence[str],
     original: int,
     options: dict[str, Any],
-) -> Any:
+) -> tuple[Any, float]:
+    """Return the compressed tree and its predicted loss."""
     sensitivity = None
     if args.sensitivity is not None:
         sensitivity = open_checkpoint(args.sensitivity, exclude=matcher(args.exclude)).tree
@@ -255,8 +256,9 @@ def _to_budget(
             stacked=args.stacked,
             **options,
         )
+        loss = sqs_jax.predicted_loss(tracked(tree, advance), compressed)
         advance(_PASSES * original)
-    return compressed
+    return compressed, loss
 
 
 def _in_options(message: str) -> str:

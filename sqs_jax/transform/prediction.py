@@ -47,7 +47,7 @@ def predicted_loss(params: Any, compressed: Any) -> float:
         if weights.ndim < 2 or not jnp.issubdtype(weights.dtype, jnp.floating):
             continue  # norms and biases, which hardly a file rounds
         norm, error = _squares(weights, materialize(leaf))
-        if norm:
+        if 0 < norm < math.inf:  # what is not finite was left as it is
             lost += error / math.sqrt(norm)
             whole += math.sqrt(norm)
     return math.sqrt(lost / whole) if whole else 0.0
@@ -69,6 +69,8 @@ def _squares(original: Any, weights: Any) -> tuple[float, float]:
         part = slice(start, start + _CHUNK)
         exact = original[part].astype(np.float64)
         norm += float(exact @ exact)
+        if not math.isfinite(norm):
+            return norm, math.inf
         apart = weights[part].astype(np.float64) - exact
         error += float(apart @ apart)
     return norm, error

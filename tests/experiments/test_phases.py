@@ -105,6 +105,16 @@ def test_all_that_cannot_be_trained_is_named_at_once() -> None:
         assert re.search(rf"config\.{field} is '?{value}", str(error.value)), field
 
 
+def test_gates_may_stay_after_the_mask() -> None:
+    config = digits_paper.get_config()
+    config.sqs.gate_end = 9 / 11
+    sqs = phases(config, num_train=1280)[-1]
+    assert sqs.settled["gate"] == round(9 / 11 * sqs.steps) < sqs.steps == sqs.settled["loc"]
+    config.sqs.gate_end = 1.5
+    with pytest.raises(ValueError, match=r"warmup and gate_end must ascend .* 1\.5"):
+        phases(config, num_train=1280)
+
+
 def test_the_fair_baseline_shares_everything_but_the_compression() -> None:
     for config in (digits.get_config(), digits_paper.get_config()):
         _, finetune, sqs = phases(config, num_train=1280)

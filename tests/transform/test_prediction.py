@@ -50,6 +50,12 @@ def test_half_precision_and_parts_of_a_long_tensor(monkeypatch: pytest.MonkeyPat
     assert sqs_jax.predicted_loss([jnp.asarray(weights)], [rounded]) == pytest.approx(whole)
 
 
+def test_what_is_not_finite_and_was_kept_does_not_count():
+    broken = np.array([[np.nan, 1.0], [np.inf, 2.0]])
+    pruned = {"a": np.zeros_like(A), "x": broken}
+    assert sqs_jax.predicted_loss({"a": A, "x": broken}, pruned) == pytest.approx(1)
+
+
 def test_trees_that_differ_are_refused():
     with pytest.raises(ValueError, match="mismatch"):
         sqs_jax.predicted_loss({"a": A}, {"b": A})
