@@ -13,7 +13,7 @@ from sqs_jax.transform.alternatives import as_array
 _CHUNK = 1 << 22  # weights in float64 at a time
 
 HARMLESS_LOSS = 0.08
-"""Predicted losses below it cost the networks of docs/budget.md little; there, too, its misses."""
+"""Most networks of docs/budget.md lose little below it; the exceptions are listed there."""
 
 
 def predicted_loss(params: Any, compressed: Any) -> float:
@@ -21,8 +21,8 @@ def predicted_loss(params: Any, compressed: Any) -> float:
 
     It is the root of the distortion that `compress_to_budget` minimises without a sensitivity, of
     which all zeros would have 1: sqrt(sum |W - V|^2 / |W|  /  sum |W|), over floating tensors W of
-    two axes and more that became V. How much of it a network bears differs: docs/budget.md has
-    four.
+    two axes and more that became V. How much of it a network tolerates differs: docs/budget.md
+    has measured losses of four.
 
     Example:
       >>> weights = {"w": np.array([[3.0, 4.0]])}
