@@ -12,6 +12,7 @@ from rich.progress import track
 import sqs_jax
 from experiments.calibration.inputs import input_moments, layers_by_input
 from experiments.calibration.stages import Stage, outputs, read, stages_of, values
+from experiments.calibration.sums import missing_from, sum_after
 from experiments.data import Dataset, batch_indices
 from experiments.trees import flat_leaves, map_leaves
 
@@ -91,17 +92,24 @@ def _recode_stage(
     ours, theirs = batches
     found, weights = flat_leaves(compressed), flat_leaves(dense)
     for group in layers_by_input(stage.apply, values(current), ours[0]):
-        kernels = [f"{stage.scope}{path}/kernel" for path in group]
-        kernels = [k for k in kernels if sqs_jax.is_compressed(found.get(k))]
-        if not kernels:
+        paths = {path: f"{stage.scope}{path}/kernel" for path in group}
+        paths = {p: k for p, k in paths.items() if sqs_jax.is_compressed(found.get(k))}
+        if not paths:
             continue
-        moments = input_moments(
-            stage.apply, group[0], (values(current), ours), (values(there), theirs)
-        )
+        now = values(current), ours
+        wanted = (values(there), theirs) if method is sqs_jax.recode else None  # peers imitate none
+        sums = {path: wanted and sum_after(stage.apply, path, now[0], ours[0]) for path in paths}
+        crossing = wanted if None in sums.values() else None
+        seen = input_moments(stage.apply, group[0], now, crossing)
+        moments = dict.fromkeys(paths.values(), seen)
+        for path, at in sums.items():
+            if wanted and at is not None:
+                missing = missing_from(stage.apply, path, at, now, wanted)
+                moments[paths[path]] = seen._replace(cross=None, missing=missing)
         done = method(
-            {kernel: found[kernel] for kernel in kernels},
-            {kernel: weights[kernel] for kernel in kernels},
-            dict.fromkeys(kernels, moments),
+            {kernel: found[kernel] for kernel in moments},
+            {kernel: weights[kernel] for kernel in moments},
+            moments,
         )
         found |= done
         current = _replaced(current, sqs_jax.materialize(done))

@@ -49,34 +49,37 @@ def input_moments(
     apply: Apply,
     path: str,
     ours: tuple[Any, Iterable[Any]],
-    theirs: tuple[Any, Iterable[Any]],
+    theirs: tuple[Any, Iterable[Any]] | None = None,
 ) -> sqs_jax.InputMoments:
-    """Measure the inputs of a layer, in the compressed network and in the one it imitates.
+    """Measure the inputs of a layer.
 
     Args:
       apply: of the stage.
       path: of the layer within the stage.
       ours: params of the stage as they are by now, and batches of its inputs.
-      theirs: the same of the network that is imitated.
+      theirs: the same of the network that is imitated, for cross moments.
     """
-    second = cross = jnp.zeros(())
-    count = 0
-    for x, y in zip(ours[1], theirs[1], strict=True):
-        sums = _sums(apply, path, ours[0], theirs[0], x, y)
-        second, cross, count = second + sums[0], cross + sums[1], count + int(sums[2])
-    return sqs_jax.InputMoments(second / count, cross / count)
+    sums: Any = None
+    for x, y in zip(ours[1], ours[1] if theirs is None else theirs[1], strict=True):
+        added = _sums(apply, path, ours[0], x, theirs and (theirs[0], y))
+        sums = added if sums is None else jax.tree.map(jnp.add, sums, added)
+    second, cross, count = sums
+    return sqs_jax.InputMoments(second / count, None if cross is None else cross / count)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _sums(
-    apply: Apply, path: str, ours: Any, theirs: Any, x: jax.Array, y: jax.Array
-) -> tuple[jax.Array, jax.Array, int]:
-    def rows(params: Any, x: jax.Array) -> jax.Array:
-        call = next(call for call in _record(apply, params, x) if call.path == path)
-        return call.rows(call.inputs).astype(jnp.float32)
+    apply: Apply, path: str, ours: Any, x: jax.Array, theirs: Any
+) -> tuple[jax.Array, jax.Array | None, jax.Array]:
+    mine = rows_seen(apply, path, ours, x)
+    cross = None if theirs is None else mine.T @ rows_seen(apply, path, *theirs)
+    return mine.T @ mine, cross, jnp.float32(len(mine))
 
-    mine, wanted = rows(ours, x), rows(theirs, y)
-    return mine.T @ mine, mine.T @ wanted, len(mine)
+
+def rows_seen(apply: Apply, path: str, params: Any, x: jax.Array) -> jax.Array:
+    """Return the inputs of a layer as rows, float32: what each of its outputs is made of."""
+    call = next(call for call in _record(apply, params, x) if call.path == path)
+    return call.rows(call.inputs).astype(jnp.float32)
 
 
 def _record(apply: Apply, params: Any, x: jax.Array) -> list[Call]:
@@ -84,7 +87,7 @@ def _record(apply: Apply, params: Any, x: jax.Array) -> list[Call]:
     calls = []
 
     def look(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        rows = _rows_of(context.module)
+        rows = rows_of(context.module)
         if rows is not None and context.method_name == "__call__":
             calls.append(Call("/".join(context.module.path), args[0], rows))
         return call(*args, **kwargs)
@@ -111,7 +114,7 @@ class Patches:
         return channels.swapaxes(1, 2).reshape(len(channels), -1)
 
 
-def _rows_of(layer: nn.Module) -> Callable[[jax.Array], jax.Array] | None:
+def rows_of(layer: nn.Module) -> Callable[[jax.Array], jax.Array] | None:
     """Return what makes rows of a layer's inputs; None of layers that multiply no matrix."""
     if isinstance(layer, nn.Dense):
         return _features

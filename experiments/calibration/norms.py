@@ -33,7 +33,7 @@ def input_norms(model: nn.Module, variables: Any, batches: Batches) -> Any:
         dense = read(variables["params"], stage)
         its = jax.device_put(values(dense))
         for group in layers_by_input(stage.apply, its, x[0]):
-            moments = input_moments(stage.apply, group[0], (its, x), (its, x))
+            moments = input_moments(stage.apply, group[0], (its, x))
             found = np.asarray(jnp.sqrt(jnp.diagonal(moments.second)))
             norms |= {f"{stage.scope}{path}/kernel": found for path in group}
         if stage is not stages[-1]:

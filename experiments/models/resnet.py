@@ -71,10 +71,11 @@ class ResNet(nn.Module):
                     stride=2 if stage and not block else 1,
                     bottleneck=self.bottleneck,
                     shortcut=self.shortcut,
-                    relu=self.relu_after == "block" or block == count - 1,
                     layers=layers,
                     name=f"layer{stage + 1}_{block}",
                 )(x)
+                if self.relu_after == "block" or block == count - 1:
+                    x = nn.relu(x)
         batch, height, wide, channels = x.shape
         parts = x.reshape(
             batch, self.pool, height // self.pool, self.pool, wide // self.pool, channels
@@ -84,13 +85,12 @@ class ResNet(nn.Module):
 
 
 class Block(nn.Module):
-    """A residual block.
+    """A residual block, up to the sum that it ends in.
 
     Attributes:
       width: channels of its 3x3 convolutions.
       stride: of the first of them.
       bottleneck, shortcut: as for `ResNet`.
-      relu: whether one follows the sum.
       layers: what it is built of.
     """
 
@@ -98,7 +98,6 @@ class Block(nn.Module):
     stride: int
     bottleneck: bool
     shortcut: str
-    relu: bool
     layers: "Layers"
 
     @nn.compact
@@ -118,7 +117,7 @@ class Block(nn.Module):
         elif x.shape != y.shape:
             x = layers.conv(y.shape[-1], 1, self.stride, "downsample_conv")(x)
             x = layers.norm("downsample_bn")(x)
-        return nn.relu(x + y) if self.relu else x + y
+        return x + y
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,10 +37,13 @@ class InputMoments(NamedTuple):
       second: E[x x^T] of its inputs x as they will be, [I, I].
       cross: E[x d^T], where d are its inputs in the network that it is to imitate; None if they are
         the same.
+      missing: E[x m^T], [I, O], where m is what its outputs should have more of than its weights
+        give them, whatever for: to make good what a residual sum lacks, say. None if nothing.
     """
 
     second: jax.Array
     cross: jax.Array | None = None
+    missing: jax.Array | None = None
 
 
 class Feedback(NamedTuple):

@@ -12,7 +12,7 @@ from sqs_jax.distribution.feedback import InputMoments, inverse_factor, unusable
 from sqs_jax.distribution.feedback import recode as recode_kernel
 from sqs_jax.transform.rules import path_string
 
-_CORRECTION = 0.5  # of what inputs that differ would ask of the weights: the rest fits their noise
+_CORRECTION = 0.5  # of what outputs that differ would ask of the weights: the rest fits their noise
 
 
 def recode(compressed: Any, params: Any, inputs: Any) -> Any:
@@ -66,7 +66,7 @@ def _flatten(tree: Any) -> tuple[list[tuple[str, Any]], Any]:
 def _recode(path: str, leaf: Any, weights: Any, moments: InputMoments) -> Any:
     if not isinstance(leaf, CompressedLeaf):
         raise ValueError(f"{path}: there are moments of its inputs, but it is not compressed.")
-    second, cross = (None if m is None else jnp.asarray(m, jnp.float32) for m in moments)
+    second, cross, missing = (None if m is None else jnp.asarray(m, jnp.float32) for m in moments)
     assert second is not None
     shape = leaf.codes.shape
     rows = math.prod(shape[:-1])
@@ -77,17 +77,23 @@ def _recode(path: str, leaf: Any, weights: Any, moments: InputMoments) -> Any:
         )
     if np.shape(weights) != shape:
         raise ValueError(f"{path}: params have no weights of shape {shape} there.")
-    if cross is not None and cross.shape != second.shape:
-        raise ValueError(f"{path}: cross has shape {cross.shape}, second {second.shape}.")
+    for name, given, wanted in (
+        ("cross", cross, second.shape),
+        ("missing", missing, (rows, shape[-1])),
+    ):
+        if given is not None and given.shape != wanted:
+            raise ValueError(f"{path}: {name} has shape {given.shape}; it must have {wanted}.")
+        if given is not None and not bool(jnp.isfinite(given).all()):
+            raise ValueError(f"{path}: {name} moments are not finite.")
     if why := unusable(second):
         raise ValueError(f"{path}: {why}.")
-    if cross is not None and not bool(jnp.isfinite(cross).all()):
-        raise ValueError(f"{path}: cross moments are not finite.")
     feedback = inverse_factor(second)
     wanted = jnp.asarray(np.asarray(weights), jnp.float32).reshape(rows, -1)
-    if cross is not None:
-        change = jnp.linalg.solve(feedback.moments, (cross - second) @ wanted)
-        wanted = wanted + _CORRECTION * change
+    lacking = 0 if cross is None else (cross - second) @ wanted
+    if missing is not None:
+        lacking = lacking + missing
+    if cross is not None or missing is not None:
+        wanted = wanted + _CORRECTION * jnp.linalg.solve(feedback.moments, lacking)
     levels = np.asarray(leaf.codebook)
     codes = np.asarray(leaf.codes).reshape(rows, -1)
     codes, found = recode_kernel(wanted, codes, levels.reshape(-1), feedback)

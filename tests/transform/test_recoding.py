@@ -60,6 +60,31 @@ def test_outputs_follow_the_network_that_is_imitated(compressed):
     assert errors[1] < errors[0]
 
 
+def test_what_a_sum_lacks_is_made_good(compressed):
+    lack = 0.3 * X[:, :1] * PARAMS["a"]["kernel"][:1]  # of what the outputs are added to
+    missing = (X.T @ lack / len(X)).astype(np.float32)
+    wanted = X @ PARAMS["a"]["kernel"] + lack
+    errors = []
+    for moments in (InputMoments(second(X)), InputMoments(second(X), missing=missing)):
+        found = sqs_jax.recode(compressed, PARAMS, {"a": {"kernel": moments}})
+        errors.append(np.square(X @ sqs_jax.materialize(found["a"]["kernel"]) - wanted).sum())
+    assert errors[1] < errors[0]
+
+
+def test_inputs_that_differ_are_outputs_that_miss_something(compressed):
+    seen = X * 0.9 + 0.3 * RNG.standard_normal(X.shape)
+    cross = (seen.T @ X / len(X)).astype(np.float32)
+    missing = (cross - second(seen)) @ PARAMS["a"]["kernel"]
+    found = [
+        sqs_jax.recode(compressed, PARAMS, {"a": {"kernel": moments}})["a"]["kernel"]
+        for moments in (
+            InputMoments(second(seen), cross),
+            InputMoments(second(seen), missing=missing),
+        )
+    ]
+    np.testing.assert_array_equal(found[0].codes, found[1].codes)
+
+
 def test_bad_moments_are_refused(compressed):
     for inputs, message in (
         ({"a": {"bias": InputMoments(second(X))}}, "a/bias.*not compressed"),
@@ -68,7 +93,11 @@ def test_bad_moments_are_refused(compressed):
         ({"a": {"kernel": InputMoments(np.full((32, 32), np.nan, "f4"))}}, "a/kernel.*not finite"),
         (
             {"a": {"kernel": InputMoments(second(X), np.ones(32, "f4"))}},
-            r"a/kernel: cross has shape \(32,\)",
+            r"a/kernel: cross has shape \(32,\); it must have \(32, 32\)",
+        ),
+        (
+            {"a": {"kernel": InputMoments(second(X), missing=np.ones((32, 1), "f4"))}},
+            r"a/kernel: missing has shape \(32, 1\); it must have \(32, 24\)",
         ),
     ):
         with pytest.raises(ValueError, match=message):
