@@ -15,8 +15,10 @@ from experiments.calibration.inputs import Apply, rows_of, rows_seen
 def sum_after(apply: Apply, path: str, params: Any, x: Any) -> str | None:
     """Return the widest module that a layer's outputs reach past no other linear layer.
 
-    Of the last convolution of a residual block it is the block, after its sum; of a layer whose
-    outputs other layers multiply at once there is none.
+    Of the last convolution of a residual block it is the block, which ends in the sum. There is
+    none of a layer whose outputs others multiply at once, and none if the module has other linear
+    layers that its outputs reach: those can make its errors good later. (Attention that is asked to
+    make a sum good before the MLP does is worse: stories260K, 3 bits, 10.84 for 10.67 in the end.)
 
     Args:
       apply: of the stage.
@@ -28,19 +30,23 @@ def sum_after(apply: Apply, path: str, params: Any, x: Any) -> str | None:
       The module's path within the stage; "" is the stage itself.
     """
     parts = path.split("/")
-    around = ["/".join(parts[:n]) for n in range(len(parts))]
-    return next((at for at in around if _reaches(apply, path, at, params, x)), None)
+    for at in ("/".join(parts[:n]) for n in range(len(parts))):
+        module, others = _reached(apply, path, at, params, x)
+        if module:
+            return None if others else at
+    return None
 
 
-def _reaches(apply: Apply, path: str, at: str, params: Any, x: Any) -> bool:
-    """Return whether a module's output is computed from a layer's, as its trace has it."""
-    trace = jax.make_jaxpr(partial(_outputs, apply, path, at))(jnp.zeros(()), params, x).jaxpr
-    reached = {trace.invars[0]}
-    for equation in trace.eqns:
+def _reached(apply: Apply, path: str, at: str, params: Any, x: Any) -> tuple[bool, bool]:
+    """Return whether a module's output is computed from a layer's, and inputs of other layers."""
+    found = jax.make_jaxpr(partial(_outputs, apply, path, at))(jnp.zeros(()), params, x).jaxpr
+    reached = {found.invars[0]}
+    for equation in found.eqns:
         inputs = {v for v in equation.invars if not isinstance(v, Literal)}
         if inputs & reached and equation.primitive.name != "stop_gradient":
             reached |= set(equation.outvars)
-    return trace.outvars[0] in reached
+    module, _, *others = (not isinstance(v, Literal) and v in reached for v in found.outvars)
+    return module, any(others)
 
 
 def missing_from(
@@ -103,12 +109,13 @@ def _pullback(apply: Apply, path: str, at: str, params: Any, x: jax.Array) -> An
 
 def _outputs(
     apply: Apply, path: str, at: str, shift: jax.Array, params: Any, x: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Return the outputs of a module and of a layer, to whose something is added.
+) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
+    """Return outputs of a module and of a layer, shifted, and what its other layers are given.
 
-    Other linear layers let nothing through: what they multiply is theirs to make good.
+    Other linear layers let no gradient through: what they multiply is theirs to make good.
     """
     seen: dict[str, Any] = {}
+    given = []
 
     def look(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         here, found = "/".join(context.module.path), call(*args, **kwargs)
@@ -118,10 +125,12 @@ def _outputs(
             found = seen["layer"] = found + shift.astype(found.dtype)
         elif rows_of(context.module) is not None:
             found = jax.lax.stop_gradient(found)
+            if not at or here.startswith(f"{at}/"):
+                given.append(args[0])
         seen[here] = found
         return found
 
     with nn.intercept_methods(look):
         whole = apply(params, x)
     module = seen[at] if at else whole
-    return module if isinstance(module, jax.Array) else jnp.zeros(()), seen["layer"]
+    return module if isinstance(module, jax.Array) else jnp.zeros(()), seen["layer"], given

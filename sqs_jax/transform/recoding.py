@@ -77,23 +77,19 @@ def _recode(path: str, leaf: Any, weights: Any, moments: InputMoments) -> Any:
         )
     if np.shape(weights) != shape:
         raise ValueError(f"{path}: params have no weights of shape {shape} there.")
-    for name, given, wanted in (
-        ("cross", cross, second.shape),
-        ("missing", missing, (rows, shape[-1])),
-    ):
-        if given is not None and given.shape != wanted:
-            raise ValueError(f"{path}: {name} has shape {given.shape}; it must have {wanted}.")
+    for name, given, due in (("cross", cross, rows), ("missing", missing, shape[-1])):
+        if given is not None and given.shape != (rows, due):
+            raise ValueError(f"{path}: {name} has shape {given.shape}; it must have {(rows, due)}.")
         if given is not None and not bool(jnp.isfinite(given).all()):
             raise ValueError(f"{path}: {name} moments are not finite.")
     if why := unusable(second):
         raise ValueError(f"{path}: {why}.")
     feedback = inverse_factor(second)
     wanted = jnp.asarray(np.asarray(weights), jnp.float32).reshape(rows, -1)
-    lacking = 0 if cross is None else (cross - second) @ wanted
-    if missing is not None:
-        lacking = lacking + missing
-    if cross is not None or missing is not None:
-        wanted = wanted + _CORRECTION * jnp.linalg.solve(feedback.moments, lacking)
+    lacking = jnp.zeros_like(wanted) if missing is None else missing
+    if cross is not None:
+        lacking += (cross - second) @ wanted
+    wanted += _CORRECTION * jnp.linalg.solve(feedback.moments, lacking)
     levels = np.asarray(leaf.codebook)
     codes = np.asarray(leaf.codes).reshape(rows, -1)
     codes, found = recode_kernel(wanted, codes, levels.reshape(-1), feedback)
