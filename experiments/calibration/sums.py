@@ -39,11 +39,11 @@ def sum_after(apply: Apply, path: str, params: Any, x: Any) -> str | None:
 
 def _reached(apply: Apply, path: str, at: str, params: Any, x: Any) -> tuple[bool, bool]:
     """Return whether a module's output is computed from a layer's, and inputs of other layers."""
-    found = jax.make_jaxpr(partial(_outputs, apply, path, at))(jnp.zeros(()), params, x).jaxpr
+    outputs = partial(_outputs, apply, path, at, jnp.zeros_like)
+    found = jax.make_jaxpr(outputs)(jnp.zeros(()), params, x).jaxpr
     reached = {found.invars[0]}
     for equation in found.eqns:
-        inputs = {v for v in equation.invars if not isinstance(v, Literal)}
-        if inputs & reached and equation.primitive.name != "stop_gradient":
+        if reached.intersection(v for v in equation.invars if not isinstance(v, Literal)):
             reached |= set(equation.outvars)
     module, _, *others = (not isinstance(v, Literal) and v in reached for v in found.outvars)
     return module, any(others)
@@ -102,17 +102,24 @@ def _effects(found: jax.Array, back: Callable[[jax.Array], Any]) -> jax.Array:
 
 def _pullback(apply: Apply, path: str, at: str, params: Any, x: jax.Array) -> Any:
     """Return a module's output, and what pulls back through it to a layer's outputs, float32."""
-    outputs = partial(_outputs, apply, path, at)
+    outputs = partial(_outputs, apply, path, at, jax.lax.stop_gradient)
     shape = jax.eval_shape(outputs, jnp.zeros(()), params, x)[1].shape
     return jax.vjp(lambda shift: outputs(shift, params, x)[0], jnp.zeros(shape))
 
 
 def _outputs(
-    apply: Apply, path: str, at: str, shift: jax.Array, params: Any, x: jax.Array
+    apply: Apply,
+    path: str,
+    at: str,
+    end: Callable[[jax.Array], jax.Array],
+    shift: jax.Array,
+    params: Any,
+    x: jax.Array,
 ) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
-    """Return outputs of a module and of a layer, shifted, and what its other layers are given.
+    """Return outputs of a module and of a layer, shifted, and what the module's others are given.
 
-    Other linear layers let no gradient through: what they multiply is theirs to make good.
+    Paths end in other linear layers, by what `end` makes of their outputs: what they multiply is
+    theirs to make good.
     """
     seen: dict[str, Any] = {}
     given = []
@@ -124,7 +131,7 @@ def _outputs(
         if here == path:
             found = seen["layer"] = found + shift.astype(found.dtype)
         elif rows_of(context.module) is not None:
-            found = jax.lax.stop_gradient(found)
+            found = end(found)
             if not at or here.startswith(f"{at}/"):
                 given.append(args[0])
         seen[here] = found
