@@ -17,8 +17,7 @@ def sum_after(apply: Apply, path: str, params: Any, x: Any) -> str | None:
 
     Of the last convolution of a residual block it is the block, which ends in the sum. There is
     none of a layer whose outputs others multiply at once, and none if the module has other linear
-    layers that its outputs reach: those can make its errors good later. (Attention that is asked to
-    make a sum good before the MLP does is worse: stories260K, 3 bits, 10.84 for 10.67 in the end.)
+    layers that its outputs reach: those can make its errors good later.
 
     Args:
       apply: of the stage.
@@ -139,5 +138,5 @@ def _outputs(
 
     with nn.intercept_methods(look):
         whole = apply(params, x)
-    module = seen[at] if at else whole
+    module = seen.get(at) if at else whole  # none of a module that is called by another method
     return module if isinstance(module, jax.Array) else jnp.zeros(()), seen["layer"], given

@@ -59,6 +59,26 @@ def test_a_layer_belongs_to_the_widest_sum_that_no_other_layer_multiplies() -> N
     }
 
 
+def test_a_module_that_another_method_calls_is_no_sum() -> None:
+    class Named(nn.Module):
+        def setup(self) -> None:
+            self.last = nn.Dense(4)
+
+        def summed(self, x: jax.Array) -> jax.Array:
+            return x + self.last(x)
+
+    class Caller(nn.Module):
+        def setup(self) -> None:
+            self.inner, self.head = Named(), nn.Dense(3)
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return self.head(self.inner.summed(x))
+
+    model, x = Caller(), RNG.standard_normal((5, 4), np.float32)
+    params = model.init(jax.random.key(0), x)["params"]
+    assert sum_after(applied(model), "inner/last", params, x) is None
+
+
 def test_of_a_decoder_the_last_layer_makes_the_block_good() -> None:
     model = Decoder(decoder_config(CONFIGS["llama"]))
     tokens = jnp.zeros((1, 4), jnp.int32)
