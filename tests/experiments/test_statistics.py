@@ -80,6 +80,18 @@ def test_statistics_stay_where_they_fit_better(train, config, dense):
             != dense["batch_stats"]["BatchNorm_0"]["mean"]).any()  # fmt: skip
 
 
+def test_a_difference_within_chance_is_none(train, config, dense):
+    """Kernels of 0.95 are a little better with statistics anew, on which few images agree."""
+    near = _scaled(dense["params"], np.float32(0.95))
+    losses = {}
+    for choice in ("kept", "reestimated"):
+        config.calibration.statistics = choice
+        losses[choice] = outputs_lost(MODEL, near, dense, train, config)
+    assert losses["reestimated"] < losses["kept"]
+    config.calibration.statistics = "best"
+    assert with_statistics(MODEL, near, dense, train, config)[1] == "kept"
+
+
 def test_a_choice_that_cannot_be_made_is_refused(train, config, dense):
     config.calibration.statistics = "both"
     with pytest.raises(ValueError, match="statistics is 'both'; it must be one of 'kept'"):
