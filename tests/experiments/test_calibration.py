@@ -182,7 +182,7 @@ def test_the_command(tmp_path: Path) -> None:
     config.sqs.pattern, config.sqs.target_bytes = ".*(kernel|embedding)", 7_000
     found = calibrate(config, tmp_path / "run")
     assert found.keys() == {"dense", "mode"}
-    assert 0.96 * 7_000 <= found["mode"]["bytes"] <= 7_000
+    assert 0.97 * 7_000 <= found["mode"]["bytes"] <= 7_000
     page = write_calibration(tmp_path / "run").read_text()
     for shown in (found["mode"]["bytes"], found["dense"]["bytes"]):
         assert f"{shown:,}" in page
