@@ -20,7 +20,7 @@ import re
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
-from sqs_jax.checkpoints.lazy import Checkpoint, CheckpointError, LazyArray, SourceFile
+from sqs_jax.checkpoints.lazy_array import Checkpoint, CheckpointError, LazyArray, SourceFile
 from sqs_jax.checkpoints.msgpack_file import read_msgpack
 from sqs_jax.checkpoints.other_files import TOOLS, lies_in
 from sqs_jax.checkpoints.safetensors_file import read_safetensors

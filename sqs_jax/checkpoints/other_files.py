@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 from sqs_jax.artifact.atomic import replacing
-from sqs_jax.checkpoints.lazy import CheckpointError, SourceFile
+from sqs_jax.checkpoints.lazy_array import CheckpointError, SourceFile
 from sqs_jax.checkpoints.weight_files import holds_tensors, is_index, names_in
 
 __all__ = ["TOOLS", "OtherFiles", "copy_other_files", "list_other_files"]

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from sqs_jax.checkpoints.lazy import CheckpointError, SourceFile
+from sqs_jax.checkpoints.lazy_array import CheckpointError, SourceFile
 from sqs_jax.checkpoints.safetensors_file import MAX_HEADER, load_json
 
 __all__ = [
