@@ -1,4 +1,4 @@
-"""Readers and writers of other tools' checkpoints, one tensor in memory at a time."""
+"""Readers and writers of other tools' checkpoints, tensor by tensor."""
 
 from sqs_jax.checkpoints.detect import open_checkpoint
 from sqs_jax.checkpoints.folder_writer import write_safetensors_folder

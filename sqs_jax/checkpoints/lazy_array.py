@@ -152,7 +152,7 @@ class SourceFile:
 
     @contextlib.contextmanager
     def open(self) -> Iterator[BinaryIO]:
-        """Open the file for reading, and check before and after that it is unchanged.
+        """Open the file for reading, and check for changes before and after.
 
         Raises:
             CheckpointError: If the file has changed or cannot be read.
