@@ -1,6 +1,6 @@
 """Optimal Brain Compression: exact greedy pruning, then exact greedy rounding.
 
-Frantar, Singh and Alistarh 2022, arXiv:2208.11580: ExactOBS and the Optimal Brain Quantiser.
+Frantar, Singh and Alistarh 2022, arXiv:2208.11580: ExactOBS and the Optimal Brain Quantizer.
 """
 
 from collections.abc import Iterable

@@ -186,7 +186,7 @@ def _read_files(
     for name in weights.files:
         shard = _joined(inner, name)
         path = os.path.join(folder, shard)
-        if not all(map(is_plain, shard.split("/"))):  # no other system could write it
+        if not all(map(is_plain, shard.split("/"))):  # other systems could not write such a name
             raise CheckpointError(f"{path}: a name with a backslash or a colon; rename it")
         if not os.path.isfile(path):
             reason = f"missing, though {weights.index_name} names it"

@@ -83,8 +83,8 @@ def add_compress(commands: Any) -> None:
         default=[],
         type=pattern_type,
         metavar="PATTERN",
-        help="do not compress tensors whose name, or the name up to a / or ., fully matches this "
-        "regular expression; may be repeated",
+        help="do not compress tensors whose name, or the name up to a slash or dot, fully matches "
+        "this regular expression; may be repeated",
     )
     add_selection(parser)
     parser.add_argument(

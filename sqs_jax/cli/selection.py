@@ -46,7 +46,7 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
             default=[],
             metavar="PATTERN",
             type=pattern_type,
-            help=f"{what} whose name, or the name up to a / or ., fully matches this regular "
+            help=f"{what} whose name, or the name up to a slash or dot, fully matches this regular "
             "expression; may be repeated" + more,
         )
 
