@@ -1,7 +1,7 @@
-"""Published peers: one file each, all ending in a compressed tree and the same file.
+"""Published compression methods, for comparison at equal file sizes.
 
-Methods that need no training are `compress(params, *, ..., rules) -> compressed`; those that train
-are a `Transform`.
+A method without training is a function `compress(params, *, ..., rules)` that returns a compressed
+tree. A method that trains is a `Transform`. `sqs_jax.save` writes the result of either.
 """
 
 from sqs_jax.baselines import (

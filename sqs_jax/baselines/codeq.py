@@ -1,4 +1,4 @@
-"""CoDeQ: a uniform quantiser whose dead zone, and with it the sparsity, is learned.
+"""CoDeQ: a uniform quantizer with a learned dead zone, which sets the sparsity.
 
 Wenshoj, Chen, Pepin and Selvan 2025, arXiv:2512.12981.
 """
@@ -23,22 +23,24 @@ from sqs_jax.transform.rules import (
 )
 from sqs_jax.transform.transform import Transform
 
-_RANGE = 0.99  # quantile of the absolute weights that the outermost level is about at
-_START = 3.0  # both logits: next to no dead zone, all bits
+_RANGE = 0.99  # quantile of the absolute weights, near which the outermost level lies
+_START = 3.0  # initial value of both logits: almost no dead zone, all bits
 _LEAST_BITS = 2
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DeadZone:
-    """A tensor's weights and its quantiser.
+    """Weights of a tensor and the parameters of its quantizer.
 
     Attributes:
-      loc: the weights, float [*shape].
-      dead_zone: logit; its half is (1 - |tanh|) of the range, within which all weights are 0.
-      width: logit of the bits, from 2 at 0 to `bits`; fixed at these unless `mixed`.
-      bits: the most that a weight may take (static).
-      mixed: whether the bits are learned (static).
+        loc: Weights, float [*shape].
+        dead_zone: Logit d of the dead zone, scalar. Weights of magnitude below (1 - |tanh d|) times
+            the range become 0.
+        width: Logit v of the bit width, scalar. The width grows with |tanh v| from 2 to `bits`;
+            it is `bits` unless `mixed`.
+        bits: Largest bit width of a weight (static).
+        mixed: Whether the bit width is learned (static).
     """
 
     loc: jax.Array
@@ -55,55 +57,64 @@ class DeadZone:
 
     @property
     def kept(self) -> jax.Array:
-        """Which weights are not 0, bool [*shape]."""
+        """Mask of the weights that are not 0, bool [*shape]."""
         return self.numbers() != 0
 
     def grid(self) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Return step, shift and the largest number: values are sign(q) (step |q| + shift)."""
+        """Return step, shift and largest integer of the grid sign(q) (step |q| + shift)."""
         size = jax.lax.stop_gradient(jnp.quantile(jnp.abs(self.loc), _RANGE))
         bits: Any = self.bits
         if self.mixed:
-            room = self.bits - _LEAST_BITS
-            bits = _straight_through(jnp.round, room * jnp.abs(jnp.tanh(self.width)) + _LEAST_BITS)
+            learned = (self.bits - _LEAST_BITS) * jnp.abs(jnp.tanh(self.width))
+            bits = _straight_through(jnp.round, learned + _LEAST_BITS)
         most = 2.0 ** (bits - 1) - 1
         half = size * (1 - jnp.abs(jnp.tanh(self.dead_zone)))
         step = (size - half) / (most - 0.5) + 1e-8
         return step, half - step / 2, jnp.asarray(most, self.loc.dtype)
 
     def numbers(self) -> jax.Array:
-        """Return q, from -most to most, float [*shape], with straight-through derivatives."""
+        """Return integers q, float [*shape], with straight-through derivatives."""
         step, shift, most = self.grid()
         beyond = _straight_through(jax.nn.relu, jnp.abs(self.loc) - shift)
         q = _straight_through(jnp.round, jnp.sign(self.loc) * beyond / step)
         return _straight_through(lambda x: jnp.clip(x, -most, most), q)
 
     def weights(self) -> jax.Array:
-        """Return the quantised weights, [*shape]."""
+        """Return the quantized weights, [*shape]."""
         step, shift, _ = self.grid()
         q = self.numbers()
         return step * q + shift * jnp.sign(jax.lax.stop_gradient(q))
 
 
 def codeq(rules: Iterable[Rule] = DEFAULT_RULES, *, mixed: bool = False) -> Transform:
-    """Build the CoDeQ transform, for the loop and the file of `spike_slab_gmm`.
+    """Build the CoDeQ transform, which trains and saves like `spike_slab_gmm`.
 
-    Kept: the quantiser, its range at the 99th percentile, the logits and their start, derivatives
-    straight through rounding and clipping; what is learned is weights, dead zones and, if `mixed`,
-    the bits of each tensor. Different: the decay that widens dead zones and takes bits is a term of
-    the loss, `kl`, beside whatever decay the optimizer has; its weight, `kl_weight`, sets the
-    sparsity.
+    Kept: the quantizer, its range at the 99th percentile, the logits and their initial values, and
+    straight-through derivatives of rounding and clipping. Weights, dead zones and, if `mixed`, the
+    bit width of each tensor are learned. Different: the decay that widens dead zones and reduces
+    bit widths is a term of the loss, `kl`, in addition to any decay of the optimizer. Its weight,
+    `kl_weight`, sets the sparsity.
 
     Args:
-      rules: as of `spike_slab_gmm`; K + 2 must be a power of two, 2 ** bits. Windows must be one;
-        `prunable`, `structure` and `stacked` are not used.
-      mixed: learn the bits, of which K gives the most.
+        rules: Rules as for `spike_slab_gmm`. K + 2 must be a power of two, 2 ** bits; the number
+            of windows must be 1 and `stacked` 0. `prunable` and `structure` are ignored.
+        mixed: Whether the bit width of each tensor is learned; K then sets the largest.
 
     Returns:
-      A Transform without `sample`, whose `kl` is half the sum of squared logits: train it with
-      estimator "mean" and the labels "loc", "spread" and "dense".
+        Transform without `sample`, whose `kl` is half the sum of squared logits. Train it with
+        estimator "mean" and the labels "loc", "spread" and "dense".
 
     Raises:
-      ValueError: for another K or several windows.
+        ValueError: If K + 2 is no power of two, or a rule has several windows or stacked axes.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from sqs_jax import Rule
+        >>> from sqs_jax.baselines.codeq import codeq
+        >>> transform = codeq([Rule(components=6)])  # 3 bits
+        >>> posterior = transform.init({"kernel": jnp.linspace(-1, 1, 12).reshape(4, 3)})
+        >>> transform.compress(posterior)["kernel"].codebook.shape
+        (1, 6)
     """
     rules = check_rules(rules)
     for rule in rules:
@@ -112,7 +123,7 @@ def codeq(rules: Iterable[Rule] = DEFAULT_RULES, *, mixed: bool = False) -> Tran
         if rule.windows.count != 1 or rule.stacked or not power.is_integer():
             raise ValueError(
                 f"Rule {rule.pattern!r} has {rule.components} components, {rule.windows.count} "
-                f"windows and stacked={rule.stacked}; a quantiser of b bits has 2**b - 2 levels "
+                f"windows and stacked={rule.stacked}; a quantizer of b bits has 2**b - 2 levels "
                 "beside zero (2, 6, 14, ...), one window and no stack."
             )
 
@@ -129,16 +140,16 @@ def codeq(rules: Iterable[Rule] = DEFAULT_RULES, *, mixed: bool = False) -> Tran
         return _map(DeadZone.weights, posterior)
 
     def penalty(posterior: Any, *, temperature: Any = 1.0) -> jax.Array:
-        found: list[jax.Array] = []
+        terms: list[jax.Array] = []
 
         def add(leaf: DeadZone) -> DeadZone:
-            found.append(leaf.dead_zone**2 / 2)
+            terms.append(leaf.dead_zone**2 / 2)
             if leaf.mixed:
-                found.append(leaf.width**2 / 2)
+                terms.append(leaf.width**2 / 2)
             return leaf
 
         _map(add, posterior)
-        return total(found)
+        return total(terms)
 
     return Transform(
         init=lambda params: map_assigned(start, rules, params),
@@ -158,13 +169,13 @@ def _map(function: Callable[[DeadZone], Any], posterior: Any) -> Any:
 
 
 def _compressed(leaf: DeadZone) -> CompressedLeaf:
-    """Write the numbers that occur as codes of a codebook, on the host."""
+    """Return codes and a codebook of the levels that occur, computed on the host."""
     values = np.asarray(leaf.weights())
-    found, numbers = np.unique(values, return_inverse=True)
-    levels = found[found != 0]
-    place = np.zeros(len(found), np.int64)
-    place[found != 0] = 1 + np.arange(len(levels))
-    codes = place[numbers.reshape(values.shape)]
+    distinct, indices = np.unique(values, return_inverse=True)
+    levels = distinct[distinct != 0]
+    code_of = np.zeros(len(distinct), np.int64)
+    code_of[distinct != 0] = 1 + np.arange(len(levels))
+    codes = code_of[indices.reshape(values.shape)]
     book = (levels if len(levels) else np.ones(1, values.dtype)).reshape(1, -1)
     return CompressedLeaf(codes.astype(np.uint8 if book.size <= 255 else np.uint16), book)
 

@@ -1,6 +1,6 @@
-"""Magnitude pruning and k-means weight sharing, one after the other.
+"""Deep Compression: magnitude pruning followed by k-means weight sharing.
 
-The pipeline of Deep Compression, Han, Mao and Dally 2016, arXiv:1510.00149, without its retraining.
+Han, Mao and Dally 2016, arXiv:1510.00149; this module omits the retraining.
 """
 
 from collections.abc import Iterable
@@ -27,24 +27,33 @@ def compress(
     order: Order = "prune_first",
     rules: Iterable[Rule] = DEFAULT_RULES,
 ) -> Any:
-    """Prune by magnitude and share what is left among K values per tensor, or the other way round.
+    """Prune kernels by magnitude and share K values per tensor among the weights.
 
-    Kept: a threshold that is one multiple of each tensor's standard deviation; k-means within a
-    tensor. Different: no retraining; "quantise_first" is ours, for comparison: the values are
-    found for all weights, and those nearest to zero are then pruned.
+    Kept: a pruning threshold that is the same multiple of each tensor's standard deviation; k-means
+    within a tensor. Different: no retraining. The order "quantise_first" is not in the paper; it
+    serves comparison: k-means runs over all weights, and the weights whose values lie nearest to
+    zero are then pruned.
 
     Args:
-      params: tree of arrays.
-      sparsity: fraction of all kernels' weights to prune, in [0, 1).
-      components: K, 1 to 65,535.
-      order: which comes first.
-      rules: which kernels; two axes or more.
+        params: Tree of arrays; a kernel has two axes or more.
+        sparsity: Fraction of the weights of all kernels together to prune, in [0, 1).
+        components: Number K of shared values per tensor, 1 to 65,535.
+        order: Step that comes first: "prune_first" or "quantise_first".
+        rules: Rules that choose the kernels; the first match decides.
 
     Returns:
-      The tree with `CompressedLeaf`s.
+        Copy of the tree in which each kernel is a `CompressedLeaf`.
 
     Raises:
-      ValueError: for a sparsity, a K or an order that there is not, or weights that are not finite.
+        ValueError: If sparsity, components or order is out of range, or a weight is not finite.
+
+    Example:
+        >>> import numpy as np
+        >>> from sqs_jax.baselines import deep_compression
+        >>> params = {"kernel": np.array([[-2.0, 0.1], [2.0, -0.1]], np.float32)}
+        >>> compressed = deep_compression.compress(params, sparsity=0.5, components=2)
+        >>> compressed["kernel"].codes.tolist()  # code 0 is a pruned weight
+        [[1, 0], [2, 0]]
     """
     require_sparsity(sparsity)
     if not 1 <= components <= 65_535:
@@ -56,23 +65,23 @@ def compress(
     levels, nearest = {}, {}
     for i, weights in kernels.items() if order == "quantise_first" else ():
         levels[i], nearest[i] = _share(weights, components)
-    # by the values that stand for the weights, where there are some, and then by the weights
+    # With "quantise_first" the score is the magnitude of the shared value; the weights break ties.
     size = {
         i: np.abs(levels[i][nearest[i]]) if i in levels else np.abs(w) for i, w in kernels.items()
     }
     kept = _keep(kernels, size, sparsity)
     for i, weights in kernels.items():
         if i not in levels:
-            levels[i], found = _share(weights[kept[i]], components)
+            levels[i], indices = _share(weights[kept[i]], components)
             nearest[i] = np.zeros(weights.shape, np.int64)
-            nearest[i][kept[i]] = found
+            nearest[i][kept[i]] = indices
         codes = np.where(kept[i], 1 + nearest[i], 0).astype(code_dtype(components))
         leaves[i] = CompressedLeaf(codes, levels[i].astype(leaves[i].dtype)[None])
     return treedef.unflatten(leaves)
 
 
 def _share(weights: np.ndarray, components: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return K values [K], ascending, and the number of each weight's."""
+    """Return K ascending values [K] by k-means, and the index of each weight's value."""
     if not weights.size:
         return np.zeros(components, np.float32), np.zeros(weights.shape, np.int64)
     means = init_mixture(jnp.asarray(weights), components=components, windows=Windows()).means
@@ -83,7 +92,13 @@ def _share(weights: np.ndarray, components: int) -> tuple[np.ndarray, np.ndarray
 def _keep(
     kernels: dict[int, np.ndarray], size: dict[int, np.ndarray], sparsity: float
 ) -> dict[int, np.ndarray]:
-    """Drop the smallest of all kernels, each measured in its own standard deviation."""
+    """Return masks without the smallest weights, in units of each kernel's deviation.
+
+    Args:
+        kernels: Weights by leaf index.
+        size: Magnitudes to compare, of the same shapes.
+        sparsity: Fraction of the weights of all kernels together to prune, in [0, 1).
+    """
     unit = {i: max(float(w.std()), 1e-30) for i, w in kernels.items()}
     scores = [(size[i] / unit[i]).ravel() for i in kernels]
     ties = [(np.abs(w) / unit[i]).ravel() for i, w in kernels.items()]

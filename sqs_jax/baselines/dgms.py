@@ -1,4 +1,6 @@
-"""DGMS: Gaussian-mixture weight sharing with a component at zero, the predecessor of SQS.
+"""DGMS: Gaussian-mixture weight sharing with a component fixed at zero.
+
+The predecessor of SQS.
 
 Dong, Tan, Wu and Zhang 2022, arXiv:2112.15139.
 """
@@ -15,30 +17,39 @@ from sqs_jax.distribution import Evaluation, SpikeSlabPrior, SubDistribution
 from sqs_jax.transform.rules import DEFAULT_RULES, Rule, check_rules
 from sqs_jax.transform.transform import Transform, spike_slab_gmm
 
-_CERTAIN = 40.0  # a gate's logit: the weight is included, to the last bit
+_CERTAIN = 40.0  # gate logit whose sigmoid is 1 in float32: every weight is included
 
 
 def dgms(rules: Iterable[Rule] = DEFAULT_RULES, *, evaluation: Evaluation = "auto") -> Transform:
-    """Build the DGMS transform, for the loop, the budget and the file of `spike_slab_gmm`.
+    """Build the DGMS transform, which trains, budgets and saves like `spike_slab_gmm`.
 
-    Kept: each weight trains as its expectation under a mixture; one component stays at zero, and
-    what it holds in the end is pruned: how many is learned, not set; means, scales, mixture weights
-    and latent weights are all trained; k-means begins. Different: responsibilities are the softmax
-    of the log joint over a temperature, theirs of the posterior over it, so that at low
-    temperatures theirs at t is ours at 2 t (docs/math.md); the temperature is the caller's to
-    lower, not trained.
+    Kept: each weight trains as its expectation under a mixture. One component stays at zero, and
+    the weights assigned to it at the end are pruned; their number is learned, not set. Means,
+    scales, mixture weights and latent weights are all trained, starting from k-means. Different:
+    responsibilities are the softmax of the log joint divided by the temperature. The paper divides
+    the posterior, so that at low temperatures its t corresponds to 2 t here (docs/math.md). The
+    caller lowers the temperature; it is not trained.
 
     Args:
-      rules: as of `spike_slab_gmm`; K counts the components that are not at zero. Windows must be
-        one, and `prunable` and `structure` are not read.
-      evaluation: as of `spike_slab_gmm`.
+        rules: Rules as for `spike_slab_gmm`; K counts the components that are not at zero. The
+            number of windows must be 1; `prunable` and `structure` are ignored.
+        evaluation: Evaluation of the soft average, as for `spike_slab_gmm`.
 
     Returns:
-      A Transform without `sample`, whose `kl` is 0: train it with estimator "mean". A posterior's
-      first component is the one at zero.
+        Transform without `sample`, whose `kl` is 0. Train it with estimator "mean". The first
+        component of a posterior is the one at zero.
 
     Raises:
-      ValueError: for several windows, or see `spike_slab_gmm`.
+        ValueError: If a rule has several windows; or as `spike_slab_gmm`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from sqs_jax import Rule
+        >>> from sqs_jax.baselines.dgms import dgms
+        >>> transform = dgms([Rule(components=4)])
+        >>> posterior = transform.init({"kernel": jnp.linspace(-1, 1, 12).reshape(4, 3)})
+        >>> float(posterior["kernel"].means[0, 0])
+        0.0
     """
     wider = []
     for rule in check_rules(rules):
@@ -51,22 +62,22 @@ def dgms(rules: Iterable[Rule] = DEFAULT_RULES, *, evaluation: Evaluation = "aut
         wider.append(dataclasses.replace(rule, components=more))
     base = spike_slab_gmm(
         wider, prior=SpikeSlabPrior(inclusion=0.5, scale=1.0), evaluation=evaluation
-    )  # whose KL is not used
+    )  # the prior does not matter: this transform's KL is 0
 
     def init(params: Any) -> Any:
         return _map(_start, base.init(params))
 
     def on_zero(function: Callable[..., Any]) -> Callable[..., Any]:
-        def of(posterior: Any, **options: Any) -> Any:
+        def apply(posterior: Any, **options: Any) -> Any:
             return function(_map(_at_zero, posterior), **options)
 
-        return of
+        return apply
 
     def compress(posterior: Any) -> Any:
-        found = base.compress(_map(_at_zero, posterior))
+        compressed = base.compress(_map(_at_zero, posterior))
         return jax.tree.map(
             lambda leaf: _pruned(leaf) if isinstance(leaf, CompressedLeaf) else leaf,
-            found,
+            compressed,
             is_leaf=lambda node: isinstance(node, CompressedLeaf),
         )
 
@@ -90,14 +101,14 @@ def _map(function: Callable[[SubDistribution], SubDistribution], posterior: Any)
 
 
 def _start(leaf: SubDistribution) -> SubDistribution:
-    """Bring the component that is nearest to zero to the front, and include every weight."""
+    """Move the component nearest to zero to the front, and include every weight."""
     nearest = jnp.argmin(jnp.abs(leaf.means), axis=-1, keepdims=True)
     others = jnp.arange(leaf.means.shape[-1]).reshape(*(1,) * (leaf.means.ndim - 1), -1)
     order = jnp.argsort(others != nearest, axis=-1, stable=True)
     fields = ("means", "log_scales", "mixture_logits")
-    turned = {name: jnp.take_along_axis(getattr(leaf, name), order, axis=-1) for name in fields}
+    reordered = {name: jnp.take_along_axis(getattr(leaf, name), order, axis=-1) for name in fields}
     gates = jnp.full_like(leaf.gate_logits, _CERTAIN)
-    return _at_zero(leaf.replace(**turned, gate_logits=gates))
+    return _at_zero(leaf.replace(**reordered, gate_logits=gates))
 
 
 def _at_zero(leaf: SubDistribution) -> SubDistribution:
@@ -105,7 +116,7 @@ def _at_zero(leaf: SubDistribution) -> SubDistribution:
 
 
 def _pruned(leaf: CompressedLeaf) -> CompressedLeaf:
-    """Make the first component's weights zeros, with no level of their own."""
+    """Replace the first component by code 0, and remove its level from the codebook."""
     codes = jnp.maximum(leaf.codes.astype(jnp.int32) - 1, 0)
     levels = leaf.codebook.shape[-1] - 1
     return CompressedLeaf(

@@ -1,4 +1,4 @@
-"""GPTQ: rounded input by input, each error made good by the inputs that follow.
+"""GPTQ: round to nearest input by input, with error compensation by the Hessian.
 
 Frantar, Ashkboos, Hoefler and Alistarh 2022, arXiv:2210.17323.
 """
@@ -24,25 +24,39 @@ def compress(
     group: int | None = None,
     rules: Iterable[Rule] = DEFAULT_RULES,
 ) -> Any:
-    """Round kernels by GPTQ; those without calibration to nearest.
+    """Quantize kernels by GPTQ.
 
-    Kept: min-max grids, laid when the first input of a group is reached; damping of a hundredth of
-    the mean second moment; the order of the inputs as it is. Different: errors reach later groups a
-    group at a time, not 128 rows, which changes the speed alone; any number of levels, and kernels
-    of any rank. (qwix's GPTQ gives the same codes, but for int4, int8 and matrices alone.)
+    A kernel without calibration data is rounded to nearest.
+
+    Kept: min-max grids, computed when the first input of a group is reached; damping by a hundredth
+    of the mean second moment; the inputs keep their order. Different: errors reach later groups one
+    group at a time instead of 128 rows at a time, which changes the speed alone. Any number of
+    levels and kernels of any rank are supported. (qwix's GPTQ gives the same codes, but supports
+    int4, int8 and matrices alone.)
 
     Args:
-      params: tree of arrays; kernels are [*inputs, outputs].
-      levels: of each grid, at least 2.
-      calibration: tree with `sqs_jax.InputMoments` at paths of kernels; of these `second` is used.
-      group: inputs of a group; None: one group per output.
-      rules: which kernels.
+        params: Tree of arrays; a kernel has shape [*inputs, outputs].
+        levels: Number of levels of each grid; 2 to 65,536.
+        calibration: Tree of `sqs_jax.InputMoments` at the paths of kernels; the field `second`
+            is used.
+        group: Group size: consecutive inputs that share a grid; None for one group per output.
+        rules: Rules that choose the kernels; the first match decides.
 
     Returns:
-      The tree with `GridLeaf`s.
+        Copy of the tree in which each kernel is a `GridLeaf`.
 
     Raises:
-      ValueError: see `per_kernel`.
+        ValueError: As `sqs_jax.baselines.grids.per_kernel`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from sqs_jax import InputMoments
+        >>> from sqs_jax.baselines import gptq
+        >>> params = {"kernel": jnp.linspace(-1, 1, 12).reshape(4, 3)}
+        >>> moments = {"kernel": InputMoments(jnp.eye(4) + 0.5)}
+        >>> leaf = gptq.compress(params, levels=8, calibration=moments, group=2)["kernel"]
+        >>> leaf.codes.shape, leaf.scales.shape  # two groups of two inputs
+        ((4, 3), (2, 3))
     """
 
     def rounded(kernel: Kernel) -> tuple[Any, Any, Any]:
@@ -58,10 +72,10 @@ def compress(
 def _round(
     weights: jax.Array, factor: jax.Array, levels: int, group: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return codes [I, O], scales and zeros [G, O]; U^T U = H^-1 is the factor."""
+    """Return codes [I, O], scales and zeros [G, O]; the factor U has U^T U = H^-1."""
 
     def choose(row: jax.Array, _: jax.Array, grids: Any) -> tuple[jax.Array, jax.Array]:
-        scale, zero = (each[0] for each in grids)
+        scale, zero = (row_of_grids[0] for row_of_grids in grids)
         code = jnp.clip(jnp.round(row / scale + zero), 0, levels - 1)
         return code, (code - zero) * scale
 

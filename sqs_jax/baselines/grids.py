@@ -1,4 +1,4 @@
-"""Uniform grids over groups of a kernel's rows, as round-to-nearest, GPTQ and AWQ have them."""
+"""Uniform grids over groups of a kernel's rows, shared by the rounding methods."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -14,14 +14,14 @@ from sqs_jax.transform.rules import Rule, assign, check_rules, flatten, path_str
 
 
 class Kernel(NamedTuple):
-    """What a method is given.
+    """Input of a method: a kernel as a matrix, with the moments of its inputs.
 
     Attributes:
-      path: in the tree.
-      weights: float32 [I, O]; of a convolution height, width and inputs are its rows.
-      second: second moments of their inputs, [I, I]; None if they are not known.
-      group: rows of a group; None: all.
-      channels: the last axis but one: how many inputs there are; I is a multiple.
+        path: Path of the kernel in the tree.
+        weights: Weights, float32 [I, O]; the rows of a convolution are height x width x inputs.
+        second: Second moments of the inputs, [I, I]; None without calibration data.
+        group: Group size in rows; None for all rows.
+        channels: Number of input channels, the last axis but one; I is a multiple of this number.
     """
 
     path: str
@@ -32,16 +32,23 @@ class Kernel(NamedTuple):
 
 
 def lay_grids(weights: jax.Array, levels: int, group: int | None) -> tuple[jax.Array, jax.Array]:
-    """Lay a grid over each group from its least weight, or 0, to its greatest, or 0.
+    """Compute the min-max grid of each group; zero is on every grid.
 
     Args:
-      weights: [I, O].
-      levels: of a grid, at least 2.
-      group: rows of a group; None: all of them.
+        weights: Weights, float [I, O].
+        levels: Number of levels of each grid, at least 2.
+        group: Group size in rows; None for all rows.
 
     Returns:
-      (scales, zeros), [G, O] each: a weight is about (code - zero) * scale. Scales are rounded to
-      float16, where they fit.
+        Scales [G, O] and zeros [G, O]: a weight is about (code - zero) * scale. A scale is rounded
+        to float16 unless that changes it by more than 2**-10 of its value.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from sqs_jax.baselines.grids import lay_grids
+        >>> scales, zeros = lay_grids(jnp.array([[-1.0], [3.0]]), levels=5, group=None)
+        >>> scales.tolist(), zeros.tolist()
+        ([[1.0]], [[1.0]])
     """
     groups = weights.reshape(-1, group or weights.shape[0], weights.shape[1])
     low = jnp.minimum(groups.min(1), 0.0)
@@ -49,19 +56,19 @@ def lay_grids(weights: jax.Array, levels: int, group: int | None) -> tuple[jax.A
     scales = (high - low) / (levels - 1)
     short = scales.astype(jnp.float16).astype(scales.dtype)
     scales = jnp.where(jnp.abs(short - scales) <= 2.0**-10 * scales, short, scales)
-    scales = jnp.where(scales > 0, scales, 1.0)  # a group of zeros
+    scales = jnp.where(scales > 0, scales, 1.0)  # a group of zeros has the scale 0
     return scales, jnp.clip(jnp.round(-low / scales), 0, levels - 1)
 
 
 def nearest(weights: jax.Array, scales: jax.Array, zeros: jax.Array, levels: int) -> jax.Array:
-    """Return the codes of the nearest points on grids, [I, O]; scales and zeros are [G, O]."""
+    """Return the codes [I, O] of the nearest grid points; scales and zeros are [G, O]."""
     groups = weights.reshape(len(scales), -1, weights.shape[1])
     codes = jnp.clip(jnp.round(groups / scales[:, None] + zeros[:, None]), 0, levels - 1)
     return codes.reshape(weights.shape)
 
 
 def on_grids(codes: jax.Array, scales: jax.Array, zeros: jax.Array) -> jax.Array:
-    """Return the weights that codes stand for, [I, O]."""
+    """Return the weights [I, O] of codes [I, O]; scales and zeros are [G, O]."""
     groups = codes.reshape(len(scales), -1, codes.shape[1])
     return ((groups - zeros[:, None]) * scales[:, None]).reshape(codes.shape)
 
@@ -77,23 +84,24 @@ def per_kernel(
     sparsity: float = 0.0,
     wrap: Callable[..., Any] | None = None,
 ) -> Any:
-    """Make a grid leaf of every kernel that the rules compress.
+    """Apply a method to every kernel that the rules compress; return the tree of leaves.
 
     Args:
-      params: tree of arrays; a kernel has two axes or more, the last its outputs.
-      rules: the first that matches a path says whether it is compressed.
-      levels: of each grid.
-      group: rows of a group, None: all.
-      method: (kernel) -> (codes, scales, zeros, what `wrap` asks for); scales may be a grid leaf.
-      calibration: tree with `sqs_jax.InputMoments` at paths of kernels; of these `second` is used.
-      sparsity: that the method was given.
-      wrap: (grid leaf, what more the method returned) -> leaf; None if that is nothing.
+        params: Tree of arrays; a kernel has two axes or more, the last its outputs.
+        rules: Rules that choose the kernels; the first match decides.
+        levels: Number of levels of each grid, 2 to 65,536.
+        group: Group size in rows; None for all rows.
+        method: Function of a `Kernel` that returns (codes, scales, zeros, *extra); scales may be a
+            grid leaf.
+        calibration: Tree of `sqs_jax.InputMoments` at the paths of kernels; the field `second` is
+            used.
+        sparsity: Sparsity of the method, checked here; in [0, 1).
+        wrap: Function (grid leaf, *extra) that returns the leaf; None if the grid leaf is the leaf.
 
     Raises:
-      ValueError: for a sparsity outside of [0, 1), fewer than 2 or more than 65,536 levels; naming
-        the path, for a group that does not divide a kernel's rows, weights that are not finite,
-        moments that are none, see `unusable`, of another size or where no kernel is compressed; or
-        see `select`.
+        ValueError: If sparsity or levels is out of range, or as `select`. Naming the path: if the
+            group does not divide a kernel's rows, or the moments are unusable (see `unusable`),
+            have another size, or belong to no compressed kernel.
     """
     require_sparsity(sparsity)
     if not 2 <= levels <= 65_536:
@@ -101,7 +109,7 @@ def per_kernel(
     pairs, _ = jax.tree_util.tree_flatten_with_path(
         calibration, is_leaf=lambda node: isinstance(node, InputMoments)
     )
-    moments = {path_string(path): jnp.asarray(found.second) for path, found in pairs}
+    moments = {path_string(path): jnp.asarray(inputs.second) for path, inputs in pairs}
     leaves, treedef, kernels = select(params, rules)
     for i, (path, leaf) in kernels.items():
         weights = jnp.asarray(leaf, jnp.float32).reshape(-1, leaf.shape[-1])
@@ -128,7 +136,7 @@ def per_kernel(
 
 
 def _in_dtype(scales: Any, dtype: Any) -> Any:
-    """Return scales in the dtype of what they scale: an array, or rounded ones."""
+    """Cast scales, an array or a grid leaf, to the dtype of the weights."""
     if isinstance(scales, TransposedLeaf):
         return TransposedLeaf(_in_dtype(scales.leaf, dtype))
     if isinstance(scales, GridLeaf):
@@ -152,11 +160,11 @@ def select(
     """Find the kernels of a tree: floating, of two axes or more, compressed by their rule.
 
     Returns:
-      (the leaves, their treedef, {number of a leaf: (its path, its weights)}).
+        Leaves, their treedef, and {index of a leaf: (path, weights)} for the kernels.
 
     Raises:
-      ValueError: for a rule that matches nothing, stacks axes or has a structure, or weights that
-        are not finite, naming the path.
+        ValueError: If a rule matches nothing, stacks axes, has a structure or forbids pruning; or
+            if a weight is not finite, naming the path.
     """
     pairs, treedef = flatten(params)
     assigned = assign(check_rules(rules), [path for path, _ in pairs])
@@ -168,7 +176,7 @@ def select(
         if rule.stacked or rule.structure is not None or not rule.prunable:
             raise ValueError(
                 f"{path}: its rule stacks axes, has a structure or forbids pruning, which this "
-                "method does not know; give a rule of a pattern alone."
+                "method does not support; give a rule of a pattern alone."
             )
         kernels[i] = path, np.asarray(leaf)
         if not np.isfinite(kernels[i][1].astype(np.float32)).all():

@@ -1,6 +1,6 @@
-"""Optimal Brain Compression: exact greedy pruning, then exact greedy rounding, output by output.
+"""Optimal Brain Compression: exact greedy pruning, then exact greedy rounding.
 
-Frantar, Singh and Alistarh 2022, arXiv:2208.11580: ExactOBS and the Optimal Brain Quantiser.
+Frantar, Singh and Alistarh 2022, arXiv:2208.11580: ExactOBS and the Optimal Brain Quantizer.
 """
 
 from collections.abc import Iterable
@@ -15,8 +15,8 @@ from sqs_jax.baselines import wanda
 from sqs_jax.baselines.grids import Kernel, lay_grids, per_kernel
 from sqs_jax.transform.rules import DEFAULT_RULES, Rule
 
-_DAMPING = 0.01  # of the mean second moment
-_FLOATS = 1 << 26  # of the inverse Hessians that are in memory together
+_DAMPING = 0.01  # fraction of the mean second moment that is added to the diagonal
+_FLOATS = 1 << 26  # size limit of the inverse Hessians that are in memory together
 
 
 def compress(
@@ -29,30 +29,48 @@ def compress(
     calibration: Any,
     rules: Iterable[Rule] = DEFAULT_RULES,
 ) -> Any:
-    """Prune kernels by ExactOBS and round what is left by OBQ; without calibration by magnitude.
+    """Prune kernels by ExactOBS and round the remaining weights by OBQ.
 
-    Kept: one weight at a time, the one that costs least, with the inverse Hessian of what is left;
-    the outputs' traces merged so that a layer prunes where it loses least; rounding on what pruning
-    leaves, zeros fixed, weights beyond half a step first. Different: grids are laid from least to
-    greatest weight; second moments, singular or not, are damped by a hundredth of their mean, as
-    the public code does where it is told to. How much of each layer is for `allocate`, in
-    obc_allocation.py.
+    A kernel without calibration data is pruned by magnitude and rounded to nearest; blocks and
+    structures then use the identity as the Hessian.
+
+    Kept: weights are pruned one at a time, the cheapest first, with the inverse Hessian of the
+    remaining ones. The traces of the outputs are merged, so that a layer prunes where its loss is
+    least. Rounding starts from the pruned kernel with its zeros fixed; weights with an error beyond
+    half a step come first. Different: grids span the minimum to the maximum weight. Second moments,
+    singular or not, are damped by a hundredth of their mean; the public code has that as an option.
+    `obc_allocation.allocate` chooses how much each layer is compressed.
 
     Args:
-      params: tree of arrays; kernels are [*inputs, outputs].
-      sparsity: fraction of every kernel to prune, in [0, 1).
-      structure: (n, m) keeps n of every m inputs in turn of each output, in place of a sparsity.
-      block: so many inputs in turn of an output are pruned together; with a sparsity.
-      levels: of each output's grid, at least 2.
-      calibration: tree with `sqs_jax.InputMoments` at paths of kernels; of these `second` is used.
-      rules: which kernels.
+        params: Tree of arrays; a kernel has shape [*inputs, outputs].
+        sparsity: Fraction of every kernel's weights to prune, in [0, 1).
+        structure: Pair (n, m) that keeps n of every m consecutive inputs of each output; replaces
+            `sparsity`.
+        block: Block size: consecutive inputs of an output that are pruned together; used with
+            `sparsity`.
+        levels: Number of levels of each output's grid; 2 to 65,536.
+        calibration: Tree of `sqs_jax.InputMoments` at the paths of kernels; the field `second`
+            is used.
+        rules: Rules that choose the kernels; the first match decides.
 
     Returns:
-      The tree with `GridLeaf`s; a pruned weight has the code of the grid's zero.
+        Copy of the tree in which each kernel is a `GridLeaf`; a pruned weight has the code of the
+        grid's zero.
 
     Raises:
-      ValueError: for a sparsity and a structure, or a structure that is no n <= m, or, naming the
-        path, rows that structure or block does not divide; or see `per_kernel`.
+        ValueError: If sparsity and structure are both set, or the structure lacks 0 < n <= m. If
+            structure or block does not divide a kernel's rows, naming the path. Or as
+            `sqs_jax.baselines.grids.per_kernel`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from sqs_jax import InputMoments, materialize
+        >>> from sqs_jax.baselines import obc
+        >>> params = {"kernel": jnp.array([[1.0], [2.0], [3.0], [4.0]])}
+        >>> moments = {"kernel": InputMoments(jnp.diag(jnp.array([100.0, 1.0, 1.0, 1.0])))}
+        >>> compressed = obc.compress(params, sparsity=0.5, levels=16, calibration=moments)
+        >>> (materialize(compressed)["kernel"] != 0).ravel().tolist()  # the first input is large
+        [True, False, False, True]
     """
     if block < 1 or (block > 1 and structure is not None):
         raise ValueError(
@@ -68,9 +86,9 @@ def compress(
         weights = kernel.weights
         unit = structure[1] if structure else block
         if len(weights) % unit:
-            asked = f"structure {structure}" if structure else f"block {block}"
+            setting = f"structure {structure}" if structure else f"block {block}"
             raise ValueError(
-                f"{kernel.path}: {asked} needs rows that are a multiple of {unit}; it has "
+                f"{kernel.path}: {setting} needs rows that are a multiple of {unit}; it has "
                 f"{len(weights)}."
             )
         if unit == 1 and kernel.second is None:
@@ -88,33 +106,57 @@ def compress(
 
 
 def prune(weights: jax.Array, hessian: jax.Array, number: int, block: int = 1) -> jax.Array:
-    """Choose the weights to keep by ExactOBS.
+    """Choose the weights to keep by ExactOBS, over all outputs together.
 
     Args:
-      weights: [I, O].
-      hessian: second moments of the inputs, positive definite, [I, I].
-      number: of blocks to prune.
-      block: weights in turn of an output that are pruned together.
+        weights: Weights, float [I, O].
+        hessian: Second moments of the inputs, positive definite, [I, I].
+        number: Number of blocks to prune.
+        block: Block size: consecutive weights of an output that are pruned together.
 
     Returns:
-      bool [I, O].
+        Mask of the weights to keep, bool [I, O].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from sqs_jax.baselines import obc
+        >>> weights = jnp.array([[1.0, 4.0], [2.0, 3.0]])
+        >>> obc.prune(weights, jnp.eye(2), number=2).tolist()
+        [[False, True], [False, True]]
     """
     rows, inverse = len(weights), jnp.linalg.inv(hessian)
     if block == 1:
-        order, loss = _traces(weights, inverse, rows, rows)  # one group, all of it
+        order, loss = _traces(weights, inverse, rows, rows)  # one group of all rows
     else:
         order, loss = _block_traces(weights, inverse, block)
-    # made never to fall along a trace, so that what is pruned of an output is its beginning
-    dear = np.maximum.accumulate(np.asarray(loss), axis=1)
-    due = np.zeros(dear.size, bool)
-    due[np.argsort(dear, axis=None, kind="stable")[:number]] = True
-    kept = np.ones(dear.shape, bool)
-    np.put_along_axis(kept, np.asarray(order), ~due.reshape(dear.shape), axis=1)
+    # With costs that never fall along a trace, the cheapest blocks are a prefix of each trace.
+    costs = np.maximum.accumulate(np.asarray(loss), axis=1)
+    pruned = np.zeros(costs.size, bool)
+    pruned[np.argsort(costs, axis=None, kind="stable")[:number]] = True
+    kept = np.ones(costs.shape, bool)
+    np.put_along_axis(kept, np.asarray(order), ~pruned.reshape(costs.shape), axis=1)
     return jnp.asarray(np.repeat(kept, block, axis=1).T)
 
 
 def prune_in_groups(weights: jax.Array, hessian: jax.Array, keep: int, group: int) -> jax.Array:
-    """Choose the weights to keep by ExactOBS, so many of every group of inputs; bool [I, O]."""
+    """Choose the weights to keep by ExactOBS, a fixed number in every group of inputs.
+
+    Args:
+        weights: Weights, float [I, O].
+        hessian: Second moments of the inputs, positive definite, [I, I].
+        keep: Number of weights to keep in each group, 1 to `group`.
+        group: Group size: consecutive inputs of an output; divides I.
+
+    Returns:
+        Mask of the weights to keep, bool [I, O].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from sqs_jax.baselines import obc
+        >>> weights = jnp.array([[1.0], [2.0], [4.0], [3.0]])
+        >>> obc.prune_in_groups(weights, jnp.eye(4), keep=1, group=2).ravel().tolist()
+        [False, True, True, False]
+    """
     kept = np.ones(weights.T.shape, bool)
     if keep == group:
         return jnp.asarray(kept.T)
@@ -123,20 +165,27 @@ def prune_in_groups(weights: jax.Array, hessian: jax.Array, keep: int, group: in
     return jnp.asarray(kept.T)
 
 
-@partial(jax.jit, static_argnames=("group", "lost"))
+@partial(jax.jit, static_argnames=("group", "drop"))
 def _traces(
-    weights: jax.Array, inverse: jax.Array, group: int, lost: int
+    weights: jax.Array, inverse: jax.Array, group: int, drop: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Return the order in which each output loses its weights, and what each costs.
+    """Return the pruning order of each output's weights and the cost of each step.
 
-    Of every group of inputs so many are lost; both arrays are [O, how many that are in all].
+    Args:
+        weights: Weights, float [I, O].
+        inverse: Inverse Hessian of the inputs, [I, I].
+        group: Group size in inputs; divides I.
+        drop: Number of weights to prune in each group.
+
+    Returns:
+        Indices of the inputs and costs, both [O, I / group * drop].
     """
-    count = len(weights) // group * lost
+    count = len(weights) // group * drop
 
     def of_output(w: jax.Array) -> tuple[jax.Array, jax.Array]:
         def step(carry: Any, _: None) -> tuple[Any, tuple[jax.Array, jax.Array]]:
             w, inverse, alive = carry
-            left = jnp.sum(alive.reshape(-1, group), axis=1, keepdims=True) > group - lost
+            left = jnp.sum(alive.reshape(-1, group), axis=1, keepdims=True) > group - drop
             free = (alive.reshape(-1, group) & left).ravel()
             cost = jnp.where(free, w**2 / _diagonal(inverse), jnp.inf)
             p = jnp.argmin(cost)
@@ -153,17 +202,17 @@ def _traces(
 def _block_traces(
     weights: jax.Array, inverse: jax.Array, block: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Return the order in which each output loses its blocks, and what each costs, [O, I / block].
+    """Return the pruning order of each output's blocks and their costs, [O, I / block].
 
-    A block w_P costs w_P^T ((H^-1)_PP)^-1 w_P, and the others make good what they can.
+    A block w_P costs w_P^T ((H^-1)_PP)^-1 w_P; the remaining weights compensate its error.
     """
     count = len(weights) // block
-    turn = jnp.arange(count)
+    blocks = jnp.arange(count)
 
     def of_output(w: jax.Array) -> tuple[jax.Array, jax.Array]:
         def step(carry: Any, _: None) -> tuple[Any, tuple[jax.Array, jax.Array]]:
             w, inverse, alive = carry
-            parts = inverse.reshape(count, block, count, block)[turn, :, turn]
+            parts = inverse.reshape(count, block, count, block)[blocks, :, blocks]
             parts = jnp.where(alive[:, None, None], parts, jnp.eye(block))
             solved = jnp.linalg.solve(parts, w.reshape(count, block, 1))[..., 0]
             cost = jnp.where(alive, jnp.sum(w.reshape(count, block) * solved, 1), jnp.inf)
@@ -172,9 +221,9 @@ def _block_traces(
             w = w - columns @ solved[p]
             inverse = inverse - columns @ jnp.linalg.solve(parts[p], columns.T)
             alive = alive.at[p].set(False)
-            there = jnp.repeat(alive, block)
-            inverse = jnp.where(there[:, None] & there[None], inverse, 0.0)
-            return (jnp.where(there, w, 0.0), inverse, alive), (p, cost[p])
+            remaining = jnp.repeat(alive, block)
+            inverse = jnp.where(remaining[:, None] & remaining[None], inverse, 0.0)
+            return (jnp.where(remaining, w, 0.0), inverse, alive), (p, cost[p])
 
         start = w, inverse, jnp.ones(count, bool)
         return jax.lax.scan(step, start, None, count)[1]
@@ -185,14 +234,24 @@ def _block_traces(
 def reconstruct(
     weights: jax.Array, hessian: jax.Array, kept: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Give the kept weights of an output their best values.
+    """Compute the values of an output's kept weights that minimize the output error.
 
     Args:
-      weights, kept: [I].
-      hessian: [I, I].
+        weights: Weights before pruning, float [I].
+        hessian: Second moments of the inputs, positive definite, [I, I].
+        kept: Mask of the weights to keep, bool [I].
 
     Returns:
-      (weights [I], inverse of the Hessian of the kept ones, 0 elsewhere, [I, I]).
+        Weights [I], 0 where pruned; and the inverse Hessian of the kept weights, [I, I], 0 in the
+        rows and columns of pruned weights.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from sqs_jax.baselines import obc
+        >>> hessian = jnp.array([[2.0, 1.0], [1.0, 2.0]])
+        >>> values, _ = obc.reconstruct(jnp.ones(2), hessian, jnp.array([True, False]))
+        >>> values.tolist()
+        [1.5, 0.0]
     """
     both = kept[:, None] & kept[None]
     inverse = jnp.linalg.inv(jnp.where(both, hessian, jnp.eye(weights.size)))
@@ -204,25 +263,36 @@ def reconstruct(
 def quantise(
     weights: jax.Array, hessian: jax.Array, kept: jax.Array, levels: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Prune to a mask, and round what is left by the Optimal Brain Quantiser.
+    """Prune to a mask, and round the kept weights by the Optimal Brain Quantizer.
 
     Args:
-      weights, kept: [I, O].
-      hessian: [I, I].
-      levels: of each output's grid.
+        weights: Weights before pruning, float [I, O].
+        hessian: Second moments of the inputs, positive definite, [I, I].
+        kept: Mask of the weights to keep, bool [I, O].
+        levels: Number of levels of each output's grid, at least 2.
 
     Returns:
-      Codes [I, O], scales and zeros [1, O].
+        Codes [I, O], scales [1, O] and zeros [1, O].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from sqs_jax.baselines import obc
+        >>> weights = jnp.array([[1.0], [-1.0], [0.1]])
+        >>> kept = jnp.array([[True], [True], [False]])
+        >>> codes, scales, zeros = obc.quantise(weights, jnp.eye(3), kept, 3)
+        >>> codes.ravel().tolist(), scales.tolist(), zeros.tolist()
+        ([2.0, 0.0, 1.0], [[1.0]], [[1.0]])
     """
 
-    def of_output(given: tuple[jax.Array, jax.Array]) -> Any:
-        left, inverse = reconstruct(given[0], hessian, given[1])
-        scales, zeros = lay_grids(left[:, None], levels, None)
-        codes = _round(left, inverse, given[1], scales[0, 0], zeros[0, 0], levels)
+    def of_output(column_and_mask: tuple[jax.Array, jax.Array]) -> Any:
+        column, mask = column_and_mask
+        values, inverse = reconstruct(column, hessian, mask)
+        scales, zeros = lay_grids(values[:, None], levels, None)
+        codes = _round(values, inverse, mask, scales[0, 0], zeros[0, 0], levels)
         return codes, scales[:, 0], zeros[:, 0]
 
-    found = jax.lax.map(of_output, (weights.T, kept.T), batch_size=_batch(weights))
-    codes, scales, zeros = (x.T for x in found)
+    outputs = jax.lax.map(of_output, (weights.T, kept.T), batch_size=_batch(weights))
+    codes, scales, zeros = (x.T for x in outputs)
     return codes, scales, zeros
 
 
@@ -234,13 +304,13 @@ def _round(
     zero: jax.Array,
     levels: int,
 ) -> jax.Array:
-    """Round the kept weights of an output, one after the other; returns codes [I]."""
+    """Round the kept weights [I] of an output sequentially; return codes [I]."""
 
     def step(carry: Any, _: None) -> tuple[Any, None]:
         w, inverse, due, codes = carry
         code = jnp.clip(jnp.round(w / scale + zero), 0, levels - 1)
         error = jnp.abs(w - (code - zero) * scale)
-        # beyond the grid, errors only grow: the largest one at once
+        # A weight beyond its grid only moves further away: round the worst of these first.
         beyond = error > 0.5001 * scale
         cost = jnp.where(beyond, -error, error**2 / _diagonal(inverse))
         p = jnp.argmin(jnp.where(due, cost, jnp.inf))
@@ -256,7 +326,7 @@ def _round(
 def _eliminate(
     w: jax.Array, inverse: jax.Array, p: jax.Array, value: jax.typing.ArrayLike
 ) -> tuple[jax.Array, jax.Array]:
-    """Set weight p to a value; the others make good what that changes, and p leaves the inverse."""
+    """Set weight p to a value, compensate its error, and remove p from the inverse."""
     column, pivot = inverse[:, p], inverse[p, p]
     w = (w - column * ((w[p] - value) / pivot)).at[p].set(value)
     inverse = inverse - jnp.outer(column, column / pivot)

@@ -1,6 +1,6 @@
-"""Round to nearest: every weight to the nearest point of its group's uniform grid.
+"""Round to nearest: move each weight to the nearest point of its group's uniform grid.
 
-What every comparison of quantisers begins with; in GPTQ's paper (arXiv:2210.17323) "RTN".
+The reference method of every comparison of quantizers; "RTN" in the GPTQ paper, arXiv:2210.17323.
 """
 
 from collections.abc import Iterable
@@ -19,22 +19,31 @@ def compress(
     group: int | None = None,
     rules: Iterable[Rule] = DEFAULT_RULES,
 ) -> Any:
-    """Round kernels to nearest.
+    """Round the weights of kernels to nearest.
 
     Kept: asymmetric min-max grids per output, or per group of an output's inputs. Different: any
-    number of levels, for files are entropy-coded and a power of two is nothing special.
+    number of levels, because files are entropy-coded and powers of two save nothing.
 
     Args:
-      params: tree of arrays; kernels are [*inputs, outputs].
-      levels: of each grid, at least 2.
-      group: inputs of a group; None: one group per output.
-      rules: which kernels.
+        params: Tree of arrays; a kernel has shape [*inputs, outputs].
+        levels: Number of levels of each grid; 2 to 65,536.
+        group: Group size: consecutive inputs that share a grid; None for one group per output.
+        rules: Rules that choose the kernels; the first match decides.
 
     Returns:
-      The tree with `GridLeaf`s.
+        Copy of the tree in which each kernel is a `GridLeaf`.
 
     Raises:
-      ValueError: see `per_kernel`.
+        ValueError: As `sqs_jax.baselines.grids.per_kernel`.
+
+    Example:
+        >>> import numpy as np
+        >>> import sqs_jax
+        >>> from sqs_jax.baselines import round_to_nearest
+        >>> params = {"kernel": np.array([[-1.0, 0.4], [0.6, 3.0]], np.float32)}
+        >>> compressed = round_to_nearest.compress(params, levels=3)
+        >>> compressed["kernel"].codes.tolist()
+        [[0, 0], [2, 2]]
     """
 
     def rounded(kernel: Kernel) -> tuple[Any, Any, Any]:
@@ -44,6 +53,6 @@ def compress(
 
 
 def round_kernel(weights: jax.Array, levels: int, group: int | None) -> tuple[Any, Any, Any]:
-    """Return codes [I, O], scales and zeros [G, O] of a kernel's weights, each at its nearest."""
+    """Round weights [I, O] to nearest; return codes [I, O], scales and zeros [G, O]."""
     scales, zeros = lay_grids(weights, levels, group)
     return nearest(weights, scales, zeros, levels), scales, zeros

@@ -1,4 +1,4 @@
-"""Quantized Sparse Weight Decomposition: a kernel as the product of two sparse, rounded factors.
+"""Quantized Sparse Weight Decomposition: kernels as products of two sparse factors.
 
 Kuzmin, van Baalen, Nagel and Behboodi 2022, arXiv:2207.11048.
 """
@@ -16,7 +16,7 @@ from sqs_jax.baselines.grids import on_grids, require_sparsity, select
 from sqs_jax.baselines.round_to_nearest import round_kernel
 from sqs_jax.transform.rules import DEFAULT_RULES, Rule
 
-_POWER = 8  # iterations towards the largest singular value, whose inverse square is a step
+_POWER = 8  # power iterations for the largest singular value; its inverse square is the step size
 
 
 def compress(
@@ -28,26 +28,37 @@ def compress(
     steps: int = 200,
     rules: Iterable[Rule] = DEFAULT_RULES,
 ) -> Any:
-    """Decompose kernels, by projected gradient descent on the squared error.
+    """Decompose kernels by projected gradient descent on the squared error.
 
-    Kept: factors start at the singular value decomposition; a step down the gradient of one factor
-    and then of the other, each followed by the projection to its largest entries; both rounded.
-    Different: the left factor is rounded first, and the right one makes its errors good before it
-    is rounded itself; grids are one per column of a factor; no end-to-end fine-tuning.
+    Kept: the factors start at the singular value decomposition. A gradient step of one factor
+    alternates with a step of the other, each followed by the projection to the largest entries.
+    Both factors are rounded. Different: the left factor is rounded first, and the right factor
+    compensates its errors before it is rounded. Each column of a factor has one grid. There is no
+    end-to-end fine-tuning.
 
     Args:
-      params: tree of arrays; kernels are [*inputs, outputs], of a convolution a matrix of its rows.
-      sparsity: fraction of the entries of both factors that are 0, in [0, 1).
-      levels: of each grid, at least 2.
-      rank: of the factors, as a fraction of the smaller side of a kernel, in (0, 1].
-      steps: of the descent.
-      rules: which kernels.
+        params: Tree of arrays; a kernel has shape [*inputs, outputs] and is decomposed as a matrix
+            [I, outputs], where I is the product of its other axes.
+        sparsity: Fraction of the entries of each factor that are 0, in [0, 1).
+        levels: Number of levels of each grid; 2 to 256.
+        rank: Rank of the factors as a fraction of a kernel's smaller side, in (0, 1].
+        steps: Number of descent steps.
+        rules: Rules that choose the kernels; the first match decides.
 
     Returns:
-      The tree with `ProductLeaf`s of `GridLeaf`s.
+        Copy of the tree in which each kernel is a `ProductLeaf` of two `GridLeaf`s.
 
     Raises:
-      ValueError: for a sparsity, a rank or levels out of range, or see `grids.select`.
+        ValueError: If sparsity, rank or levels is out of range; or as
+            `sqs_jax.baselines.grids.select`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from sqs_jax.baselines import sparse_decomposition
+        >>> params = {"kernel": jnp.linspace(-1, 1, 12).reshape(4, 3)}
+        >>> leaf = sparse_decomposition.compress(params, sparsity=0.5, levels=16)["kernel"]
+        >>> leaf.left.codes.shape, leaf.right.codes.shape
+        ((4, 3), (3, 3))
     """
     require_sparsity(sparsity)
     if not 0 < rank <= 1:
@@ -59,7 +70,7 @@ def compress(
         weights = jnp.asarray(leaf, jnp.float32).reshape(-1, leaf.shape[-1])
         size = max(1, round(rank * min(weights.shape)))
         left, right = _decompose(weights, size, 1 - sparsity, levels, steps)
-        left, right = (_grid(each, leaf.dtype, levels) for each in (left, right))
+        left, right = (_grid(factor, leaf.dtype, levels) for factor in (left, right))
         leaves[i] = ProductLeaf(left, right, leaf.shape)
     return treedef.unflatten(leaves)
 
@@ -71,7 +82,7 @@ def _grid(parts: Any, dtype: Any, levels: int) -> GridLeaf:
 
 @partial(jax.jit, static_argnames=("rank", "steps"))
 def _decompose(weights: jax.Array, rank: int, keep: float, levels: int, steps: int) -> Any:
-    """Return (codes, scales, zeros) of both factors."""
+    """Return (codes, scales, zeros) of each factor, left and right."""
     u, s, v = jnp.linalg.svd(weights, full_matrices=False)
     root = jnp.sqrt(s[:rank])
     start = _largest(u[:, :rank] * root[None], keep), _largest(root[:, None] * v[:rank], keep)
@@ -94,7 +105,7 @@ def _decompose(weights: jax.Array, rank: int, keep: float, levels: int, steps: i
 
 
 def _largest(factor: jax.Array, keep: float) -> jax.Array:
-    """Keep a fraction of the entries, the largest, and set the others to 0."""
+    """Keep the given fraction of largest entries, and set the rest to 0."""
     size = jnp.abs(factor)
     count = jnp.clip(jnp.round(keep * factor.size), 1, factor.size).astype(jnp.int32)
     least = jnp.sort(size.ravel())[factor.size - count]
@@ -102,12 +113,12 @@ def _largest(factor: jax.Array, keep: float) -> jax.Array:
 
 
 def _squared_norm(factor: jax.Array) -> jax.Array:
-    """Bound the largest squared singular value from near, by power iteration and a margin."""
+    """Estimate the largest squared singular value by power iteration, with a margin."""
 
-    def turn(x: jax.Array, _: None) -> tuple[jax.Array, None]:
+    def iterate(x: jax.Array, _: None) -> tuple[jax.Array, None]:
         y = factor.T @ (factor @ x)
         return y / jnp.maximum(jnp.linalg.norm(y), 1e-30), None
 
-    x, _ = jax.lax.scan(turn, jnp.ones(factor.shape[1]), None, _POWER)
-    found = 1.1 * jnp.sum(jnp.square(factor @ x)) / jnp.maximum(jnp.sum(jnp.square(x)), 1e-30)
-    return jnp.maximum(found, 1e-30)
+    x, _ = jax.lax.scan(iterate, jnp.ones(factor.shape[1]), None, _POWER)
+    estimate = 1.1 * jnp.sum(jnp.square(factor @ x)) / jnp.maximum(jnp.sum(jnp.square(x)), 1e-30)
+    return jnp.maximum(estimate, 1e-30)

@@ -1,4 +1,4 @@
-"""SpQR: weights that spoil their group's grid are kept as they are, and scales are rounded too.
+"""SpQR: grids with rounded scales, and outlier weights stored in 16 bits.
 
 Dettmers, Svirschevski, Egiazarian, Kuznedelev, Frantar, Ashkboos, Borzunov, Hoefler and Alistarh
 2023, arXiv:2306.03078.
@@ -31,28 +31,40 @@ def compress(
     group: int | None = 16,
     rules: Iterable[Rule] = DEFAULT_RULES,
 ) -> Any:
-    """Round kernels by SpQR; those without calibration too, as if their inputs were alike.
+    """Quantize kernels by SpQR.
 
-    Kept: an outlier is a weight without which its group, rounded, loses less by a threshold, each
-    error counted as the inverse Hessian has it; outliers are kept in 16 bits, the others rounded as
-    by GPTQ; scales are rounded, those of sixteen outputs of a group of inputs together, as in the
-    public code. Different: outliers and grids are chosen before any error is made good; scales have
-    sixteen levels from 0 on, for a grid holds zero, and zeros are whole numbers.
+    A kernel without calibration data is quantized as if its inputs had identity second moments.
+
+    Kept: a weight is an outlier if its removal reduces the rounding error of its group by more than
+    a threshold. Errors are weighted by 1 / U_ii^2, where U^T U = H^-1. Outliers are stored in 16
+    bits; the other weights are rounded as in GPTQ. Scales are rounded too, those of sixteen outputs
+    of a group of inputs together, as in the public code. Different: outliers and grids are chosen
+    before any error compensation. Scales have sixteen levels that start at 0, because a grid
+    contains zero, and zeros are integers.
 
     Args:
-      params: tree of arrays; kernels are [*inputs, outputs].
-      levels: of each grid, at least 2.
-      calibration: tree with `sqs_jax.InputMoments` at paths of kernels; of these `second` is used.
-      threshold: what a group must lose less without an outlier, > 0, in units of what a weight's
-        own variance among the outputs would lose.
-      group: inputs of a group; None: one group per output.
-      rules: which kernels.
+        params: Tree of arrays; a kernel has shape [*inputs, outputs].
+        levels: Number of levels of each grid; 2 to 65,536.
+        calibration: Tree of `sqs_jax.InputMoments` at the paths of kernels; the field `second`
+            is used.
+        threshold: Least reduction of a group's error that makes a weight an outlier, > 0. The unit
+            is the mean error of replacing a row of weights by its mean over the outputs.
+        group: Group size: consecutive inputs that share a grid; None for one group per output.
+        rules: Rules that choose the kernels; the first match decides.
 
     Returns:
-      The tree with `OverlayLeaf`s of `GridLeaf`s.
+        Copy of the tree in which each kernel is an `OverlayLeaf` of a `GridLeaf`.
 
     Raises:
-      ValueError: if the threshold is not positive; or see `per_kernel`.
+        ValueError: If the threshold is not positive; or as `sqs_jax.baselines.grids.per_kernel`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from sqs_jax.baselines import spqr
+        >>> weights = jnp.tile(jnp.linspace(-1, 1, 8)[:, None], (1, 4)).at[5, 2].set(30.0)
+        >>> leaf = spqr.compress({"kernel": weights}, levels=8, calibration={}, group=8)["kernel"]
+        >>> leaf.values.tolist()  # the outlier
+        [30.0]
     """
     if not threshold > 0:
         raise ValueError(f"threshold is {threshold}; it must be positive.")
@@ -64,9 +76,9 @@ def compress(
         outliers = _outliers(kernel.weights, factor, levels, group or rows, threshold)
         ordinary = jnp.where(outliers, 0.0, kernel.weights)
         scales = _rounded_scales(lay_grids(ordinary, levels, group)[0])
-        found = jnp.asarray(materialize(scales))
+        rounded_scales = jnp.asarray(materialize(scales))
         codes, values, zeros = _round(
-            kernel.weights, outliers, factor, found, levels, group or rows
+            kernel.weights, outliers, factor, rounded_scales, levels, group or rows
         )
         return codes, scales, zeros, outliers, values
 
@@ -81,36 +93,36 @@ def compress(
 def _outliers(
     weights: jax.Array, factor: jax.Array, levels: int, group: int, threshold: float
 ) -> jax.Array:
-    """Mark the weights without which their group loses less by a threshold; bool [I, O]."""
+    """Mark the weights whose removal reduces their group's error enough; bool [I, O]."""
     shape = -1, group, weights.shape[1]
     cost = (1 / jnp.square(jnp.diagonal(factor))).reshape(-1, group, 1)
     groups = weights.reshape(shape)
 
-    def lost(left_out: jax.Array) -> jax.Array:
-        """Return what groups lose without their row of this number; -1: with all."""
+    def group_error(left_out: jax.Array) -> jax.Array:
+        """Return the errors [G, O] of groups without row number `left_out`; -1: with all."""
         counted = (jnp.arange(group) != left_out)[None, :, None]
         others = jnp.where(counted, groups, 0.0).reshape(weights.shape)
         scales, zeros = lay_grids(others, levels, group)
-        found = on_grids(nearest(weights, scales, zeros, levels), scales, zeros)
-        error = groups - found.reshape(groups.shape)
+        rounded = on_grids(nearest(weights, scales, zeros, levels), scales, zeros)
+        error = groups - rounded.reshape(groups.shape)
         return jnp.sum(jnp.where(counted, cost * jnp.square(error), 0.0), axis=1)
 
-    whole = lost(jnp.int32(-1))
-    without = jnp.moveaxis(jax.lax.map(lost, jnp.arange(group)), 0, 1)
+    whole = group_error(jnp.int32(-1))
+    without = jnp.moveaxis(jax.lax.map(group_error, jnp.arange(group)), 0, 1)
     unit = jnp.mean(cost.ravel() * jnp.var(weights, axis=1))
     return (whole[:, None] - without > threshold * unit).reshape(weights.shape)
 
 
 def _rounded_scales(scales: jax.Array) -> TransposedLeaf:
-    """Round scales [G, O] to grids of their own, each for sixteen outputs of a group of inputs.
+    """Round scales [G, O] to grids over sixteen outputs of a group of inputs.
 
-    None of them is rounded to 0.
+    No scale is rounded to 0.
     """
     size = math.gcd(scales.shape[1], _SCALE_GROUP)
     codes, steps, zeros = round_kernel(scales.T, _SCALE_LEVELS, size)
-    low = np.maximum(np.asarray(codes), 1).astype(np.uint8)
-    whole = np.asarray(zeros).astype(np.uint8)
-    return TransposedLeaf(GridLeaf(low, np.asarray(steps), whole, _SCALE_LEVELS))
+    positive = np.maximum(np.asarray(codes), 1).astype(np.uint8)
+    zeros = np.asarray(zeros).astype(np.uint8)
+    return TransposedLeaf(GridLeaf(positive, np.asarray(steps), zeros, _SCALE_LEVELS))
 
 
 @partial(jax.jit, static_argnames="group")
@@ -122,14 +134,17 @@ def _round(
     levels: int,
     group: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return codes [I, O], the outliers' values among others [I, O] and zeros [G, O]."""
+    """Return codes [I, O], zeros [G, O] and, in between, float16 rows [I, O].
+
+    The rows are the weights when they were rounded; only those of outliers are stored.
+    """
     low = jnp.where(outliers, 0.0, weights).reshape(-1, group, weights.shape[1]).min(1)
     zeros = jnp.clip(jnp.round(-jnp.minimum(low, 0.0) / scales), 0, levels - 1)
 
     def choose(row: jax.Array, at: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
         scale, zero, kept = scales[at // group], zeros[at // group], outliers[at]
         code = jnp.clip(jnp.round(row / scale + zero), 0, levels - 1)
-        code = jnp.where(kept, zero, code)  # the cheapest, for nothing reads it
+        code = jnp.where(kept, zero, code)  # no reader uses it; the zero compresses best
         exact = row.astype(jnp.float16).astype(row.dtype)
         return code, jnp.where(kept, exact, (code - zero) * scale)
 

@@ -1,4 +1,4 @@
-"""Wanda: pruned by magnitude times the norm of the input, then rounded to nearest.
+"""Wanda: prune by weight magnitude times input norm, then round to nearest.
 
 Sun, Liu, Bair and Kolter 2023, arXiv:2306.11695.
 """
@@ -23,25 +23,37 @@ def compress(
     group: int | None = None,
     rules: Iterable[Rule] = DEFAULT_RULES,
 ) -> Any:
-    """Prune the weights of each output that have the least |w| |x|, and round the others.
+    """Prune the weights of each output with the smallest |w| |x|, and round the rest.
 
-    Kept: the score, compared among the weights of one output; no weight is updated. Different: the
-    published method prunes alone; here what is left is rounded to nearest, as a file needs it.
+    Kept: the score |w| |x|, compared among the weights of one output; no weight is updated.
+    Different: the published method only prunes. Here the remaining weights are rounded to nearest,
+    because the file stores codes.
 
     Args:
-      params: tree of arrays; kernels are [*inputs, outputs].
-      sparsity: fraction to prune of every output, in [0, 1).
-      levels: of each grid, at least 2.
-      calibration: tree with `sqs_jax.InputMoments` at paths of kernels, of which the diagonal of
-        `second` is used; kernels without are pruned by magnitude.
-      group: inputs of a group of the grid; None: one group per output.
-      rules: which kernels.
+        params: Tree of arrays; a kernel has shape [*inputs, outputs].
+        sparsity: Fraction of each output's weights to prune, in [0, 1).
+        levels: Number of levels of each grid; 2 to 65,536.
+        calibration: Tree of `sqs_jax.InputMoments` at the paths of kernels; the diagonal of
+            `second` is used. Kernels without an entry are pruned by magnitude.
+        group: Group size: consecutive inputs that share a grid; None for one group per output.
+        rules: Rules that choose the kernels; the first match decides.
 
     Returns:
-      The tree with `GridLeaf`s; a pruned weight has the code of the grid's zero.
+        Copy of the tree in which each kernel is a `GridLeaf`; a pruned weight has the code of the
+        grid's zero.
 
     Raises:
-      ValueError: see `per_kernel`.
+        ValueError: As `sqs_jax.baselines.grids.per_kernel`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from sqs_jax import InputMoments, materialize
+        >>> from sqs_jax.baselines import wanda
+        >>> params = {"kernel": jnp.array([[1.0], [2.0], [3.0], [4.0]])}
+        >>> moments = {"kernel": InputMoments(jnp.diag(jnp.array([100.0, 1.0, 1.0, 1.0])))}
+        >>> compressed = wanda.compress(params, sparsity=0.5, levels=16, calibration=moments)
+        >>> (materialize(compressed)["kernel"] != 0).ravel().tolist()  # the first input is large
+        [True, False, False, True]
     """
 
     def rounded(kernel: Kernel) -> tuple[Any, Any, Any]:
@@ -59,7 +71,18 @@ def prune_and_round(
     levels: int,
     group: int | None,
 ) -> tuple[Any, Any, Any]:
-    """Return codes [I, O], scales and zeros [G, O] of weights [I, O]; without moments by size."""
+    """Prune weights [I, O] by Wanda's score and round the rest to nearest.
+
+    Args:
+        weights: Float array [I, O].
+        second: Second moments of the inputs, [I, I]; None to prune by magnitude.
+        sparsity: Fraction of each output's weights to prune, in [0, 1).
+        levels: Number of levels of each grid.
+        group: Group size; None for one group per output.
+
+    Returns:
+        Codes [I, O], scales [G, O] and zeros [G, O].
+    """
     score = jnp.abs(weights)
     if second is not None:
         score = score * jnp.sqrt(jnp.diagonal(second))[:, None]

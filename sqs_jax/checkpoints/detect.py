@@ -1,4 +1,4 @@
-"""Which kind of checkpoint a path is: by what is in it, and by its name only in doubt."""
+"""Detection of a checkpoint's format by content, and by file name only in doubt."""
 
 import os
 import stat
@@ -11,7 +11,7 @@ from sqs_jax.checkpoints.huggingface_folder import (
     read_flax_folder,
     read_huggingface,
 )
-from sqs_jax.checkpoints.lazy import Checkpoint, CheckpointError, SourceFile
+from sqs_jax.checkpoints.lazy_array import Checkpoint, CheckpointError, SourceFile
 from sqs_jax.checkpoints.msgpack_file import read_msgpack
 from sqs_jax.checkpoints.npz_file import PICKLE, read_npz
 from sqs_jax.checkpoints.orbax_folder import is_orbax, read_orbax
@@ -25,7 +25,7 @@ KINDS = (
 )
 _PYTORCH = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _PICKLES = tuple(b"\x80" + bytes([protocol]) for protocol in range(2, 6))
-_OTHERS = {
+_UNSUPPORTED = {
     b"\x93NUMPY": "one numpy array without a name (.npy); save it with numpy.savez",
     b"\x89HDF": "an HDF5 file; convert it to safetensors first",
     b"\x1f\x8b": "a gzip file; unpack it first",
@@ -36,24 +36,34 @@ _OTHERS = {
 def open_checkpoint(
     path: str | os.PathLike[str], *, exclude: Callable[[str], bool] = lambda name: False
 ) -> Checkpoint:
-    """Open a checkpoint of another tool; values are read when numpy asks for them.
+    """Open a checkpoint of another tool without reading the values of its tensors.
 
-    Reads files of strangers safely: nothing in them is executed, and a header's claims are checked
-    against the file before memory is taken for them.
+    Untrusted files are safe to open. No code in them is executed, and the sizes that a header
+    states are checked against the file before memory is allocated.
 
     Args:
-        path: A file (safetensors, npz, msgpack of Flax) or a folder (Hugging Face, orbax). A
-            msgpack file is read whole; from all others one tensor is in memory at a time.
-        exclude: Whether a file of a Hugging Face folder, a path relative to it, is not needed.
-            Asked only where it is ambiguous which files are meant.
+        path: Path of a file (safetensors, npz, Flax msgpack) or a folder (Hugging Face, orbax). A
+            msgpack file is read whole; all other formats have one tensor in memory at a time.
+        exclude: Predicate that marks files of a Hugging Face folder as not needed. Its argument is
+            a path relative to the folder. It is called only if the choice of files is ambiguous.
 
     Returns:
-        The checkpoint.
+        Checkpoint whose leaves are `LazyArray`s; `numpy.asarray` reads one.
 
     Raises:
-        CheckpointError: If it is none of these, or damaged. Names the path, what was found and the
-            way out.
-        OSError: If there is nothing (FileNotFoundError) or it cannot be read.
+        CheckpointError: If the format is unknown or the checkpoint is damaged. The message states
+            the path, the content and a remedy.
+        OSError: If the path does not exist (FileNotFoundError) or cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from sqs_jax.checkpoints import open_checkpoint
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     np.savez(f"{folder}/model.npz", weight=np.zeros((2, 3), np.float32))
+        ...     checkpoint = open_checkpoint(f"{folder}/model.npz")
+        ...     print(checkpoint.kind, checkpoint.tree["weight"].shape)
+        npz (2, 3)
     """
     path = os.fspath(path)
     mode = os.stat(path).st_mode
@@ -69,17 +79,17 @@ def open_checkpoint(
         raise source.error("the file is empty; it was never written, copy it again")
     if extension == ".sqs":
         raise source.error(SQS)
-    # First, because the length that a safetensors file begins with may look like anything.
+    # First, because the leading length of a safetensors file can equal any other magic number.
     if _is_safetensors(head):
         return read_safetensors(source)
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return read_npz(source)
     if head.startswith(_PICKLES):
         raise source.error(f"a PyTorch file, or another with {PICKLE}")
-    for magic, what in _OTHERS.items():
+    for magic, remedy in _UNSUPPORTED.items():
         if head.startswith(magic):
-            raise source.error(what)
-    if extension == ".safetensors":  # what is wrong with it, the reader says
+            raise source.error(remedy)
+    if extension == ".safetensors":  # the reader raises the precise error
         return read_safetensors(source)
     if extension == ".msgpack" or _is_msgpack(head):
         return read_msgpack(source)
@@ -95,7 +105,7 @@ def _is_safetensors(head: bytes) -> bool:
 
 
 def _is_msgpack(head: bytes) -> bool:
-    """Return whether this begins a map whose first key is a string."""
+    """Return whether the bytes begin a msgpack map whose first key is a string."""
     for first, keys_at in ((range(0x81, 0x90), 1), (range(0xDE, 0xDF), 3), (range(0xDF, 0xE0), 5)):
         if head[0] in first and len(head) > keys_at:
             return 0xA0 <= head[keys_at] <= 0xBF or 0xD9 <= head[keys_at] <= 0xDB

@@ -1,4 +1,4 @@
-"""Write a folder of safetensors files, with its indices and the files beside them."""
+"""Writer for folders of safetensors shards, their index files and other files."""
 
 import collections
 import os
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sqs_jax.artifact.atomic import replacing_folder, write_atomically
-from sqs_jax.checkpoints.lazy import CheckpointError
+from sqs_jax.checkpoints.lazy_array import CheckpointError
 from sqs_jax.checkpoints.other_files import copy_other_files
 from sqs_jax.checkpoints.safetensors_file import dump_json, write_safetensors
 from sqs_jax.checkpoints.weight_files import INDEX, check_weight_map, is_plain
@@ -21,23 +21,34 @@ def write_safetensors_folder(
     *,
     others: str | os.PathLike[str] | None = None,
 ) -> tuple[int, list[str]]:
-    """Write a folder of safetensors files as it was read; as a whole or not at all.
+    """Write a folder of safetensors shards in a given layout, atomically.
 
-    The `total_size` of an index is that of the tensors that are written: some may be left out.
+    An index that states a `total_size` gets the size of the tensors that are written, because the
+    caller may have left some out.
 
     Args:
-        folder: The folder to make; it may exist if it is empty.
-        tensors: Arrays or `LazyArray`s by name; they pass one at a time.
-        layout: The metadata of the checkpoint that was read, not to be trusted.
-        others: A folder whose other files are copied too, see `copy_other_files`.
+        folder: Path of the folder to create; an empty one may exist.
+        tensors: Arrays or `LazyArray`s by name; one is in memory at a time.
+        layout: Metadata of the Hugging Face checkpoint that was read; untrusted and checked.
+        others: Path of a folder whose other files are copied too, see `copy_other_files`; or None.
 
     Returns:
-        The bytes of the files with tensors, and what `copy_other_files` left out.
+        Size of the shards in bytes, and the paths that `copy_other_files` left out.
 
     Raises:
-        CheckpointError: If the layout is none, or is not one of these tensors; or a tensor cannot
-            be read or written.
-        OSError: If it cannot be written, or something stands at `folder` (FileExistsError).
+        CheckpointError: If the layout is malformed or lists other tensors, or a tensor cannot be
+            read or written.
+        OSError: If the folder cannot be written, or is not empty (FileExistsError).
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from sqs_jax.checkpoints import open_checkpoint, write_safetensors_folder
+        >>> layout = {"weight_map": {"w": "model.safetensors"}, "shards": {"model.safetensors": {}}}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     written = write_safetensors_folder(f"{folder}/m", {"w": np.ones(4, "f4")}, layout)
+        ...     print(open_checkpoint(f"{folder}/m").tree)
+        {'w': LazyArray(shape=(4,), dtype=float32)}
     """
     target = os.fspath(folder)
     try:
@@ -69,7 +80,7 @@ def write_safetensors_folder(
 
 
 def _with_total(index: dict[str, Any], size: int) -> dict[str, Any]:
-    """Return an index whose total_size, if it states one, is that of its tensors, bytes."""
+    """Return a copy of an index with `total_size` in bytes, if the index states a size."""
     metadata = index.get("metadata")
     if not isinstance(metadata, dict) or "total_size" not in metadata:
         return index
@@ -87,7 +98,15 @@ def _within(inner: str, path: str) -> str:
 def _check(
     layout: Mapping[str, Any], tensors: Mapping[str, Any]
 ) -> tuple[dict[str, list[str]], dict[str, tuple[str, dict[str, Any]]]]:
-    """Return the tensors by file, and name and rest of each folder's index, all of it checked."""
+    """Check a layout, and return its shards and index files.
+
+    Returns:
+        Names of the tensors of each shard; and, for each folder with an index, the name and the
+        other entries of that index.
+
+    Raises:
+        ValueError: If the layout is malformed or does not list exactly the tensors.
+    """
     if not isinstance(layout, Mapping):
         raise ValueError(f"{layout!r:.80}")
     weight_map = check_weight_map(layout.get("weight_map"), nested=True)
@@ -102,7 +121,7 @@ def _check(
                 f"{name!r:.80} is in {shard!r:.80}, no plain name of a file, nor one in the folder "
                 "that the tensor is named after"
             )
-    # A shard without tensors is in no weight_map; its metadata are kept all the same.
+    # Start from the metadata: a shard without tensors is in no weight_map, but is written too.
     metadata = layout.get("shards")
     if not isinstance(metadata, dict):
         raise ValueError("its metadata are no objects")

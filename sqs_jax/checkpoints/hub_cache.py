@@ -1,12 +1,12 @@
-"""The cache of huggingface_hub: from the folder of a repository to that of a snapshot.
+"""Lookup of a model's snapshot in the cache of huggingface_hub.
 
-models--org--name/refs/main             the revision that was downloaded last
-models--org--name/snapshots/REVISION/   the files, links to models--org--name/blobs/
+models--org--name/refs/main             revision of the latest download
+models--org--name/snapshots/REVISION/   files of the model, links to models--org--name/blobs/
 """
 
 import os
 
-from sqs_jax.checkpoints.lazy import CheckpointError
+from sqs_jax.checkpoints.lazy_array import CheckpointError
 
 __all__ = ["hub_snapshot"]
 
@@ -14,14 +14,15 @@ _LONGEST_REVISION = 200
 
 
 def hub_snapshot(folder: str) -> str:
-    """Return the snapshot that a cached repository stands for; any other folder as it is.
+    """Return the snapshot of a cached repository; return any other folder unchanged.
 
     Args:
-        folder: A folder of the cache, `models--org--name`, the cache of a single repository, or
-            anything else.
+        folder: Path of a cached repository `models--org--name`, of a cache with a single
+            repository, or of any other folder.
 
     Raises:
-        CheckpointError: If it holds several snapshots or repositories, or none that is complete.
+        CheckpointError: If the cache has several candidates (repositories, or snapshots without
+            a current one), or no complete snapshot.
     """
     names = sorted(os.listdir(folder))
     repositories = [name for name in names if name.startswith("models--")]

@@ -1,4 +1,4 @@
-"""Flax's msgpack files: what `flax.serialization.to_bytes` and `msgpack_serialize` write."""
+"""Reader and writer of Flax's msgpack files, as `flax.serialization` writes them."""
 
 import os
 from typing import Any
@@ -8,8 +8,8 @@ import numpy as np
 
 from sqs_jax.artifact.atomic import write_atomically
 from sqs_jax.artifact.storage import DTYPES
-from sqs_jax.checkpoints.lazy import Checkpoint, LazyArray, SourceFile, check_shape
-from sqs_jax.checkpoints.names import MAX_DEPTH
+from sqs_jax.checkpoints.lazy_array import Checkpoint, LazyArray, SourceFile, check_shape
+from sqs_jax.checkpoints.tensor_names import MAX_DEPTH
 
 __all__ = ["read_msgpack", "write_msgpack"]
 
@@ -17,28 +17,28 @@ __all__ = ["read_msgpack", "write_msgpack"]
 def read_msgpack(source: SourceFile) -> Checkpoint:
     """Read a msgpack file of Flax.
 
-    The format has no table of contents, so the WHOLE file is read into memory, and stays there as
-    long as the tree; only arrays in chunks (over 1 GiB) are there twice for a moment.
+    The format has no table of contents. The WHOLE file is therefore read into memory and stays
+    there as long as the tree. Arrays in chunks (over 1 GiB) are in memory twice for a moment.
 
     Args:
-        source: The file, not to be trusted. Nothing in it is executed.
+        source: Untrusted file; no code in it is executed.
 
     Returns:
-        A checkpoint of nested dicts and lists; Python numbers become arrays of shape ().
+        Checkpoint of nested dicts and lists; Python numbers become arrays of shape ().
 
     Raises:
-        CheckpointError: If the file is damaged, or holds other things than arrays and numbers.
+        CheckpointError: If the file is damaged, or contains a leaf that is no array or number.
     """
-    from flax import serialization  # slow to import, and few need it
+    from flax import serialization  # slow to import, and rarely needed
 
     with source.open() as file:
         data = file.read()
     try:
         restored = serialization.msgpack_restore(data)
-    except Exception as error:  # foreign bytes in Flax's hooks fail in many ways
-        found = f"{type(error).__name__}: {error}".rstrip(": ")
+    except Exception as error:  # invalid bytes raise many types of errors in Flax's hooks
+        cause = f"{type(error).__name__}: {error}".rstrip(": ")
         raise source.error(
-            f"no whole msgpack file of Flax ({found:.200}); copy it again"
+            f"no whole msgpack file of Flax ({cause:.200}); copy it again"
         ) from error
     tree = _leaves(source, restored, ())
     return Checkpoint(tree, "msgpack", {}, source.size)
@@ -74,21 +74,31 @@ def _leaves(source: SourceFile, node: Any, keys: tuple[str, ...]) -> Any:
 
 
 def write_msgpack(path: str | os.PathLike[str], tree: Any, *, state_dict: bool = True) -> int:
-    """Write a msgpack file of Flax, as a whole or not at all; the whole tree is in memory.
+    """Write a msgpack file of Flax atomically; the whole tree is in memory.
 
     Args:
-        path: Where to write.
-        tree: Nested dicts and lists of arrays of numpy or JAX, or `LazyArray`s.
-        state_dict: Whether lists become dicts and all keys strings, as in the files of
-            `flax.serialization.to_bytes`; False to write the tree as it is, as `msgpack_serialize`.
+        path: Path of the file to write.
+        tree: Nested dicts and lists of numpy arrays, JAX arrays or `LazyArray`s.
+        state_dict: Whether to turn lists into dicts and all keys into strings, like
+            `flax.serialization.to_bytes`. False writes the tree unchanged, like
+            `msgpack_serialize`.
 
     Returns:
-        The size of the file, bytes.
+        Size of the file, bytes.
 
     Raises:
-        OSError: If the file cannot be written; what stood at `path` is then untouched.
+        OSError: If the file cannot be written; an existing file at `path` is then unchanged.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from sqs_jax.checkpoints import open_checkpoint, write_msgpack
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     size = write_msgpack(f"{folder}/m.msgpack", {"params": {"bias": np.ones(3, "f4")}})
+        ...     print(open_checkpoint(f"{folder}/m.msgpack").tree)
+        {'params': {'bias': LazyArray(shape=(3,), dtype=float32)}}
     """
-    from flax import serialization  # slow to import, and few need it
+    from flax import serialization  # slow to import, and rarely needed
 
     arrays = jax.tree.map(np.asarray, tree)
     if state_dict:

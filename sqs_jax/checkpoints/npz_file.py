@@ -1,4 +1,4 @@
-"""numpy's .npz files, array by array: a zip archive of .npy files, stored or deflated."""
+"""Reader and writer of numpy's .npz files: zip archives of .npy files."""
 
 import functools
 import io
@@ -15,7 +15,7 @@ import numpy as np
 
 from sqs_jax.artifact.atomic import replacing
 from sqs_jax.artifact.storage import DTYPES
-from sqs_jax.checkpoints.lazy import (
+from sqs_jax.checkpoints.lazy_array import (
     Checkpoint,
     CheckpointError,
     LazyArray,
@@ -27,11 +27,11 @@ from sqs_jax.checkpoints.lazy import (
 __all__ = ["read_npz", "write_npz"]
 
 MOST_INFLATED = 1032
-"""The most bytes that deflate makes of one."""
+"""Largest expansion factor of deflate."""
 
 _STEP = 1 << 18
 _MOST_HEADER = 1 << 16
-_LONGEST_NAME = 65_000  # bytes; zip counts them in 16 bits
+_LONGEST_NAME = 65_000  # bytes; a zip archive stores the length of a name in 16 bits
 PICKLE = (
     "a pickle inside, which would run code when it is loaded; convert it to safetensors first, "
     "where you trust it: safetensors.torch.save_model(model, 'model.safetensors')"
@@ -39,7 +39,16 @@ PICKLE = (
 
 
 class _Member(NamedTuple):
-    """A file in the archive: where its local header is, its sizes and its checksum."""
+    """Entry of the archive.
+
+    Attributes:
+        name: File name.
+        offset: Position of the local header in the archive, bytes.
+        packed: Compressed size, bytes.
+        size: Uncompressed size, bytes.
+        deflated: Whether the entry is deflated; stored otherwise.
+        crc: CRC-32 of the uncompressed bytes.
+    """
 
     name: str
     offset: int
@@ -50,7 +59,14 @@ class _Member(NamedTuple):
 
 
 class _Array(NamedTuple):
-    """What the header of a .npy file says, and how long that is."""
+    """Header of a .npy file.
+
+    Attributes:
+        shape: Shape of the array.
+        fortran: Whether the values are in Fortran order.
+        dtype: Dtype of the array.
+        header: Length of the header, bytes.
+    """
 
     shape: tuple[int, ...]
     fortran: bool
@@ -59,16 +75,16 @@ class _Array(NamedTuple):
 
 
 def read_npz(source: SourceFile) -> Checkpoint:
-    """Open a .npz file; only the headers of its arrays are read.
+    """Open a .npz file by reading the headers of its arrays alone.
 
     Args:
-        source: The file, not to be trusted. Nothing is ever unpickled.
+        source: Untrusted file; nothing is ever unpickled.
 
     Returns:
-        A checkpoint; the names are those given to `numpy.savez`.
+        Checkpoint with the names that `numpy.savez` received.
 
     Raises:
-        CheckpointError: If the file is damaged, or has an array that is not numeric.
+        CheckpointError: If the file is damaged, or contains an array that is not numeric.
     """
     tree: dict[str, LazyArray] = {}
     try:
@@ -76,7 +92,7 @@ def read_npz(source: SourceFile) -> Checkpoint:
             for member in _members(source, file):
                 name = member.name.removesuffix(".npy")
                 if name in tree or name == member.name:
-                    what = "stands twice" if name in tree else "is no .npy file"
+                    what = "appears twice" if name in tree else "is no .npy file"
                     raise ValueError(f"the entry {member.name!r:.80} {what}")
                 array = _header(source, file, member)
                 read = functools.partial(_read, source, member, array)
@@ -94,9 +110,9 @@ def _members(source: SourceFile, file: BinaryIO) -> list[_Member]:
             entries, comment = archive.infolist(), len(archive.comment)
     except CheckpointError:
         raise
-    except Exception as error:  # a damaged directory fails in many ways
+    except Exception as error:  # a damaged directory raises many types of errors
         raise ValueError(f"the directory of the zip archive is damaged ({error})") from error
-    # zipfile does not count: a damaged length can hide an entry in the one before it.
+    # zipfile does not check the count: a damaged length can hide an entry in the previous one.
     file.seek(source.size - 22 - comment)
     (count,) = struct.unpack_from("<10xH", file.read(22))
     if count not in (len(entries), 0xFFFF):
@@ -105,7 +121,7 @@ def _members(source: SourceFile, file: BinaryIO) -> list[_Member]:
     if any(name.split("/")[-1] == "data.pkl" for name in names):
         raise source.error(f"a PyTorch file, {PICKLE}")
     if len(set(names)) < len(names):
-        raise ValueError("a name stands twice in the zip archive")
+        raise ValueError("a name appears twice in the zip archive")
     if not any(name.endswith(".npy") for name in names):
         raise source.error("a zip archive without .npy files, no checkpoint; unpack it first")
     for entry in entries:
@@ -132,7 +148,10 @@ def _members(source: SourceFile, file: BinaryIO) -> list[_Member]:
 
 
 def _chunks(source: SourceFile, file: BinaryIO, member: _Member) -> Iterator[bytes]:
-    """Yield a member's bytes, never many at a time; it is the caller who counts and checks them."""
+    """Yield the uncompressed bytes of a member in small blocks.
+
+    The caller checks length and checksum.
+    """
     local = bytearray(30)
     source.read(file, member.offset, memoryview(local))
     if not local.startswith(b"PK\x03\x04"):
@@ -175,14 +194,14 @@ def _header(source: SourceFile, file: BinaryIO, member: _Member) -> _Array:
                 shape, fortran, dtype = np.lib.format.read_array_header_2_0(text)
             else:
                 raise ValueError(f"version {version} of the .npy format is for structured arrays")
-    except Exception as error:  # numpy's parser fails in many ways on what is not its own
+    except Exception as error:  # numpy's parser raises many types of errors on invalid headers
         raise ValueError(f"{member.name!r:.80}: no .npy header ({error})") from error
     if dtype.hasobject:
         raise source.error(f"{member.name!r:.80} holds Python objects: {PICKLE}")
     if dtype.kind == "V" and dtype.names is None and dtype.subdtype is None:
         raise source.error(
             f"{member.name!r:.80} is raw bytes of dtype {dtype.str}, as numpy saves bfloat16 and "
-            "float8, forgetting which; save it as safetensors, or cast it to float32 first"
+            "float8 without their names; save it as safetensors, or cast it to float32 first"
         )
     if dtype.name not in DTYPES or dtype.names is not None or dtype.subdtype is not None:
         raise source.error(f"{member.name!r:.80} is {dtype}, no tensor; save it without this array")
@@ -208,7 +227,7 @@ def _read(source: SourceFile, member: _Member, array: _Array) -> np.ndarray:
 def _check_all(
     source: SourceFile, file: BinaryIO, member: _Member, array: _Array, flat: np.ndarray
 ) -> None:
-    """Fill the flat array, and see that length and checksum of the member are right."""
+    """Fill the flat array, and check length and checksum of the member."""
     crc = done = 0
 
     def read(buffer: memoryview) -> None:
@@ -227,19 +246,28 @@ def _check_all(
 
 
 def write_npz(path: str | os.PathLike[str], tensors: Mapping[str, Any]) -> int:
-    """Write a .npz file, array by array; as a whole or not at all.
+    """Write a .npz file atomically, array by array.
 
     Args:
-        path: Where to write.
-        tensors: Arrays of numpy or JAX, or `LazyArray`s, by name; they pass one at a time.
+        path: Path of the file to write.
+        tensors: numpy arrays, JAX arrays or `LazyArray`s by name.
 
     Returns:
-        The size of the file, bytes.
+        Size of the file, bytes.
 
     Raises:
-        CheckpointError: If numpy has no dtype of its own for a tensor (bfloat16, float8, int4), two
-            names are the same in a zip archive, or a lazy array cannot be read.
-        OSError: If the file cannot be written; what stood at `path` is then untouched.
+        CheckpointError: If a tensor's dtype is not built into numpy (bfloat16, float8, int4), two
+            names are equal in a zip archive, or a lazy array cannot be read.
+        OSError: If the file cannot be written; an existing file at `path` is then unchanged.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from sqs_jax.checkpoints import write_npz
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     size = write_npz(f"{folder}/m.npz", {"bias": np.ones(3, np.float32)})
+        ...     np.load(f"{folder}/m.npz")["bias"].tolist()
+        [1.0, 1.0, 1.0]
     """
     target = os.fspath(path)
     for name, tensor in tensors.items():
@@ -256,7 +284,7 @@ def write_npz(path: str | os.PathLike[str], tensors: Mapping[str, Any]) -> int:
     with replacing(target) as file:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
             for member, tensor in zip(members, tensors.values(), strict=True):
-                # the date of 1980, so that the same tensors give the same bytes
+                # ZipInfo's default date, 1980, so that the same tensors give the same bytes
                 with archive.open(zipfile.ZipInfo(member), "w", force_zip64=True) as stream:
                     np.lib.format.write_array(stream, np.asarray(tensor), allow_pickle=False)
         return file.tell()

@@ -1,4 +1,4 @@
-"""orbax checkpoints: the folder of one, a step of a CheckpointManager, or its root."""
+"""Reader of orbax checkpoints: a tree, a step of a CheckpointManager, or its root."""
 
 import functools
 import os
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sqs_jax.artifact.storage import DTYPES
-from sqs_jax.checkpoints.lazy import (
+from sqs_jax.checkpoints.lazy_array import (
     Checkpoint,
     CheckpointError,
     LazyArray,
@@ -22,7 +22,7 @@ from sqs_jax.checkpoints.weight_files import holds_tensors
 __all__ = ["is_orbax", "read_orbax"]
 
 MARK = "_METADATA"
-"""The file that orbax writes into the folder of each tree."""
+"""Name of the file that orbax writes into the folder of each tree."""
 
 _STEP = re.compile(r"(?:[A-Za-z]\w*_)?(\d{1,18})")
 _DAMAGED = "the checkpoint is damaged or not complete; copy it again"
@@ -34,21 +34,21 @@ def is_orbax(folder: str) -> bool:
 
 
 def read_orbax(folder: str) -> Checkpoint:
-    """Open an orbax checkpoint; only its metadata are read.
+    """Open an orbax checkpoint by reading its metadata alone.
 
-    Each array is restored by itself, to numpy on the host, whatever devices it was saved from.
+    Each array is restored separately as a numpy array on the host, whatever devices saved it.
 
     Args:
-        folder: A checkpoint (of StandardSave or PyTreeSave), a step of a CheckpointManager with
-            one tree in it or one named "default", or the manager's root, of which the latest step
-            is taken.
+        folder: Path of a checkpoint (of StandardSave or PyTreeSave), of a step of a
+            CheckpointManager, or of the manager's root, whose latest step is opened. A step must
+            have a single tree or a tree named "default".
 
     Returns:
-        A checkpoint of nested dicts and lists; tuples are lists, keys are strings.
+        Checkpoint of nested dicts and lists; tuples are lists, keys are strings.
 
     Raises:
-        CheckpointError: If orbax is not installed, the checkpoint is damaged, holds other things
-            than arrays and numbers, or it is not clear which tree is meant.
+        CheckpointError: If orbax is not installed, the checkpoint is damaged, a leaf is no array
+            or number, or the choice of the tree is ambiguous.
     """
     try:
         import orbax.checkpoint as ocp
@@ -62,7 +62,7 @@ def read_orbax(folder: str) -> Checkpoint:
     mark = SourceFile(os.path.join(item, MARK))
     try:
         metadata = ocp.PyTreeCheckpointHandler().metadata(Path(item)).tree
-    except Exception as error:  # a damaged folder fails in orbax and tensorstore in many ways
+    except Exception as error:  # orbax and tensorstore raise many types of errors
         raise CheckpointError(f"{item}: {_first_line(error)}; {_DAMAGED}") from error
 
     def leaf(node: Any, keys: tuple[Any, ...]) -> LazyArray:
@@ -88,7 +88,7 @@ def read_orbax(folder: str) -> Checkpoint:
 
 
 def _items(folder: str) -> list[str]:
-    """Return the trees of a folder: itself, or the folders in it that are one."""
+    """List the orbax trees of a folder: the folder itself, or its subfolders."""
     if os.path.isfile(os.path.join(folder, MARK)):
         return [folder]
     inner = (os.path.join(folder, name) for name in sorted(os.listdir(folder)))
@@ -96,13 +96,13 @@ def _items(folder: str) -> list[str]:
 
 
 def _steps(folder: str) -> list[tuple[int, str]]:
-    """Return number and path of the finished steps in a manager's root, in order."""
-    found = []
+    """Return number and path of the finished steps in a manager's root, ascending."""
+    steps = []
     for name in os.listdir(folder):
         path, match = os.path.join(folder, name), _STEP.fullmatch(name)
         if match and os.path.isdir(path) and _items(path):
-            found.append((int(match[1]), path))
-    return sorted(found)
+            steps.append((int(match[1]), path))
+    return sorted(steps)
 
 
 def _choose(folder: str) -> str:
@@ -118,7 +118,7 @@ def _choose(folder: str) -> str:
 
 
 def _left_out(root: str, item: str) -> Iterator[str]:
-    """List the trees and files of weights in a folder beside the tree that is read."""
+    """Yield other trees and weight files of a folder, relative to the folder."""
     for folder, inner, names in os.walk(root):
         relative = os.path.relpath(folder, root)
         if folder != item and MARK in names:
@@ -126,7 +126,7 @@ def _left_out(root: str, item: str) -> Iterator[str]:
             yield relative + "/"
             continue
         if folder == item:
-            inner.clear()  # orbax's own files
+            inner.clear()  # subfolders of the tree hold orbax's own files
         inner.sort()
         for name in sorted(names):
             if holds_tensors(name):
@@ -134,7 +134,7 @@ def _left_out(root: str, item: str) -> Iterator[str]:
 
 
 def _map(leaf: Any, node: Any, keys: tuple[Any, ...]) -> Any:
-    """Map over orbax's tree of metadata, whose leaves JAX does not know as such."""
+    """Map a function over orbax's metadata, whose leaves are no leaves to jax.tree."""
     if node is None:
         return None
     if isinstance(node, dict):
@@ -147,19 +147,19 @@ def _map(leaf: Any, node: Any, keys: tuple[Any, ...]) -> Any:
 def _read(mark: SourceFile, item: str, metadata: Any, keys: tuple[Any, ...]) -> np.ndarray:
     import orbax.checkpoint as ocp
 
-    # In a tree of dicts orbax takes a part; lists must be whole, with placeholders for the rest.
+    # orbax restores a part of nested dicts. Lists must be complete, with placeholders elsewhere.
     partial = all(isinstance(key, str) for key in keys)
 
     def part(make: Any) -> Any:
         if not partial:
             return _map(lambda _, at: make(at == keys), metadata, ())
-        wanted = make(True)
+        nested = make(True)
         for key in reversed(keys):
-            wanted = {key: wanted}
-        return wanted
+            nested = {key: nested}
+        return nested
 
     restore = ocp.args.PyTreeRestore(
-        item=part(lambda wanted: 0 if wanted else ocp.PLACEHOLDER),
+        item=part(lambda selected: 0 if selected else ocp.PLACEHOLDER),
         restore_args=part(lambda _: ocp.RestoreArgs(restore_type=np.ndarray)),
         partial_restore=partial,
     )

@@ -1,4 +1,4 @@
-"""The files of a folder that hold no tensors: configuration, tokenizer, licence."""
+"""Files of a model folder without tensors: configuration, tokenizer, license."""
 
 import os
 import stat
@@ -6,22 +6,22 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 from sqs_jax.artifact.atomic import replacing
-from sqs_jax.checkpoints.lazy import CheckpointError, SourceFile
+from sqs_jax.checkpoints.lazy_array import CheckpointError, SourceFile
 from sqs_jax.checkpoints.weight_files import holds_tensors, is_index, names_in
 
 __all__ = ["TOOLS", "OtherFiles", "copy_other_files", "list_other_files"]
 
 TOOLS = {".git", ".cache", "__pycache__"}
-"""Folders of other tools, which can hold the weights a second time."""
+"""Folders of other tools, which can contain the weights a second time."""
 
 
 class OtherFiles(NamedTuple):
-    """What `copy_other_files` would do.
+    """Files and folders that `copy_other_files` copies or leaves out.
 
     Attributes:
-        copied: Paths of files and, ending in "/", of folders, relative to the source.
-        left_out: Paths of what is not copied, folders ending in "/".
-        nbytes: Size of the copied files, bytes.
+        copied: Paths to copy, relative to the source; folders end in "/".
+        left_out: Paths that are not copied, relative to the source; folders end in "/".
+        nbytes: Size of the files to copy, bytes.
     """
 
     copied: list[str]
@@ -30,18 +30,18 @@ class OtherFiles(NamedTuple):
 
 
 def list_other_files(source: str | os.PathLike[str], exclude: Collection[str] = ()) -> OtherFiles:
-    """List the files without tensors of a folder, and what is left out.
+    """List the files of a folder without tensors, and the paths to leave out.
 
-    Left out are files of weights in any format, by their extension, their indices, and the folders
+    Paths to leave out are weight files of any format (by extension), their index files, and folders
     of tools (.git, .cache). Links to files are followed, links to folders are not. The `._*`
     companions of macOS (AppleDouble) are in neither list.
 
     Args:
-        source: The folder.
-        exclude: More to leave out without listing it: paths relative to `source`, with "/".
+        source: Path of the folder.
+        exclude: Further paths, relative to `source` with "/", that appear in neither list.
 
     Returns:
-        The paths, sorted within each folder.
+        Paths, sorted within each folder.
 
     Raises:
         CheckpointError: If a file cannot be read.
@@ -79,20 +79,29 @@ def list_other_files(source: str | os.PathLike[str], exclude: Collection[str] = 
 def copy_other_files(
     source: str | os.PathLike[str], target: str | os.PathLike[str], exclude: Collection[str] = ()
 ) -> list[str]:
-    """Copy the files without tensors from one folder to another, see `list_other_files`.
+    """Copy the files without tensors to another folder, see `list_other_files`.
 
     Args:
-        source: The folder to copy from.
-        target: The folder to copy to; it exists and lies outside of `source`.
-        exclude: More to leave out: paths relative to `source`, with "/".
+        source: Path of the folder to copy from.
+        target: Path of an existing folder outside of `source`.
+        exclude: Further paths to leave out, relative to `source` with "/".
 
     Returns:
-        Paths relative to `source` of all that was left out, those of `exclude` apart; folders end
-        in "/".
+        Paths that were left out, relative to `source`, without those of `exclude`; folders end in
+        "/".
 
     Raises:
         CheckpointError: If `target` lies in `source`, or a file cannot be read.
         OSError: If a file cannot be written.
+
+    Example:
+        >>> import os, pathlib, tempfile
+        >>> from sqs_jax.checkpoints import copy_other_files
+        >>> with tempfile.TemporaryDirectory() as source, tempfile.TemporaryDirectory() as target:
+        ...     for name in ("config.json", "model.safetensors"):
+        ...         pathlib.Path(source, name).touch()
+        ...     copy_other_files(source, target), os.listdir(target)
+        (['model.safetensors'], ['config.json'])
     """
     source, target = os.fspath(source), os.fspath(target)
     if lies_in(target, source):
@@ -108,7 +117,7 @@ def copy_other_files(
 
 
 def lies_in(path: str, folder: str) -> bool:
-    """Return whether a path is a folder or lies in it, links followed."""
+    """Return whether a path equals a folder or lies inside, with links resolved."""
     path, folder = os.path.realpath(path), os.path.realpath(folder)
     return path == folder or path.startswith(os.path.join(folder, ""))
 

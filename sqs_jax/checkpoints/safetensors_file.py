@@ -1,16 +1,17 @@
-"""safetensors files, tensor by tensor.
+"""Reader and writer of safetensors files, tensor by tensor.
 
     8 bytes             length of the header, little-endian
     header              JSON: {name: {"dtype", "shape", "data_offsets"}, "__metadata__": {...}}
     data                the tensors, C order, little-endian, without holes
 
-The safetensors library reads to numpy only what numpy has a dtype for (float8 is missing) and maps
-the file, and it writes only what is in memory; hence not the library, but the same format.
+This module implements the format instead of calling the safetensors library. The library's numpy
+interface lacks the dtypes that numpy lacks (float8), it maps the file into memory, and it writes
+only tensors that are all in memory.
 
-The format lacks int2, int4, complex128 and some float8. `write_safetensors` stores such tensors in
-a dtype of the format that holds their values (complex128 as pairs of F64 in a last axis), and
-names their own dtypes in `__metadata__`: {"sqs_dtypes": '{"name": "int4"}'}. Other readers get the
-values, `read_safetensors` the tensors as they were.
+The format lacks int2, int4, complex128 and some float8 dtypes. `write_safetensors` stores such a
+tensor in a wider dtype of the format (complex128 as pairs of F64 in a last axis) and records the
+original dtype in `__metadata__`: {"sqs_dtypes": '{"name": "int4"}'}. Other readers get the values;
+`read_safetensors` restores the original dtype.
 """
 
 import functools
@@ -25,7 +26,7 @@ import numpy as np
 
 from sqs_jax.artifact.atomic import replacing
 from sqs_jax.artifact.storage import DTYPES
-from sqs_jax.checkpoints.lazy import (
+from sqs_jax.checkpoints.lazy_array import (
     Checkpoint,
     CheckpointError,
     LazyArray,
@@ -37,7 +38,7 @@ from sqs_jax.checkpoints.lazy import (
 __all__ = ["MAX_HEADER", "SQS", "dump_json", "load_json", "read_safetensors", "write_safetensors"]
 
 MAX_HEADER = 100_000_000
-"""The longest header, bytes: the library's own bound."""
+"""Largest header, bytes; the bound of the safetensors library."""
 
 _CODES = {
     **{"BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16"},
@@ -48,19 +49,20 @@ _CODES = {
     **{"F32": "float32", "F64": "float64"},
 }
 _NAMES = {name: code for code, name in _CODES.items()}
-_HELD_IN = {
+_STORED_AS = {
     **{"int2": "int8", "uint2": "uint8", "int4": "int8", "uint4": "uint8", "complex128": "float64"},
     **{"float8_e3m4": "float16", "float8_e4m3": "float16", "float8_e4m3b11fnuz": "float16"},
-    "float4_e2m1fn": "float8_e4m3fn",  # an odd number of them; two share a byte
+    # Only for an odd number of elements, because F4 packs two elements into a byte.
+    "float4_e2m1fn": "float8_e4m3fn",
 }
-"""The dtypes that the format lacks, each with one of the format that holds its values."""
+"""Dtypes that the format lacks, with a wider dtype of the format that represents all values."""
 _DTYPES_KEY = "sqs_dtypes"
 SQS = "an sqs file, which is compressed already; unfold it with: sqs decompress"
 DAMAGED = "the file is damaged or cut short; copy it again"
 
 
 class _Entry(NamedTuple):
-    """A tensor's place: `start` and `end` are relative to the data."""
+    """Entry of a tensor in the header; `start` and `end` are offsets in the data, bytes."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
@@ -69,13 +71,13 @@ class _Entry(NamedTuple):
 
 
 def read_safetensors(source: SourceFile) -> Checkpoint:
-    """Open a safetensors file; only its header is read.
+    """Open a safetensors file by reading its header alone.
 
     Args:
-        source: The file, not to be trusted.
+        source: Untrusted file.
 
     Returns:
-        A checkpoint whose metadata are the file's.
+        Checkpoint whose metadata are the file's `__metadata__`.
 
     Raises:
         CheckpointError: If the file breaks a rule of the format, or is an sqs file.
@@ -111,7 +113,7 @@ def read_safetensors(source: SourceFile) -> Checkpoint:
 
 
 def _restored_dtypes(metadata: Mapping[str, str], entries: Mapping[str, _Entry]) -> dict[str, Any]:
-    """Return the own dtypes of the tensors that are stored in another one."""
+    """Return the original dtypes of the tensors that are stored in a wider dtype."""
     text = metadata.get(_DTYPES_KEY)
     if text is None:
         return {}
@@ -120,8 +122,8 @@ def _restored_dtypes(metadata: Mapping[str, str], entries: Mapping[str, _Entry])
         raise ValueError(f"{_DTYPES_KEY} in __metadata__ is no object")
     for name, dtype in names.items():
         entry = entries.get(name)
-        held = isinstance(dtype, str) and _HELD_IN.get(dtype)
-        fits = entry is not None and held == entry.dtype.name
+        wider = isinstance(dtype, str) and _STORED_AS.get(dtype)
+        fits = entry is not None and wider == entry.dtype.name
         if fits and entry is not None and dtype == "complex128":
             fits = entry.shape[-1:] == (2,)
         if not fits:
@@ -130,14 +132,14 @@ def _restored_dtypes(metadata: Mapping[str, str], entries: Mapping[str, _Entry])
 
 
 def _restoring(read: Callable[[], np.ndarray], dtype: np.dtype) -> Callable[[], np.ndarray]:
-    """Return what reads values held in another dtype, see `_HELD_IN`."""
+    """Wrap a read function to cast stored values to the original dtype."""
 
     def restored() -> np.ndarray:
-        held = read()
+        stored = read()
         if dtype.kind == "c":
-            return held.view(dtype).reshape(held.shape[:-1])
-        with np.errstate(all="ignore"):  # a value outside of the dtype is the file's fault
-            return held.astype(dtype)
+            return stored.view(dtype).reshape(stored.shape[:-1])
+        with np.errstate(all="ignore"):  # only an invalid file has values outside of the dtype
+            return stored.astype(dtype)
 
     return restored
 
@@ -154,34 +156,34 @@ def _header_text(source: SourceFile, file: BinaryIO) -> tuple[bytes, int]:
 
 
 def load_json(text: bytes) -> Any:
-    """Return what JSON text says, if no object of it has a key twice.
+    """Parse JSON text, and refuse objects with duplicate keys.
 
     Raises:
-        ValueError: If it has, or the text is not JSON, or a string in it is no Unicode.
-        RecursionError: If it is nested too deep.
+        ValueError: If a key is duplicate, the text is not JSON, or a string is not valid Unicode.
+        RecursionError: If the nesting is too deep.
     """
     value = json.loads(text.decode("utf-8-sig"), object_pairs_hook=_unique)
-    if b"\\ud" in text.lower():  # half of a surrogate pair could be neither printed nor written
+    if b"\\ud" in text.lower():  # a lone surrogate can be neither printed nor written
         dump_json(value)
     return value
 
 
 def dump_json(value: Any) -> bytes:
-    """Return a value as compact JSON.
+    """Encode a value as compact JSON.
 
     Raises:
-        ValueError: If a string in it is no Unicode.
+        ValueError: If a string is not valid Unicode.
     """
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    unique: dict[str, Any] = {}
     for key, value in pairs:
-        if key in found:
-            raise ValueError(f"the name {key!r:.80} stands twice")
-        found[key] = value
-    return found
+        if key in unique:
+            raise ValueError(f"the name {key!r:.80} appears twice")
+        unique[key] = value
+    return unique
 
 
 def _is_text(value: Any) -> bool:
@@ -210,7 +212,7 @@ def _bits(dtype: np.dtype) -> int:
 
 
 def _check_layout(entries: dict[str, _Entry], data: int) -> None:
-    """See that the tensors follow one another and are all of the data."""
+    """Check that the tensors cover the data without holes or overlaps."""
     end = 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1][2:]):
         if entry.start != end:
@@ -223,7 +225,7 @@ def _check_layout(entries: dict[str, _Entry], data: int) -> None:
 
 def _read(source: SourceFile, name: str, entry: _Entry, begin: int) -> np.ndarray:
     if _bits(entry.dtype) == 4:
-        # Two values a byte, the first in the low half.
+        # A byte packs two values, the first in the low half.
         packed = entry._replace(shape=(entry.end - entry.start,), dtype=np.dtype(np.uint8))
         pairs = _read(source, name, packed, begin)
         return np.stack([pairs & 15, pairs >> 4], -1).reshape(entry.shape).view(entry.dtype)
@@ -242,23 +244,32 @@ def write_safetensors(
     tensors: Mapping[str, Any],
     metadata: Mapping[str, str] | None = None,
 ) -> int:
-    """Write a safetensors file, tensor by tensor; as a whole or not at all.
+    """Write a safetensors file atomically, tensor by tensor.
 
-    Tensors of wide dtypes come first, then by name: so each is aligned to its dtype.
+    Tensors are sorted by descending width of the dtype, then by name, so that each is aligned to
+    its dtype.
 
     Args:
-        path: Where to write.
-        tensors: Arrays of numpy or JAX, or `LazyArray`s, by name. No two are in memory at a time
-            unless the caller holds them.
+        path: Path of the file to write.
+        tensors: numpy arrays, JAX arrays or `LazyArray`s by name.
         metadata: Strings for the header's `__metadata__`, or None.
 
     Returns:
-        The size of the file, bytes.
+        Size of the file, bytes.
 
     Raises:
-        CheckpointError: If the format cannot hold a tensor, a name or the metadata; or if a lazy
-            array cannot be read.
-        OSError: If the file cannot be written; what stood at `path` is then untouched.
+        CheckpointError: If the format cannot represent a tensor, a name or the metadata; or if a
+            lazy array cannot be read.
+        OSError: If the file cannot be written; an existing file at `path` is then unchanged.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from sqs_jax.checkpoints import open_checkpoint, write_safetensors
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     size = write_safetensors(f"{folder}/m.safetensors", {"bias": np.ones(3, "f4")})
+        ...     print(open_checkpoint(f"{folder}/m.safetensors").tree)
+        {'bias': LazyArray(shape=(3,), dtype=float32)}
     """
     target = os.fspath(path)
     stored = {name: _stored(target, name, tensor) for name, tensor in tensors.items()}
@@ -266,9 +277,9 @@ def write_safetensors(
     metadata = dict(metadata or {})
     if not all(map(_is_text, (*metadata, *metadata.values()))):
         raise CheckpointError(f"{target}: metadata must be strings: {metadata!r:.80}")
-    own = {name: tensors[name].dtype.name for name in order if stored[name].held}
-    if own:
-        metadata[_DTYPES_KEY] = json.dumps(own)
+    original_dtypes = {name: tensors[name].dtype.name for name in order if stored[name].widened}
+    if original_dtypes:
+        metadata[_DTYPES_KEY] = json.dumps(original_dtypes)
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     end = 0
     for name in order:
@@ -294,11 +305,17 @@ def write_safetensors(
 
 
 class _Stored(NamedTuple):
-    """Shape and dtype of a tensor in the file; whether they are not its own, see `_HELD_IN`."""
+    """Representation of a tensor in the file.
+
+    Attributes:
+        shape: Shape in the file.
+        dtype: Dtype in the file.
+        widened: Whether the dtype is not the tensor's own, see `_STORED_AS`.
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype
-    held: bool
+    widened: bool
 
 
 def _stored(target: str, name: Any, tensor: Any) -> _Stored:
@@ -309,21 +326,21 @@ def _stored(target: str, name: Any, tensor: Any) -> _Stored:
     shape = tuple(getattr(tensor, "shape", ()))
     odd = kind == "float4_e2m1fn" and math.prod(shape) % 2
     if kind in _NAMES and not odd:
-        return _Stored(shape, DTYPES[kind], held=False)
-    if kind not in _HELD_IN:
+        return _Stored(shape, DTYPES[kind], widened=False)
+    if kind not in _STORED_AS:
         raise CheckpointError(
             f"{target}: {name!r:.80} is {kind}, which safetensors does not have; "
             "cast it, e.g. to float32"
         )
-    return _Stored((*shape, 2) if kind == "complex128" else shape, DTYPES[_HELD_IN[kind]], True)
+    return _Stored((*shape, 2) if kind == "complex128" else shape, DTYPES[_STORED_AS[kind]], True)
 
 
 def _write(file: BinaryIO, target: str, name: str, tensor: Any, stored: _Stored) -> None:
-    # In a function of its own, so that one array is freed before the next is read.
+    # A separate function, so that its locals free an array before the next is read.
     array: np.ndarray = np.asarray(tensor)
     if array.shape != tuple(tensor.shape):
         raise CheckpointError(f"{target}: {name!r:.80} is {array.shape}, not {tensor.shape}")
-    if array.dtype.kind == "c" and stored.held:
+    if array.dtype.kind == "c" and stored.widened:
         array = np.ascontiguousarray(array, np.complex128).reshape(-1).view(np.float64)
     array = np.asarray(array, stored.dtype, order="C")
     flat: np.ndarray = array.reshape(-1).view(np.uint8)

@@ -1,11 +1,11 @@
-"""Find the files of one directory that hold a model's tensors."""
+"""Selection of the files of a directory that contain a model's tensors."""
 
 import os
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from sqs_jax.checkpoints.lazy import CheckpointError, SourceFile
+from sqs_jax.checkpoints.lazy_array import CheckpointError, SourceFile
 from sqs_jax.checkpoints.safetensors_file import MAX_HEADER, load_json
 
 __all__ = [
@@ -20,7 +20,7 @@ __all__ = [
 ]
 
 TENSORS = ".safetensors"
-# DOTALL everywhere: a name may hold a line break.
+# DOTALL everywhere: a file name may contain a line break.
 INDEX = re.compile(r".+\.safetensors\.index(\.[\w-]+)?\.json", re.DOTALL)
 _ANY_INDEX = re.compile(
     r".+\.(safetensors|bin|h5|msgpack)\.index(\.[\w-]+)?\.json", re.IGNORECASE | re.DOTALL
@@ -31,21 +31,21 @@ _WEIGHTS = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _TRAINER_STATE = re.compile(r"training_args\.bin|scheduler\.pt|rng_state\w*\.pth")
-"""Small files that the Trainer of transformers leaves; they hold settings, not weights."""
+"""Small files that the Trainer of transformers writes; they contain settings, not weights."""
 _PRIMARY = ("model.safetensors", "diffusion_pytorch_model.safetensors")
-"""What transformers and diffusers load, if it is there, before any index."""
+"""Files that transformers and diffusers prefer over any index."""
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors", re.DOTALL)
 
 
 class WeightFiles(NamedTuple):
-    """The files of one directory that hold tensors, and the index that lists them.
+    """Files of a directory that contain tensors, and the index file that lists them.
 
     Attributes:
         files: Names of the safetensors files to read, sorted.
-        weight_map: The file that the index names for each tensor; empty without an index.
-        index_name: Name of the index, or None.
-        index_metadata: The index without its weight map, or None.
-        left_out: Names of the other files that hold tensors: duplicates, variants, other formats.
+        weight_map: File name of each tensor according to the index; empty without an index.
+        index_name: Name of the index file, or None.
+        index_metadata: Contents of the index without its weight map, or None.
+        left_out: Names of the other files with tensors: duplicates, variants, other formats.
     """
 
     files: list[str]
@@ -56,7 +56,7 @@ class WeightFiles(NamedTuple):
 
 
 def names_in(folder: str) -> list[str]:
-    """List a directory, sorted, without the `._*` companions that macOS writes (AppleDouble)."""
+    """List a directory, sorted, without the `._*` files of macOS (AppleDouble)."""
     return [name for name in sorted(os.listdir(folder)) if not _is_companion(folder, name)]
 
 
@@ -71,44 +71,47 @@ def _is_companion(folder: str, name: str) -> bool:
         return True
     if head.startswith(b"\0\5\x16"):
         return True
-    # damaged ones, and real weights of such a name
+    # A damaged companion has the name of a weight file, but no safetensors header.
     return holds_tensors(name) and head[8:9] != b"{"
 
 
 def holds_tensors(name: str) -> bool:
-    """Return whether a file of this name holds tensors, in any format."""
+    """Return whether a file name is that of a weight file, in any format."""
     return bool(_WEIGHTS.fullmatch(name)) and not _TRAINER_STATE.fullmatch(name)
 
 
 def is_index(name: str) -> bool:
-    """Return whether a file of this name is an index of shards, in any format."""
+    """Return whether a file name is that of an index of shards, in any format."""
     return bool(_ANY_INDEX.fullmatch(name))
 
 
 def is_plain(name: str) -> bool:
-    """Return whether a name stays in its folder on every system."""
+    """Return whether a name cannot point outside of a folder on any system."""
     return name not in ("", ".", "..") and not re.search(r"[/\\:\0]", name)
 
 
 def find_weight_files(
     folder: str, exclude: Callable[[str], bool] = lambda name: False
 ) -> WeightFiles:
-    """Find the weights of one directory; subfolders are not looked into.
+    """Select the weight files of a directory, without its subfolders.
 
-    Taken are the files that an index names and the shards of the same set that it omits; else
-    `model.safetensors` (or diffusers' `diffusion_pytorch_model.safetensors`); else a complete set
-    of shards; else the only file.
+    The first rule that applies decides:
+
+    1. `model.safetensors` (or diffusers' `diffusion_pytorch_model.safetensors`), unless the index
+       lists that file.
+    2. The files in the index, and the shards of the same set that the index omits.
+    3. A complete set of shards, or the only file.
 
     Args:
-        folder: The directory; its files are not to be trusted.
-        exclude: Whether a file of this name is not needed; asked only where it is ambiguous which
-            files are meant.
+        folder: Path of the directory; its files are untrusted.
+        exclude: Predicate that marks a file name as not needed. It is called only if the choice of
+            files is ambiguous.
 
     Returns:
-        The files; none where the directory has no safetensors.
+        Weight files; empty if the directory has no safetensors files.
 
     Raises:
-        CheckpointError: If the files that are meant are ambiguous or missing, or the index is
+        CheckpointError: If the choice of files is ambiguous, a file is missing, or the index is
             damaged.
     """
     names = names_in(folder)
@@ -131,7 +134,7 @@ def find_weight_files(
 
 
 def _is_alias(folder: str, name: str, files: list[str]) -> bool:
-    """Return whether a name is a link to one of the files."""
+    """Return whether a name is a link to any of the files."""
     path = os.path.join(folder, name)
     chosen = (os.path.join(folder, other) for other in files)
     return os.path.exists(path) and any(
@@ -140,7 +143,7 @@ def _is_alias(folder: str, name: str, files: list[str]) -> bool:
 
 
 def _shard_set(name: str) -> tuple[str, str] | None:
-    """Return base and total of a shard's name, which all shards of a set share."""
+    """Return base and total of a shard's name; all shards of a set have the same."""
     shard = _SHARD.fullmatch(name)
     return (shard[1], shard[3]) if shard else None
 
@@ -163,14 +166,13 @@ def _choose_index(
 
 
 def _without_index(folder: str, tensors: list[str], exclude: Callable[[str], bool]) -> list[str]:
-    """Choose among files that no index lists: the only one, or all shards of a set."""
-    variant = re.compile(
-        r"(.+)\.[\w-]+\.safetensors", re.DOTALL
-    )  # model.fp16.safetensors beside the plain
+    """Choose among files without an index: the only file, or all shards of a set."""
+    # A variant such as model.fp16.safetensors is ignored beside model.safetensors.
+    variant = re.compile(r"(.+)\.[\w-]+\.safetensors", re.DOTALL)
     plain = [
         name
         for name in tensors
-        if not ((of := variant.fullmatch(name)) and of[1] + TENSORS in tensors)
+        if not ((match := variant.fullmatch(name)) and match[1] + TENSORS in tensors)
     ]
     if len(plain) <= 1:
         return plain
@@ -216,11 +218,14 @@ def _read_index(folder: str, name: str) -> tuple[dict[str, Any], dict[str, str]]
 
 
 def check_weight_map(weight_map: Any, *, nested: bool = False) -> dict[str, str]:
-    """Return a weight map, `{tensor: file}`, or raise ValueError for one that is none.
+    """Check and return a weight map, `{tensor: file}`.
 
     Args:
-        weight_map: JSON from a file, not to be trusted.
+        weight_map: Untrusted JSON value from a file.
         nested: Whether files may lie in subfolders, "unet/model.safetensors".
+
+    Raises:
+        ValueError: If the value is no dict from tensor names to plain safetensors file names.
     """
     if not isinstance(weight_map, dict):
         raise ValueError("it has no weight_map")

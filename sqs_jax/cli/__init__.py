@@ -1,4 +1,4 @@
-"""The `sqs` command: any checkpoint to one small file, and what such a file holds."""
+"""The `sqs` command: compression of checkpoints, and inspection of sqs files."""
 
 import argparse
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from sqs_jax import __version__
 from sqs_jax.cli.compress import add_compress
 from sqs_jax.cli.console import complain, end_cleanly_on_signals, flush, standard_streams
 from sqs_jax.cli.decompress import add_decompress
-from sqs_jax.cli.look import add_diff, add_inspect, add_verify
+from sqs_jax.cli.inspection import add_diff, add_inspect, add_verify
 from sqs_jax.cli.plot import add_plot
 
 __all__ = ["main"]
@@ -19,23 +19,24 @@ _EPILOG = """examples:
   sqs verify model.sqs model.safetensors
   sqs decompress model.sqs -o again.safetensors
 
-exit codes: 0 all well; 1 verify or diff found something, or compress left out files with tensors;
-2 the command cannot be understood; 3 a file cannot be read, written or made so small, or an option
-does not fit it."""
+exit codes: 0 success; 1 verify or diff found differences or problems, or compress left out files
+with tensors; 2 invalid command line; 3 a file cannot be read, written or made small enough, or an
+option does not fit the file."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line and return its exit code.
+    """Run a command line and return the exit code.
 
     Args:
-        argv: The arguments; by default those of the process, which signals then end.
+        argv: Arguments without the program's name. None for those of the process; signal handlers
+            that remove temporary files are then installed.
     """
     if argv is None:
         end_cleanly_on_signals()
     with standard_streams():
         parser = argparse.ArgumentParser(
             prog="sqs",
-            description="Make the file of a neural network small, and look into such files.",
+            description="Compress checkpoints of neural networks, and inspect compressed files.",
             epilog=_EPILOG,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 args = parser.parse_args(argv)
                 return int(args.run(args))
             finally:
-                flush()  # here, where it may fail; also what --help has printed
+                flush()  # here, where an error is still reported; covers the output of --help too
         except OSError as error:
             named = error.filename is not None and error.strerror
             complain(f"{error.filename}: {error.strerror}" if named else str(error))

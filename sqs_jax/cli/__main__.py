@@ -1,4 +1,4 @@
-"""python -m sqs_jax.cli is the `sqs` command."""
+"""Entry point of `python -m sqs_jax.cli`, which is the `sqs` command."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What the commands share: opening files, progress, tables, JSON."""
+"""Functions shared by the commands: opening files, progress bars, JSON."""
 
 import argparse
 import collections
@@ -33,18 +33,26 @@ __all__ = [
 ]
 
 MODEL = "model.sqs"
-"""The name of the compressed weights in a folder."""
+"""Name of the compressed weights in a folder."""
 
 _PARALLEL_FROM = 1 << 25
-"""The number of weights that is worth starting processes for: a second's decoding."""
+"""Number of weights above which worker processes pay off: about one second of decoding."""
 _LARGE_FILE = 1 << 23
-"""The bytes of a file of about as many weights."""
+"""Size in bytes of a file of about `_PARALLEL_FROM` weights."""
 
 
 def add_command(
     commands: Any, name: str, run: Callable[[argparse.Namespace], int], help: str, example: str
 ) -> argparse.ArgumentParser:
-    """Add a command with one example in its help, and --json."""
+    """Add a command with the option --json and an example in the help text.
+
+    Args:
+        commands: Subparsers of the main parser.
+        name: Name of the command.
+        run: Function that runs the command and returns the exit code.
+        help: Description in one line.
+        example: Example of a command line.
+    """
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=help,
@@ -58,7 +66,7 @@ def add_command(
 
 
 def counted(number: int, noun: str) -> str:
-    """Return a number and its noun, in the plural but for one.
+    """Format a number with a noun, in the plural unless the number is 1.
 
     Example:
         >>> counted(1, "tensor"), counted(1200, "floating tensor")
@@ -68,7 +76,13 @@ def counted(number: int, noun: str) -> str:
 
 
 def open_sqs(path: str) -> SqsFile:
-    """Open an sqs file, or the one in a compressed folder; all cores decode a large one."""
+    """Open an sqs file, or the sqs file of a compressed folder.
+
+    A large file is decoded by one worker process per core.
+
+    Raises:
+        ValueError: If the path is a folder without an sqs file.
+    """
     if os.path.isdir(path):
         inner = os.path.join(path, MODEL)
         if not os.path.isfile(inner):
@@ -79,24 +93,28 @@ def open_sqs(path: str) -> SqsFile:
 
 
 def workers(weights: int) -> int:
-    """Return how many processes code so many weights."""
+    """Return the number of processes that encode a number of weights."""
     return (os.cpu_count() or 1) if weights >= _PARALLEL_FROM else 1
 
 
 def lazy_tensors(file: SqsFile) -> dict[str, LazyArray]:
-    """Return the dense tensors of a file by path, each decoded when it is asked for."""
+    """Return lazy dense tensors of a file by path; reading a tensor decodes the leaf.
+
+    Raises:
+        ValueError: If two leaves have the same path.
+    """
     tensors = {leaf.path: _lazy(file, leaf) for leaf in file.leaves}
     if len(tensors) < len(file.leaves):
         counts = collections.Counter(leaf.path for leaf in file.leaves)
-        twice = next(path for path, count in counts.items() if count > 1)
+        duplicate = next(path for path, count in counts.items() if count > 1)
         raise ValueError(
-            f"{file.path}: two tensors are called {twice!r}; load it with sqs_jax.load"
+            f"{file.path}: two tensors are called {duplicate!r}; load it with sqs_jax.load"
         )
     return tensors
 
 
 def lazy_tree(file: SqsFile) -> Any:
-    """Return the tree of a file, its tensors decoded when they are asked for."""
+    """Return the tree of a file with lazy dense tensors as leaves."""
     return file.tree(lambda leaf: _lazy(file, leaf))
 
 
@@ -107,7 +125,15 @@ def _lazy(file: SqsFile, leaf: Leaf) -> LazyArray:
 
 @contextlib.contextmanager
 def progress(what: str, total: float) -> Iterator[Callable[[float], None]]:
-    """Show a bar on stderr, where that is a terminal; yields advance(amount)."""
+    """Show a progress bar on stderr if stderr is a terminal.
+
+    Args:
+        what: Label of the bar.
+        total: Amount of work, in any unit.
+
+    Yields:
+        Function advance(amount) that moves the bar.
+    """
     columns = TextColumn(what), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
@@ -116,9 +142,14 @@ def progress(what: str, total: float) -> Iterator[Callable[[float], None]]:
 
 
 def tracked(tree: Any, advance: Callable[[float], None]) -> Any:
-    """Return a tree of lazy arrays, telling of each that is read by its size in bytes."""
+    """Wrap a tree of lazy arrays to report each read.
 
-    def tell(tensor: LazyArray) -> LazyArray:
+    Args:
+        tree: Tree of `LazyArray`s.
+        advance: Function that receives the size in bytes of each array that is read.
+    """
+
+    def report_reads(tensor: LazyArray) -> LazyArray:
         def read() -> Any:
             array = tensor.__array__()
             advance(tensor.nbytes)
@@ -126,11 +157,11 @@ def tracked(tree: Any, advance: Callable[[float], None]) -> Any:
 
         return LazyArray(tensor.shape, tensor.dtype, read)
 
-    return jax.tree.map(tell, tree)
+    return jax.tree.map(report_reads, tree)
 
 
 def print_json(value: Any) -> None:
-    """Print a result for another program; what is not finite becomes null."""
+    """Print a result as JSON; NaN and infinity become null."""
     say(json.dumps(_finite(value), indent=1))
 
 

@@ -1,4 +1,4 @@
-"""sqs compress: any checkpoint to one small file."""
+"""sqs compress: compress a checkpoint to a file of a given size."""
 
 import argparse
 import math
@@ -31,14 +31,14 @@ from sqs_jax.transform.prediction import HARMLESS_LOSS, bits_below
 
 __all__ = ["add_compress"]
 
-# Over the weights, about: to sort them, for each file that is tried, to compare the last with them.
+# Approximate passes over the weights: sorting, each candidate file, and the final comparison.
 _PASSES = 5
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 _UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 _SHOWN = 8
 _LEAST_RATIO = 1e-6
-_CAUTION = 0.97  # of the ratio that is named: losses are predicted to a few percent
-# The library's messages name its arguments; the command has options.
+_CAUTION = 0.97  # factor of the suggested ratio, because predicted losses err by a few percent
+# Replacements in the library's messages, which name arguments instead of options.
 _OPTIONS = (
     (
         "or leave the leaf dense with a rule with components=None",
@@ -83,26 +83,26 @@ def add_compress(commands: Any) -> None:
         default=[],
         type=pattern_type,
         metavar="PATTERN",
-        help="leave tensors as they are whose name, or the name up to a / or . in it, matches "
-        "this regular expression as a whole; may be given again",
+        help="do not compress tensors whose name, or the name up to a slash or dot, fully matches "
+        "this regular expression; may be repeated",
     )
     add_selection(parser)
     parser.add_argument(
         "--stacked",
         type=int,
         metavar="N",
-        help="the first N axes of a tensor are a stack (layers under scan, experts), and every "
-        "slice gets levels of its own; by default where that is smaller, 0 for never",
+        help="the first N axes of a tensor are a stack (layers under scan, experts) whose slices "
+        "have separate levels; by default chosen by file size, 0 for never",
     )
     parser.add_argument(
         "--dense-dtype",
         metavar="DTYPE",
-        help="round what is not compressed: float16, bfloat16, float8_e4m3fn, ...",
+        help="dtype to round uncompressed tensors to: float16, bfloat16, float8_e4m3fn, ...",
     )
     parser.add_argument(
         "--sensitivity",
         metavar="FILE",
-        help="a checkpoint of the same names: what an error of each weight costs",
+        help="a checkpoint with the same names: factor of each weight's squared error",
     )
 
 
@@ -126,14 +126,14 @@ def _bytes(text: str) -> int:
     raise argparse.ArgumentTypeError(f"{text!r} is no size; write 33500, 33.5kB, 400MB or 1GiB")
 
 
-class _Left(NamedTuple):
-    """What the compressed file or folder lacks.
+class _LeftOut(NamedTuple):
+    """Parts of the checkpoint that the compressed file or folder lacks.
 
     Attributes:
         tensors: Names of the tensors that --only and --exclude leave out.
-        files: Files with tensors, their indices, and folders, that --exclude names.
-        lost: Files with tensors that nobody asked to leave out.
-        uncopied: Other things that are not copied: links to folders, folders of tools, pipes.
+        files: Files with tensors, index files and folders that match --exclude.
+        lost: Files with tensors that are left out although no option says so.
+        uncopied: Other paths that are not copied: links to folders, folders of tools, pipes.
     """
 
     tensors: list[str]
@@ -160,7 +160,7 @@ def _compress_checkpoint(args: argparse.Namespace) -> int:
     folder = source.kind == "huggingface"
     sized = flat_names(selection.tree)
     original = sum(tensor.nbytes for tensor in sized.values())
-    left, copied = _left(args, source, selection.left_out)
+    left, copied = _list_left_out(args, source, selection.left_out)
     _check_options(args, sized)
     budget = args.target_bytes or int(original / (args.target_ratio or math.inf))
     sources = [args.input, *filter(None, [source.root, args.sensitivity])]
@@ -182,7 +182,7 @@ def _compress_checkpoint(args: argparse.Namespace) -> int:
 
 
 def _check_options(args: argparse.Namespace, tensors: Mapping[str, Any]) -> None:
-    """Raise ValueError for an option that does not fit the checkpoint."""
+    """Raise ValueError if an option does not fit the checkpoint."""
     if not tensors:
         raise ValueError(f"{args.input}: holds no tensors; there is nothing to compress")
     if not any(tensor.size for tensor in tensors.values()):
@@ -199,10 +199,15 @@ def _check_options(args: argparse.Namespace, tensors: Mapping[str, Any]) -> None
             raise ValueError(no_match("--keep", pattern, names, args.input))
 
 
-def _left(
+def _list_left_out(
     args: argparse.Namespace, source: Checkpoint, tensors: Sequence[str]
-) -> tuple[_Left, int]:
-    """Return what will be left out, and the bytes of the files that will be copied."""
+) -> tuple[_LeftOut, int]:
+    """List the parts to leave out, and sum the sizes of the files to copy, bytes.
+
+    Raises:
+        ValueError: If a pattern of --exclude matches nothing, or the source has a folder with the
+            name of the compressed file.
+    """
     excluded = matcher(args.exclude)
     files = [name for name in source.left_out if excluded(name) or excluded(name.rstrip("/"))]
     lost = [name for name in source.left_out if name not in files]
@@ -220,11 +225,11 @@ def _left(
         uncopied = [x for x in others.left_out if x not in {*shards, *indices}]
         if f"{MODEL}/" in others.copied:
             path = os.path.join(source.root, MODEL)
-            raise ValueError(f"{path}: a folder of this name would be in the way; rename it")
+            raise ValueError(f"{path}: a folder has the name of the output file; rename it")
     for pattern in args.exclude:
         if not any(map(matcher([pattern]), names)):
             raise ValueError(no_match("--exclude", pattern, names, args.input))
-    return _Left(list(tensors), files, lost, uncopied), copied
+    return _LeftOut(list(tensors), files, lost, uncopied), copied
 
 
 def _to_budget(
@@ -234,7 +239,7 @@ def _to_budget(
     original: int,
     options: dict[str, Any],
 ) -> tuple[Any, float]:
-    """Return the compressed tree and its predicted loss."""
+    """Compress the tree to the target size; return the result and the predicted loss."""
     sensitivity = None
     if args.sensitivity is not None:
         sensitivity = open_checkpoint(args.sensitivity, exclude=matcher(args.exclude)).tree
@@ -242,7 +247,7 @@ def _to_budget(
         if unknown:
             raise ValueError(
                 f"--sensitivity {args.sensitivity}: has {_some(unknown)}, "
-                f"which {args.input} has not"
+                f"which {args.input} does not have"
             )
         sensitivity = without(sensitivity, set(left_out))
     keep = [sqs_jax.Rule(pattern=whole_or_part(p), components=None) for p in args.keep]
@@ -268,12 +273,12 @@ def _in_options(message: str) -> str:
 
 
 def _too_small(args: argparse.Namespace, error: sqs_jax.BudgetError) -> str:
-    """Say which size is possible, what is in the way of a smaller one, and which options help."""
-    wanted = f"--target-bytes {args.target_bytes}"
+    """Format the error of a budget that is too small, with its causes and remedies."""
+    target = f"--target-bytes {args.target_bytes}"
     if args.target_ratio is not None:
-        wanted = f"--target-ratio {args.target_ratio:g}"
+        target = f"--target-ratio {args.target_ratio:g}"
     lines = (
-        f"{args.input}: {wanted} asks for {error.budget:,} bytes, below the least possible file of "
+        f"{args.input}: {target} asks for {error.budget:,} bytes, below the least possible file of "
         f"{error.least:,} bytes"
     )
     whole = [entry for entry in error.dense if not entry[1].startswith(("float", "bfloat"))]
@@ -296,7 +301,7 @@ def _too_small(args: argparse.Namespace, error: sqs_jax.BudgetError) -> str:
 
 
 def _report(
-    args: argparse.Namespace, written: int, original: int, left: _Left, loss: float, weights: int
+    args: argparse.Namespace, written: int, original: int, left: _LeftOut, loss: float, weights: int
 ) -> None:
     ratio = original / written
     if args.json:
@@ -318,8 +323,8 @@ def _report(
         lines.append(f"not copied: {', '.join([*left.lost, *left.uncopied])}")
     if left.lost:
         lines.append(
-            "problem: files with tensors are not in the output; compress them apart, or say that "
-            f"they are not needed: --exclude '{_escaped(left.lost[0].rstrip('/'))}'"
+            "problem: files with tensors are not in the output; compress them separately, or "
+            f"exclude them if they are not needed: --exclude '{_escaped(left.lost[0].rstrip('/'))}'"
         )
     if loss > HARMLESS_LOSS:
         lines.append(_warning(written, original, loss, weights))
@@ -328,7 +333,7 @@ def _report(
 
 
 def _warning(written: int, original: int, loss: float, weights: int) -> str:
-    """Say that so small a file may be of no use, and which ratio loses less."""
+    """Format the warning of a high predicted loss, with a milder ratio to try."""
     milder = original / (written + weights * bits_below(loss) / 8)
     milder = math.floor(10 * _CAUTION * milder) / 10
     remedy = f"--target-ratio {milder:g} is below that" if milder > 1 else "give more bytes"
@@ -339,15 +344,18 @@ def _warning(written: int, original: int, loss: float, weights: int) -> str:
 
 
 def _escaped(name: str) -> str:
-    return re.sub(r"([^\w/ -])", r"\\\1", name)  # re.escape, but legible
+    return re.sub(r"([^\w/ -])", r"\\\1", name)  # legible, unlike re.escape
 
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
 
 
-def _metadata(args: argparse.Namespace, source: Checkpoint, left: _Left) -> dict[str, Any]:
-    """Say in the file what it was made from, and how; nothing that changes from run to run."""
+def _metadata(args: argparse.Namespace, source: Checkpoint, left: _LeftOut) -> dict[str, Any]:
+    """Return the file's provenance and recipe.
+
+    Equal inputs and options give equal metadata: times and full paths are omitted.
+    """
     name = os.path.basename(os.path.normpath(args.input))
     recipe = {
         "target_bytes": args.target_bytes,

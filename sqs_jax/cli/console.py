@@ -1,4 +1,4 @@
-"""Standard streams and signals of the command: neither ends it with a traceback."""
+"""Standard streams and signals of the command, handled without tracebacks."""
 
 import contextlib
 import io
@@ -16,14 +16,14 @@ __all__ = ["complain", "end_cleanly_on_signals", "flush", "say", "standard_strea
 
 @contextlib.contextmanager
 def standard_streams() -> Iterator[None]:
-    """Let output be printed to a closed stream, or in an encoding without the characters.
+    """Make printing safe for closed streams and for narrow encodings.
 
-    A closed stream is replaced by the null device, so that no other file takes its number; a
-    character that the encoding lacks is escaped, as Python does it on stderr.
+    A closed stream is replaced by the null device, so that no other file gets its descriptor. A
+    character that the encoding lacks is escaped, as Python does on stderr.
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            # open until the process ends, as standard streams are
+            # Never closed, like the standard streams.
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     stream = sys.stdout
     before = stream.errors if isinstance(stream, io.TextIOWrapper) else None
@@ -38,55 +38,59 @@ def standard_streams() -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """Print to stdout. A reader who has gone has seen enough: the work and its exit code count."""
+    """Print text to stdout.
+
+    A closed pipe is no error: the command finishes and the exit code stays valid.
+    """
     try:
         print(text)
     except BrokenPipeError:
-        _to_nowhere()
+        _discard_stdout()
 
 
 def flush() -> None:
-    """Hand everything printed to the system.
+    """Flush stdout.
 
     Raises:
-        OSError: If it cannot be written; a reader who has gone is no error.
+        OSError: If the output cannot be written; a closed pipe is no error.
     """
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        _to_nowhere()
+        _discard_stdout()
     except OSError:
-        _to_nowhere()  # else the interpreter would try again when it ends, and say so
+        _discard_stdout()  # otherwise the interpreter flushes again at exit and prints the error
         raise
 
 
-def _to_nowhere() -> None:
+def _discard_stdout() -> None:
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, sys.stdout.fileno())
     os.close(null)
 
 
 def complain(text: str) -> None:
-    """Print one message to stderr, if it can be."""
+    """Print an error message to stderr; a closed stderr is ignored."""
     with contextlib.suppress(OSError):
         print(printable(f"sqs: {text}"), file=sys.stderr)
 
 
 def end_cleanly_on_signals() -> None:
-    """End the process on SIGINT, SIGTERM and SIGHUP without temporary files, code 128 + signal.
+    """Install handlers of SIGINT, SIGTERM and SIGHUP that remove temporary files.
 
-    Without this, SIGTERM (Slurm, docker stop) would leave them behind.
+    The exit code is 128 + signal. By default SIGTERM (Slurm, docker stop) would leave temporary
+    files behind.
     """
 
     def end(number: int, _: FrameType | None) -> None:
         remove_temporaries()
         text = f"sqs: stopped by {signal.Signals(number).name}; no output was written\n"
         with contextlib.suppress(OSError):
-            os.write(2, text.encode())  # print could be what the signal has interrupted
+            os.write(2, text.encode())  # print is not reentrant, and may have been interrupted
         os._exit(128 + number)
 
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
-        # what the parent has told the process to ignore (nohup) stays ignored
+        # A signal that the parent process ignores (nohup) stays ignored.
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, end)

@@ -1,4 +1,4 @@
-"""sqs decompress: a small file back to a checkpoint of arrays."""
+"""sqs decompress: write the dense weights of an sqs file as a checkpoint."""
 
 import argparse
 import os
@@ -41,12 +41,12 @@ def add_decompress(commands: Any) -> None:
     help = "write the weights of a file with their names, shapes and dtypes"
     example = "sqs decompress model.sqs -o model.safetensors"
     parser = add_command(commands, "decompress", _decompress, help, example)
-    parser.add_argument("file", help="an sqs file, or a folder that compress made")
+    parser.add_argument("file", help="an sqs file, or a folder written by compress")
     parser.add_argument(
         "-o",
         "--output",
         required=True,
-        help="a .safetensors, .npz or .msgpack file; a folder for what was a Hugging Face folder",
+        help="a .safetensors, .npz or .msgpack file; a folder for weights of a Hugging Face folder",
     )
 
 
@@ -105,23 +105,31 @@ def _format(output: str, was_folder: bool) -> str:
     if os.path.isdir(output):
         raise ValueError(f"{output}: is a folder; give the name of a file in it")
     raise ValueError(
-        f"{output}: the extension says in which format to write; give a name that ends in "
+        f"{output}: the extension does not name a format to write; give a name that ends in "
         f"{', '.join(_FORMATS)}"
     )
 
 
 def _strings(kind: Any, layout: Mapping[str, Any]) -> dict[str, str] | None:
-    """Return the metadata of the safetensors file, or those that all files of a folder share."""
+    """Return the metadata of a safetensors file, or the common metadata of all shards.
+
+    Args:
+        kind: Format of the original checkpoint.
+        layout: Metadata of the original checkpoint.
+
+    Returns:
+        Strings for the header; None if there are none, or the original has another format.
+    """
     if kind == "safetensors":
         return dict(layout)
     shards = layout.get("shards")
     if kind != "huggingface" or not isinstance(shards, dict):
         return None
-    given = [strings for strings in shards.values() if isinstance(strings, dict)]
-    if not given or len(given) < len(shards):
+    metadata = [strings for strings in shards.values() if isinstance(strings, dict)]
+    if not metadata or len(metadata) < len(shards):
         return None
-    shared = [set(map(repr, strings.items())) for strings in given]
-    return {k: v for k, v in given[0].items() if repr((k, v)) in set.intersection(*shared)}
+    items = [set(map(repr, strings.items())) for strings in metadata]
+    return {k: v for k, v in metadata[0].items() if repr((k, v)) in set.intersection(*items)}
 
 
 def _write_flax_folder(output: str, file: SqsFile, name: Any, others: str | None) -> int:

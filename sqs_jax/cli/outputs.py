@@ -1,4 +1,4 @@
-"""Everything that can be wrong with an output, found before the work."""
+"""Checks of an output path before the work begins."""
 
 import os
 import re
@@ -17,16 +17,17 @@ _MOST_LINKS = 40
 def check_output(
     output: str, sources: Sequence[str], *, nbytes: int = 0, folder: bool = False
 ) -> None:
-    """Raise an error if an output cannot be written, or would replace what it is made from.
+    """Raise an error if an output cannot be written or would replace an input.
 
     Args:
         output: Path of the file or folder to write.
-        sources: Paths of the files and folders that it is made from.
-        nbytes: How many bytes will be written, about.
+        sources: Paths of the input files and folders.
+        nbytes: Approximate size of the output, bytes.
         folder: Whether the output is a folder.
 
     Raises:
-        ValueError: If the output is a standard stream, an input or in one, or the disk is too full.
+        ValueError: If the output is a standard stream, an input, or a path inside of an input; or
+            if the disk lacks space.
         OSError: As `sqs_jax.artifact.atomic.check_writable`.
     """
     if output == "-" or any(_STREAMS.fullmatch(path) for path in _aliases(output)):
@@ -52,7 +53,7 @@ def check_output(
 
 
 def _aliases(path: str) -> Iterator[str]:
-    """List the paths that links lead through, as the system would write them."""
+    """Yield the absolute paths along a chain of links, beginning with the path."""
     for _ in range(_MOST_LINKS):
         yield "/" + os.path.abspath(path).lstrip("/")
         if not os.path.islink(path):
@@ -61,7 +62,7 @@ def _aliases(path: str) -> Iterator[str]:
 
 
 def _files(source: str) -> Iterator[str]:
-    """List an input's files; those of a folder may be links to files elsewhere."""
+    """Yield the files of an input, including files that a folder links to."""
     if not os.path.isdir(source):
         yield source
     for folder, _, names in os.walk(source):

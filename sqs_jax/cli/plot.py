@@ -1,4 +1,4 @@
-"""sqs plot: inspect as a picture, or as a page that opens in a browser."""
+"""sqs plot: draw the sizes of the tensors of a file as an image or an HTML page."""
 
 import argparse
 import html
@@ -25,7 +25,7 @@ _FIGURES = {
 
 def add_plot(commands: Any) -> None:
     """Add `sqs plot`."""
-    help = "draw what each tensor weighs in a file"
+    help = "draw the size of each tensor in a file"
     parser = add_command(commands, "plot", _plot, help, "sqs plot model.sqs -o model.html")
     parser.add_argument("file", help="an sqs file, or a folder with one")
     parser.add_argument("-o", "--output", required=True, help="a .png, .svg or .html file")
@@ -54,7 +54,7 @@ def _plot(args: argparse.Namespace) -> int:
 
 
 def _draw(report: SizeReport, name: str, format: str) -> bytes:
-    """Draw bytes and bits per weight of each tensor, the largest ones first."""
+    """Draw bytes and bits per weight of each tensor, in descending order of size."""
     try:
         from matplotlib import rc_context
         from matplotlib.figure import Figure
@@ -89,7 +89,7 @@ def _draw(report: SizeReport, name: str, format: str) -> bytes:
         fontsize=10,
     )
     stream = io.BytesIO()
-    # The same file gives the same picture.
+    # A fixed salt and no date, so that the same file gives the same picture.
     with rc_context({"svg.hashsalt": "sqs"}):
         figure.savefig(
             stream, format=format, dpi=150, metadata={"Date": None} if format == "svg" else None
@@ -98,7 +98,7 @@ def _draw(report: SizeReport, name: str, format: str) -> bytes:
 
 
 def _page(report: SizeReport, name: str, picture: str) -> str:
-    """Return a page of its own: the picture and the table of inspect, no scripts, no addresses."""
+    """Return a self-contained HTML page with the picture and the table of inspect."""
     title = html.escape(os.path.basename(name))
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>

@@ -1,4 +1,4 @@
-"""Which tensors of a checkpoint a command takes: --only, --exclude, --keep."""
+"""Selection of tensors by the options --only, --exclude and --keep."""
 
 import argparse
 import re
@@ -23,10 +23,10 @@ __all__ = [
 
 
 class Selection(NamedTuple):
-    """The tensors that are taken, and the names of those that are not.
+    """Selected tensors of a checkpoint, and the names of the rest.
 
     Attributes:
-        tree: The checkpoint's tree without what is left out.
+        tree: Tree of the checkpoint without the tensors that are left out.
         left_out: Names of the tensors that are left out.
     """
 
@@ -35,10 +35,10 @@ class Selection(NamedTuple):
 
 
 def add_selection(parser: argparse.ArgumentParser) -> None:
-    """Add --only and --exclude."""
+    """Add the options --only and --exclude."""
     for name, what, more in (
-        ("--only", "take only tensors", ""),
-        ("--exclude", "leave out tensors", "; also names files of a folder that are not needed"),
+        ("--only", "compress only tensors", ""),
+        ("--exclude", "leave out tensors", "; also leaves out files of a folder"),
     ):
         parser.add_argument(
             name,
@@ -46,13 +46,13 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
             default=[],
             metavar="PATTERN",
             type=pattern_type,
-            help=f"{what} whose name, or the name up to a / or . in it, matches this regular "
-            "expression as a whole; may be given again" + more,
+            help=f"{what} whose name, or the name up to a slash or dot, fully matches this regular "
+            "expression; may be repeated" + more,
         )
 
 
 def pattern_type(text: str) -> str:
-    """Return a regular expression from the command line, or say that it is none."""
+    """Check a regular expression on the command line; the type of an option."""
     if not is_regex(text):
         raise argparse.ArgumentTypeError(f"{text!r} is no regular expression")
     return text
@@ -68,23 +68,23 @@ def is_regex(text: str) -> bool:
 
 
 def whole_or_part(pattern: str) -> str:
-    """Return the expression that a whole name matches if the pattern matches it up to a / or ."""
+    """Return a regular expression for a pattern followed by nothing, "/..." or "..."."""
     return rf"(?:{pattern})(?:[/.](?s:.*))?"
 
 
 def matcher(patterns: Iterable[str]) -> Callable[[str], bool]:
-    """Return whether a name matches any of the patterns."""
+    """Return a predicate of names that match any of the patterns."""
     compiled = [re.compile(whole_or_part(pattern)) for pattern in patterns]
     return lambda name: any(regex.fullmatch(name) for regex in compiled)
 
 
 def select(tree: Any, only: Sequence[str], exclude: Sequence[str], source: str) -> Selection:
-    """Leave out the tensors that --only and --exclude say.
+    """Select tensors by the patterns of --only and --exclude.
 
     Args:
-        tree: A checkpoint's tree.
-        only: Patterns; none take every tensor.
-        exclude: Patterns.
+        tree: Tree of a checkpoint.
+        only: Patterns of the tensors to take; empty for all tensors.
+        exclude: Patterns of the tensors to leave out.
         source: Path of the checkpoint, for messages.
 
     Raises:
@@ -94,21 +94,27 @@ def select(tree: Any, only: Sequence[str], exclude: Sequence[str], source: str) 
     for pattern in only:
         if not any(map(matcher([pattern]), names)):
             raise ValueError(no_match("--only", pattern, names, source))
-    wanted, unwanted = matcher(only), matcher(exclude)
-    left_out = [n for n in names if (only and not wanted(n)) or unwanted(n)]
+    included, excluded = matcher(only), matcher(exclude)
+    left_out = [n for n in names if (only and not included(n)) or excluded(n)]
     if names and len(left_out) == len(names):
         raise ValueError(f"{source}: --only and --exclude leave no tensor of {len(names)}")
     return Selection(without(tree, set(left_out)) if left_out else tree, left_out)
 
 
 def no_match(option: str, pattern: str, names: Sequence[str], source: str) -> str:
-    """Say that a pattern matches no tensor."""
+    """Format the error of a pattern that matches no tensor."""
     shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
     return f"{option} {pattern!r} matches no tensor of {source}; there are: {shown or 'none'}"
 
 
 def without(tree: Any, names: set[str], path: tuple[str, ...] = ()) -> Any:
-    """Return a tree without the leaves of these names; places in lists become None."""
+    """Remove leaves from a tree; a removed element of a list becomes None.
+
+    Args:
+        tree: Tree of a checkpoint.
+        names: Names of the leaves to remove, as `flat_names` forms them.
+        path: Keys above the tree, for the recursion.
+    """
     if isinstance(tree, dict):
         children = {key: without(child, names, (*path, str(key))) for key, child in tree.items()}
         return {key: child for key, child in children.items() if not _is_gone(child, tree[key])}
@@ -118,5 +124,5 @@ def without(tree: Any, names: set[str], path: tuple[str, ...] = ()) -> Any:
 
 
 def _is_gone(child: Any, before: Any) -> bool:
-    """Return whether a child was a tensor, or held some, and none of them is left."""
+    """Return whether a subtree lost all of its leaves."""
     return not jax.tree.leaves(child) and bool(jax.tree.leaves(before))

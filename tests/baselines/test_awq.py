@@ -1,4 +1,4 @@
-"""AWQ: against rounding to nearest, its own search, and what it keeps with the kernel."""
+"""AWQ: comparison with round to nearest, the search for exponents, stored scales."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -31,7 +31,7 @@ def test_inputs_of_one_size_are_not_scaled():
     np.testing.assert_array_equal(alone.leaf.codes, leaf.leaf.codes)
 
 
-def test_inputs_that_never_come_leave_every_weight_finite():
+def test_zero_inputs_leave_every_weight_finite():
     never = {"kernel": InputMoments(jnp.zeros((24, 24)))}
     leaf = awq.compress({"kernel": KERNEL}, levels=8, calibration=never, group=8)["kernel"]
     np.testing.assert_allclose(leaf.scales, np.ones(24), rtol=1e-3)
@@ -45,7 +45,7 @@ def test_large_inputs_have_fine_weights(group):
     leaf = awq.compress({"kernel": KERNEL}, levels=8, calibration=moments, group=group)["kernel"]
     nearest = round_to_nearest.compress({"kernel": KERNEL}, levels=8, group=group)["kernel"]
     assert lost(leaf) < 0.6 * lost(nearest)
-    # one over |x|^a, for one of the exponents that are tried
+    # The scales are 1 / |x|^a for an exponent a of the search.
     a = -np.polyfit(np.log(SIZES), np.log(leaf.scales), 1)[0]
     assert 0 < a < 1 and abs(a * 20 - round(a * 20)) < 0.02
     assert leaf.leaf.codes.max() < 8

@@ -1,4 +1,4 @@
-"""CoDeQ: the quantiser as the paper writes it, what is learned, and its constraints."""
+"""CoDeQ: the quantizer against the paper's equations, learned parameters, constraints."""
 
 import jax
 import jax.numpy as jnp
@@ -19,30 +19,30 @@ RULES = [Rule(pattern="kernel", components=6)]
 
 
 def as_published(w: np.ndarray, dead: float, bits: int) -> np.ndarray:
-    """Quantise weight by weight: equations 4 to 9, in float64."""
+    """Quantize weight by weight: equations 4 to 9, in float64."""
     size = np.quantile(np.abs(w), 0.99)
     d = 2 * size * (1 - abs(np.tanh(dead)))
     most = 2 ** (bits - 1) - 1
     step = (size - d / 2) / (most - 0.5)
-    found = np.zeros_like(w)
+    quantized = np.zeros_like(w)
     for i, x in np.ndenumerate(w):
         if abs(x) > d / 2:
             q = min(max(round((abs(x) - d / 2 + step / 2) / step), 1), most)
-            found[i] = np.sign(x) * (step * q + d / 2 - step / 2)
-    return found
+            quantized[i] = np.sign(x) * (step * q + d / 2 - step / 2)
+    return quantized
 
 
 @pytest.mark.parametrize("components", [2, 6, 14])
 @pytest.mark.parametrize("dead", [3.0, 0.8, -0.5])
-def test_weights_are_quantised_as_published(components, dead):
+def test_weights_are_quantized_as_published(components, dead):
     transform = codeq([Rule(pattern="kernel", components=components)])
     posterior = transform.init(PARAMS)
     leaf = posterior["kernel"].replace(dead_zone=jnp.float32(dead))
-    found = transform.mode({**posterior, "kernel": leaf})
-    wanted = as_published(PARAMS["kernel"].astype("f8"), dead, leaf.bits)
-    off = np.abs(np.asarray(found["kernel"]) - wanted) > 1e-5
+    params = transform.mode({**posterior, "kernel": leaf})
+    published = as_published(PARAMS["kernel"].astype("f8"), dead, leaf.bits)
+    off = np.abs(np.asarray(params["kernel"]) - published) > 1e-5
     assert off.mean() < 2e-3  # a weight on a border may fall to either side
-    np.testing.assert_array_equal(found["bias"], PARAMS["bias"])
+    np.testing.assert_array_equal(params["bias"], PARAMS["bias"])
 
 
 def test_the_file_holds_the_weights_on_a_uniform_grid_around_a_dead_zone(tmp_path):
@@ -121,7 +121,7 @@ def test_the_penalty_widens_dead_zones_and_takes_bits(mixed):
         Rule(stacked=1),
     ],
 )
-def test_what_is_no_such_quantiser_is_refused(rule):
+def test_rules_that_fit_no_quantizer_are_refused(rule):
     with pytest.raises(ValueError, match=r"2\*\*b - 2 levels"):
         codeq([rule])
     with pytest.raises(ValueError, match="not finite"):

@@ -13,37 +13,37 @@ PARAMS = {
 }
 
 
-def compress(**given):
-    return deep_compression.compress(PARAMS, **given)
+def compress(**options):
+    return deep_compression.compress(PARAMS, **options)
 
 
 @pytest.mark.parametrize("order", ["prune_first", "quantise_first"])
 @pytest.mark.parametrize("sparsity", [0.0, 0.4, 0.9])
 def test_as_many_are_pruned_as_asked_and_the_rest_has_k_values(order, sparsity, tmp_path):
-    found = compress(sparsity=sparsity, components=5, order=order)
-    codes = [found[name]["kernel"].codes for name in "ab"]
-    pruned = sum((each == 0).sum() for each in codes)
+    compressed = compress(sparsity=sparsity, components=5, order=order)
+    codes = [compressed[name]["kernel"].codes for name in "ab"]
+    pruned = sum((leaf_codes == 0).sum() for leaf_codes in codes)
     assert pruned == round(sparsity * (600 + 360))
-    assert found["a"]["bias"] is PARAMS["a"]["bias"]
-    # one threshold in each tensor's own deviation: alike from both, whose scales differ
-    shares = [(each == 0).mean() for each in codes]
-    # (values that stand for many weights are pruned together)
+    assert compressed["a"]["bias"] is PARAMS["a"]["bias"]
+    # The threshold is in units of each tensor's deviation: equal shares, whatever the scales.
+    shares = [(leaf_codes == 0).mean() for leaf_codes in codes]
+    # With "quantise_first" all weights with the same value are pruned together.
     assert abs(shares[0] - shares[1]) < (0.1 if order == "prune_first" else 0.3)
-    assert max(each.max() for each in codes) <= 5
-    sqs_jax.save(tmp_path / "m.sqs", found)
+    assert max(leaf_codes.max() for leaf_codes in codes) <= 5
+    sqs_jax.save(tmp_path / "m.sqs", compressed)
 
 
 def test_pruning_first_leaves_the_largest_at_the_means_of_their_cells():
-    found = compress(sparsity=0.5, components=3)["a"]["kernel"]
-    weights, codes = PARAMS["a"]["kernel"], found.codes
+    leaf = compress(sparsity=0.5, components=3)["a"]["kernel"]
+    weights, codes = PARAMS["a"]["kernel"], leaf.codes
     assert np.abs(weights[codes == 0]).max() <= np.abs(weights[codes > 0]).min()
-    for k, level in enumerate(found.codebook.ravel(), start=1):
+    for k, level in enumerate(leaf.codebook.ravel(), start=1):
         assert level == pytest.approx(weights[codes == k].mean(), rel=1e-3)
-    distance = np.abs(weights[codes > 0][:, None] - found.codebook.ravel())
+    distance = np.abs(weights[codes > 0][:, None] - leaf.codebook.ravel())
     np.testing.assert_array_equal(distance.argmin(1), codes[codes > 0] - 1)
 
 
-def test_quantising_first_wastes_levels():
+def test_quantizing_first_wastes_levels():
     def error(order):
         tree = sqs_jax.materialize(compress(sparsity=0.7, components=8, order=order))
         return np.square(tree["a"]["kernel"] - PARAMS["a"]["kernel"]).sum()
@@ -62,7 +62,7 @@ def test_bad_input_is_refused_and_odd_input_is_not():
         bad = {"w": np.full((3, 3), np.inf, "f4")}
         deep_compression.compress(bad, sparsity=0.5, components=2)
     zeros = {"w": np.zeros((4, 4), "f4"), "v": PARAMS["a"]["kernel"]}
-    found = deep_compression.compress(zeros, sparsity=0.9, components=4)
-    assert not sqs_jax.materialize(found)["w"].any()
+    compressed = deep_compression.compress(zeros, sparsity=0.9, components=4)
+    assert not sqs_jax.materialize(compressed)["w"].any()
     biases = {"b": np.ones(3, "f4")}
     assert deep_compression.compress(biases, sparsity=0.5, components=4)["b"] is biases["b"]

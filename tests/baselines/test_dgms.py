@@ -1,4 +1,4 @@
-"""DGMS: its expectation as the paper writes it, the component at zero, and a training with it."""
+"""DGMS: the paper's expectation, the component at zero, and a training run."""
 
 import jax
 import jax.numpy as jnp
@@ -30,9 +30,9 @@ def test_the_mean_is_the_expectation_with_a_component_at_zero(evaluation, temper
     w = PARAMS["kernel"][..., None].astype("f8")
     joint = np.log(shares / scales) - ((w - means) / scales) ** 2 / 2
     soft = jax.nn.softmax(jnp.asarray(joint / temperature), axis=-1)
-    found = transform.mean(posterior, temperature=temperature)
-    np.testing.assert_allclose(found["kernel"], soft @ means.astype("f4"), atol=3e-4)
-    np.testing.assert_array_equal(found["bias"], PARAMS["bias"])
+    mean = transform.mean(posterior, temperature=temperature)
+    np.testing.assert_allclose(mean["kernel"], soft @ means.astype("f4"), atol=3e-4)
+    np.testing.assert_array_equal(mean["bias"], PARAMS["bias"])
     cold = transform.mean(posterior, temperature=1e-6)["kernel"]
     np.testing.assert_allclose(cold, transform.mode(posterior)["kernel"], atol=1e-6)
     assert float(transform.kl(posterior)) == 0 and transform.sample is None
@@ -62,8 +62,8 @@ def test_stacked_tensors_have_a_zero_each():
     np.testing.assert_array_equal(posterior["kernel"].means[..., 0], np.zeros((2, 1)))
     leaf = transform.compress(posterior)["kernel"]
     assert leaf.codebook.shape == (2, 1, 3)
-    found = sqs_jax.materialize({"kernel": leaf})["kernel"]
-    np.testing.assert_array_equal(found, transform.mode(posterior)["kernel"])
+    kernels = sqs_jax.materialize({"kernel": leaf})["kernel"]
+    np.testing.assert_array_equal(kernels, transform.mode(posterior)["kernel"])
 
 
 def test_it_trains_in_the_elbo():

@@ -1,4 +1,4 @@
-"""Round to nearest and GPTQ: bounds, closed forms, and what they refuse."""
+"""Round to nearest and GPTQ: bounds, closed forms, and refused inputs."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,12 +21,12 @@ def test_every_weight_is_at_its_nearest_point(levels, group):
     groups = 24 // (group or 24)
     assert leaf.scales.shape == leaf.zeros.shape == (groups, 10)
     assert leaf.codes.max() < levels and leaf.codes.dtype == (np.uint8 if levels < 257 else "u2")
-    found = sqs_jax.materialize(leaf)
+    weights = sqs_jax.materialize(leaf)
     scales = np.repeat(leaf.scales, 24 // groups, axis=0)
-    # half a step; the ends move by half a step with the zero, and by the scale's rounding
-    assert (np.abs(found - KERNEL) <= 1.01 * scales).all()
+    # Half a step, and another half at the ends, which move with the rounding of zero and scale.
+    assert (np.abs(weights - KERNEL) <= 1.01 * scales).all()
     inside = (leaf.codes > 0) & (leaf.codes < levels - 1)
-    assert (np.abs(found - KERNEL)[inside] <= 0.5001 * scales[inside]).all()
+    assert (np.abs(weights - KERNEL)[inside] <= 0.5001 * scales[inside]).all()
 
 
 def test_zero_is_on_every_grid_and_constant_groups_are_exact():
@@ -37,25 +37,25 @@ def test_zero_is_on_every_grid_and_constant_groups_are_exact():
 
 def test_a_convolution_is_a_matrix_of_its_rows(tmp_path):
     kernel = KERNEL.reshape(2, 3, 4, 10)
-    wanted = gptq.compress({"kernel": KERNEL}, levels=6, calibration=MOMENTS, group=8)["kernel"]
-    found = gptq.compress({"kernel": kernel}, levels=6, calibration=MOMENTS, group=8)["kernel"]
-    assert found.codes.shape == kernel.shape and found.scales.shape == (3, 10)
-    np.testing.assert_array_equal(found.codes.reshape(24, 10), wanted.codes)
-    sqs_jax.save(tmp_path / "m.sqs", {"kernel": found})
+    matrix = gptq.compress({"kernel": KERNEL}, levels=6, calibration=MOMENTS, group=8)["kernel"]
+    leaf = gptq.compress({"kernel": kernel}, levels=6, calibration=MOMENTS, group=8)["kernel"]
+    assert leaf.codes.shape == kernel.shape and leaf.scales.shape == (3, 10)
+    np.testing.assert_array_equal(leaf.codes.reshape(24, 10), matrix.codes)
+    sqs_jax.save(tmp_path / "m.sqs", {"kernel": leaf})
     again = sqs_jax.materialize(sqs_jax.load(tmp_path / "m.sqs"))["kernel"]
-    np.testing.assert_array_equal(again.reshape(24, 10), sqs_jax.materialize(wanted))
+    np.testing.assert_array_equal(again.reshape(24, 10), sqs_jax.materialize(matrix))
 
 
 def test_gptq_without_correlation_is_round_to_nearest():
-    wanted = round_to_nearest.compress({"kernel": KERNEL}, levels=7, group=8)["kernel"]
+    nearest = round_to_nearest.compress({"kernel": KERNEL}, levels=7, group=8)["kernel"]
     alone = gptq.compress({"kernel": KERNEL}, levels=7, group=8, calibration={})["kernel"]
-    for a, b in zip((wanted.codes, wanted.scales, wanted.zeros),
+    for a, b in zip((nearest.codes, nearest.scales, nearest.zeros),
                     (alone.codes, alone.scales, alone.zeros), strict=True):  # fmt: skip
         np.testing.assert_array_equal(a, b)
 
 
 def test_gptq_against_its_definition():
-    """Row by row with the inverse of what is left, as the paper's equations (2) and (3)."""
+    """Round row by row with the inverse Hessian, equations (2) and (3) of the paper."""
     leaf = gptq.compress({"kernel": KERNEL}, levels=6, calibration=MOMENTS)["kernel"]
     hessian = np.asarray(MOMENTS["kernel"].second, np.float64)
     hessian = hessian + 0.01 * np.diagonal(hessian).mean() * np.eye(24)
@@ -76,8 +76,8 @@ def test_gptq_loses_less_of_the_outputs():
 
     for group in (None, 8):
         nearest = round_to_nearest.compress({"kernel": KERNEL}, levels=6, group=group)
-        found = gptq.compress({"kernel": KERNEL}, levels=6, group=group, calibration=MOMENTS)
-        assert lost(found) < 0.7 * lost(nearest)
+        compensated = gptq.compress({"kernel": KERNEL}, levels=6, group=group, calibration=MOMENTS)
+        assert lost(compensated) < 0.7 * lost(nearest)
 
 
 def test_what_cannot_be_rounded_is_refused():
@@ -99,20 +99,20 @@ def test_what_cannot_be_rounded_is_refused():
 
 def test_the_file_holds_them(tmp_path):
     tree = {"kernel": KERNEL, "bias": np.ones(10, "f4")}
-    made = round_to_nearest.compress(tree, levels=9, group=8)
-    written = sqs_jax.save(tmp_path / "m.sqs", made)
+    compressed = round_to_nearest.compress(tree, levels=9, group=8)
+    written = sqs_jax.save(tmp_path / "m.sqs", compressed)
     again = sqs_jax.load(tmp_path / "m.sqs")
-    np.testing.assert_array_equal(again["kernel"].codes, made["kernel"].codes)
+    np.testing.assert_array_equal(again["kernel"].codes, compressed["kernel"].codes)
     assert again["kernel"].levels == 9
-    found, wanted = (sqs_jax.materialize(t)["kernel"] for t in (again, made))
-    np.testing.assert_array_equal(found, wanted)
+    loaded_weights, weights = (sqs_jax.materialize(t)["kernel"] for t in (again, compressed))
+    np.testing.assert_array_equal(loaded_weights, weights)
     report = sqs_jax.inspect(tmp_path / "m.sqs")
-    assert report.file_bytes == written == sqs_jax.summarize(made).file_bytes
+    assert report.file_bytes == written == sqs_jax.summarize(compressed).file_bytes
     (_, kernel) = report.leaves
     assert (kernel.windows, kernel.components, kernel.weights) == (3, 9, 240)
     assert kernel.paper_bits == pytest.approx(240 * np.log2(9))
     assert kernel.fixed_bits == 240 * 4 + 30 * (4 + 16)
-    leaf = made["kernel"]
+    leaf = compressed["kernel"]
     for broken, message in (
         (sqs_jax.GridLeaf(leaf.codes[:20], leaf.scales, leaf.zeros, 9), "G must divide the rows"),
         (sqs_jax.GridLeaf(leaf.codes, leaf.scales, leaf.zeros, 4), "of 4 levels"),

@@ -1,4 +1,4 @@
-"""OBC, SparseGPT and Wanda: brute force and closed forms, masks of the asked size, bad input."""
+"""OBC, SparseGPT and Wanda: brute force, closed forms, mask sizes, bad input."""
 
 import itertools
 
@@ -25,9 +25,9 @@ def lost(leaf, kernel=KERNEL):
 
 
 def greedy(weights, hessian, steps, group=None, keep=0):
-    """Prune one output by the definition: each step the weight whose loss, refitted, is least.
+    """Prune an output by definition: the weight of least loss after refitting comes first.
 
-    Of each group of so many inputs some are kept.
+    Every group of `group` inputs keeps `keep` weights.
     """
     kept = list(range(weights.size))
     group = group or weights.size
@@ -48,12 +48,13 @@ def test_exact_obs_is_the_greedy_solution():
     weights = KERNEL[:8]
     for number in (1, 4, 7):  # of one output at a time: the traces are not merged
         for column in range(3):
-            wanted, kept = greedy(weights[:, column], hessian, number)
-            one, second = jnp.asarray(weights[:, column : column + 1]), jnp.asarray(hessian, "f4")
-            mask = obc.prune(one, second, number)
+            solution, kept = greedy(weights[:, column], hessian, number)
+            output = jnp.asarray(weights[:, column : column + 1])
+            second = jnp.asarray(hessian, "f4")
+            mask = obc.prune(output, second, number)
             assert np.flatnonzero(np.asarray(mask)[:, 0]).tolist() == kept
-            left, inverse = obc.reconstruct(one[:, 0], second, mask[:, 0])
-            np.testing.assert_allclose(left, wanted, rtol=2e-3, atol=1e-5)
+            left, inverse = obc.reconstruct(output[:, 0], second, mask[:, 0])
+            np.testing.assert_allclose(left, solution, rtol=2e-3, atol=1e-5)
             part = np.linalg.inv(hessian[np.ix_(kept, kept)])
             np.testing.assert_allclose(inverse[np.ix_(kept, kept)], part, rtol=2e-3, atol=1e-4)
 
@@ -68,11 +69,11 @@ def test_groups_keep_what_the_greedy_solution_keeps(structure):
     for column in range(4):
         _, kept = greedy(weights[:, column], hessian, 12 // group * (group - keep), group, keep)
         assert np.flatnonzero(np.asarray(mask)[:, column]).tolist() == kept
-    given = {"levels": 16, "calibration": MOMENTS, "structure": structure}
-    leaf = obc.compress({"kernel": KERNEL}, **given)["kernel"]
+    options = {"levels": 16, "calibration": MOMENTS, "structure": structure}
+    leaf = obc.compress({"kernel": KERNEL}, **options)["kernel"]
     zeros = (leaf.codes == leaf.zeros).reshape(-1, group, 10).sum(1)
     assert (zeros >= group - keep).all()  # a kept weight may be rounded to 0 too
-    alone = obc.compress({"kernel": KERNEL}, **{**given, "calibration": {}})["kernel"]
+    alone = obc.compress({"kernel": KERNEL}, **{**options, "calibration": {}})["kernel"]
     size = np.abs(KERNEL).reshape(-1, group, 10)
     largest = np.argsort(np.argsort(-size, axis=1), axis=1) < keep  # without inputs, by magnitude
     pruned = (alone.codes == alone.zeros).reshape(-1, group, 10)
@@ -92,8 +93,8 @@ def test_blocks_are_the_greedy_solution(block):
             w[kept] -= inverse[:, p] @ np.linalg.inv(inverse[p, p]) @ w[kept][p]
             w[kept[p]] = 0
             del kept[p]
-            given = jnp.asarray(KERNEL[:12, column : column + 1]), jnp.asarray(hessian, "f4")
-            mask = np.asarray(obc.prune(*given, number, block))
+            problem = jnp.asarray(KERNEL[:12, column : column + 1]), jnp.asarray(hessian, "f4")
+            mask = np.asarray(obc.prune(*problem, number, block))
             assert np.flatnonzero(mask[:, 0]).tolist() == kept
     leaf = obc.compress(
         {"kernel": KERNEL}, sparsity=0.5, block=block, levels=64, calibration=MOMENTS
@@ -105,13 +106,13 @@ def test_blocks_are_the_greedy_solution(block):
 def test_the_dynamic_program_finds_the_best_choice():
     rng = np.random.default_rng(1)
     sizes = [np.sort(rng.integers(1, 40, n))[::-1] * 100 for n in (3, 4, 2, 4)]
-    errors = [np.sort(rng.random(len(each))) for each in sizes]
+    errors = [np.sort(rng.random(len(layer))) for layer in sizes]
     for budget in (4_000, 7_000, 11_000):
         best = min(
             (
-                sum(e[i] for e, i in zip(errors, ways, strict=True))
-                for ways in itertools.product(*(range(len(e)) for e in errors))
-                if sum(s[i] for s, i in zip(sizes, ways, strict=True)) <= budget - 4
+                sum(e[i] for e, i in zip(errors, choice, strict=True))
+                for choice in itertools.product(*(range(len(e)) for e in errors))
+                if sum(s[i] for s, i in zip(sizes, choice, strict=True)) <= budget - 4
             ),
             default=None,
         )
@@ -119,26 +120,26 @@ def test_the_dynamic_program_finds_the_best_choice():
             with pytest.raises(ValueError, match=f"budget is {budget}; the smallest"):
                 allocate(errors, sizes, budget)
             continue
-        ways = allocate(errors, sizes, budget)
-        assert sum(s[i] for s, i in zip(sizes, ways, strict=True)) <= budget
-        found = sum(e[i] for e, i in zip(errors, ways, strict=True))
-        assert found == pytest.approx(best)
+        choice = allocate(errors, sizes, budget)
+        assert sum(s[i] for s, i in zip(sizes, choice, strict=True)) <= budget
+        total = sum(e[i] for e, i in zip(errors, choice, strict=True))
+        assert total == pytest.approx(best)
     with pytest.raises(ValueError, match="as many numbers"):
         allocate([[1.0], [1.0, 2.0]], [[1.0], [1.0]], 5)
 
 
 def test_structures_that_cannot_be_are_refused():
-    given = {"levels": 16, "calibration": MOMENTS}
+    options = {"levels": 16, "calibration": MOMENTS}
     with pytest.raises(ValueError, match="give one of them"):
-        obc.compress({"kernel": KERNEL}, sparsity=0.5, structure=(2, 4), **given)
+        obc.compress({"kernel": KERNEL}, sparsity=0.5, structure=(2, 4), **options)
     with pytest.raises(ValueError, match="give one of them"):
-        obc.compress({"kernel": KERNEL}, structure=(5, 4), **given)
+        obc.compress({"kernel": KERNEL}, structure=(5, 4), **options)
     with pytest.raises(ValueError, match=r"kernel: structure .2, 7. needs rows.*it has 24"):
-        obc.compress({"kernel": KERNEL}, structure=(2, 7), **given)
+        obc.compress({"kernel": KERNEL}, structure=(2, 7), **options)
     with pytest.raises(ValueError, match=r"kernel: block 5 needs rows.*it has 24"):
-        obc.compress({"kernel": KERNEL}, sparsity=0.5, block=5, **given)
+        obc.compress({"kernel": KERNEL}, sparsity=0.5, block=5, **options)
     with pytest.raises(ValueError, match="block is 2 and structure"):
-        obc.compress({"kernel": KERNEL}, structure=(2, 4), block=2, **given)
+        obc.compress({"kernel": KERNEL}, structure=(2, 4), block=2, **options)
 
 
 def test_greedy_pruning_is_near_the_best_mask():
@@ -146,7 +147,7 @@ def test_greedy_pruning_is_near_the_best_mask():
 
     def loss(kept):
         gone = [i for i in range(8) if i not in kept]
-        # what is left, at its best, loses w_M^T ((H^-1)_MM)^-1 w_M
+        # The refitted remaining weights lose w_M^T ((H^-1)_MM)^-1 w_M
         part = np.linalg.inv(np.linalg.inv(hessian)[np.ix_(gone, gone)])
         return float((weights[gone].T @ part @ weights[gone]).item())
 
@@ -165,14 +166,14 @@ def test_a_layer_prunes_where_it_loses_least():
 
 def test_obq_without_correlation_is_round_to_nearest():
     eye = {"kernel": InputMoments(np.eye(24, dtype=np.float32))}
-    found = obc.compress({"kernel": KERNEL}, sparsity=0.0, levels=7, calibration=eye)["kernel"]
-    wanted = round_to_nearest.compress({"kernel": KERNEL}, levels=7)["kernel"]
-    np.testing.assert_array_equal(found.codes, wanted.codes)
+    leaf = obc.compress({"kernel": KERNEL}, sparsity=0.0, levels=7, calibration=eye)["kernel"]
+    nearest = round_to_nearest.compress({"kernel": KERNEL}, levels=7)["kernel"]
+    np.testing.assert_array_equal(leaf.codes, nearest.codes)
 
 
 def test_wanda_prunes_by_its_score():
-    found = wanda.compress({"kernel": KERNEL}, sparsity=0.5, levels=300, calibration=MOMENTS)
-    pruned = sqs_jax.materialize(found["kernel"]) == 0
+    compressed = wanda.compress({"kernel": KERNEL}, sparsity=0.5, levels=300, calibration=MOMENTS)
+    pruned = sqs_jax.materialize(compressed["kernel"]) == 0
     score = np.abs(KERNEL) * np.sqrt(np.diagonal(SECOND))[:, None]
     for column in range(10):
         order = np.argsort(score[:, column])
@@ -183,20 +184,22 @@ def test_wanda_prunes_by_its_score():
 def test_as_many_are_pruned_as_asked_and_codes_are_on_the_grid(method, tmp_path):
     kernel = KERNEL.reshape(2, 3, 4, 10)
     for sparsity in (0.0, 0.5, 0.9):
-        made = method.compress({"kernel": kernel}, sparsity=sparsity, levels=8, calibration=MOMENTS)
-        leaf = made["kernel"]
+        compressed = method.compress(
+            {"kernel": kernel}, sparsity=sparsity, levels=8, calibration=MOMENTS
+        )
+        leaf = compressed["kernel"]
         assert leaf.codes.shape == kernel.shape and leaf.codes.max() < 8
         zero = (sqs_jax.materialize(leaf) == 0).mean()
         assert zero >= sparsity - 1e-9 and (sparsity == 0 or zero < sparsity + 0.25)
-        sqs_jax.save(tmp_path / "m.sqs", made)
+        sqs_jax.save(tmp_path / "m.sqs", compressed)
         again = sqs_jax.materialize(sqs_jax.load(tmp_path / "m.sqs"))["kernel"]
         np.testing.assert_array_equal(again, sqs_jax.materialize(leaf))
 
 
 def test_the_more_a_method_knows_the_less_it_loses():
     def losses(sparsity):
-        given = {"sparsity": sparsity, "levels": 16, "calibration": MOMENTS}
-        return [lost(m.compress({"kernel": KERNEL}, **given)["kernel"]) for m in METHODS]
+        options = {"sparsity": sparsity, "levels": 16, "calibration": MOMENTS}
+        return [lost(m.compress({"kernel": KERNEL}, **options)["kernel"]) for m in METHODS]
 
     exact, together, alone = losses(0.0)
     assert exact < together < alone
@@ -245,12 +248,12 @@ def test_what_cannot_be_pruned_is_refused_and_the_rest_copes(method):
     singular = {"kernel": InputMoments((few.T @ few / 5).astype("f4"))}
     kernel = KERNEL.copy()
     kernel[:, 3], kernel[:, 4] = 0, 0.25  # zero and constant rows
-    found = method.compress({"kernel": kernel}, sparsity=0.5, levels=8, calibration=singular)
-    values = sqs_jax.materialize(found["kernel"])
+    compressed = method.compress({"kernel": kernel}, sparsity=0.5, levels=8, calibration=singular)
+    values = sqs_jax.materialize(compressed["kernel"])
     assert np.isfinite(values).all() and (values[:, 3] == 0).all()
     silent = {"kernel": InputMoments(np.zeros((24, 24), "f4"))}  # inputs that are always 0
-    found = method.compress({"kernel": KERNEL}, sparsity=0.5, levels=8, calibration=silent)
-    values = sqs_jax.materialize(found["kernel"])
+    compressed = method.compress({"kernel": KERNEL}, sparsity=0.5, levels=8, calibration=silent)
+    values = sqs_jax.materialize(compressed["kernel"])
     assert np.isfinite(values).all() and (values == 0).mean() >= 0.5
     alone = method.compress({"kernel": KERNEL}, sparsity=0.5, levels=8, calibration={})
     assert (sqs_jax.materialize(alone["kernel"]) == 0).mean() >= 0.5

@@ -1,4 +1,4 @@
-"""Sparse decompositions: a product that is one is found; factors obey their constraints."""
+"""Sparse decompositions: constraints of the factors, limits, and refused inputs."""
 
 import numpy as np
 import pytest
@@ -12,8 +12,8 @@ KERNEL = RNG.standard_normal((24, 10)).astype(np.float32)
 
 
 def compressed(kernel=KERNEL, **settings):
-    given = {"sparsity": 0.5, "levels": 16, **settings}
-    return sparse_decomposition.compress({"kernel": kernel}, **given)["kernel"]
+    options = {"sparsity": 0.5, "levels": 16, **settings}
+    return sparse_decomposition.compress({"kernel": kernel}, **options)["kernel"]
 
 
 def error(leaf, kernel=KERNEL):
@@ -40,9 +40,9 @@ def test_factors_are_sparse_and_on_grids(sparsity, levels, rank, tmp_path):
 
 def test_with_all_entries_it_is_the_singular_value_decomposition():
     s = np.linalg.svd(KERNEL, compute_uv=False)
-    wanted = np.square(s[4:]).sum() / np.square(s).sum()
+    expected = np.square(s[4:]).sum() / np.square(s).sum()
     leaf = compressed(sparsity=0.0, levels=256, rank=0.4)
-    assert error(leaf) == pytest.approx(wanted, rel=0.01)
+    assert error(leaf) == pytest.approx(expected, rel=0.01)
     assert error(compressed(sparsity=0.0, levels=256)) < 1e-4
 
 
@@ -61,7 +61,7 @@ def test_a_convolution_is_a_matrix_of_its_rows():
     np.testing.assert_array_equal(sqs_jax.materialize(zeros), 0)
 
 
-def test_what_cannot_be_is_refused():
+def test_settings_out_of_range_are_refused():
     with pytest.raises(ValueError, match=r"rank is 0; it must lie in \(0, 1\]"):
         compressed(rank=0)
     with pytest.raises(ValueError, match="sparsity is 1"):

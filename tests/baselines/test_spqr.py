@@ -1,4 +1,4 @@
-"""SpQR: which weights are outliers, by brute force; rounded scales; what it gains."""
+"""SpQR: outliers against brute force, rounded scales, and the gain over GPTQ."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,8 +17,8 @@ MOMENTS = {"kernel": InputMoments(jnp.asarray(X.T @ X / 300, jnp.float32))}
 
 
 def compressed(**settings):
-    given = {"levels": 8, "calibration": MOMENTS, "group": 16, **settings}
-    return spqr.compress({"kernel": KERNEL}, **given)["kernel"]
+    options = {"levels": 8, "calibration": MOMENTS, "group": 16, **settings}
+    return spqr.compress({"kernel": KERNEL}, **options)["kernel"]
 
 
 def lost(leaf):
@@ -26,7 +26,7 @@ def lost(leaf):
 
 
 def grid_error(column, counted, levels):
-    """The squared errors of a group on a grid of what is counted, as float64."""
+    """Return the squared error of a group on a grid of the counted weights, float64."""
     low, high = min(0.0, column[counted].min()), max(0.0, column[counted].max())
     scale = (high - low) / (levels - 1) or 1.0
     zero = np.clip(np.round(-low / scale), 0, levels - 1)
@@ -52,31 +52,31 @@ def test_outliers_are_those_of_a_brute_force():
 
 def test_outliers_are_exact_and_the_others_on_their_grids(tmp_path):
     leaf = compressed(calibration={})
-    found, kept = sqs_jax.materialize(leaf), leaf.places > 0
-    np.testing.assert_array_equal(found[kept], leaf.values)
-    # nothing is made good where inputs are alike, so that they are what they were
+    weights, kept = sqs_jax.materialize(leaf), leaf.places > 0
+    np.testing.assert_array_equal(weights[kept], leaf.values)
+    # Without correlated inputs there is no error compensation: outliers keep their values.
     np.testing.assert_allclose(leaf.values, KERNEL[kept], rtol=1e-3)
     steps = np.repeat(sqs_jax.materialize(leaf.leaf.scales), 16, axis=0)
     inside = ~kept & (leaf.leaf.codes > 0) & (leaf.leaf.codes < 7)
-    assert (np.abs(found - KERNEL)[inside] <= 0.501 * steps[inside]).all()
+    assert (np.abs(weights - KERNEL)[inside] <= 0.501 * steps[inside]).all()
     sqs_jax.save(tmp_path / "m.sqs", {"kernel": leaf})
     again = sqs_jax.materialize(sqs_jax.load(tmp_path / "m.sqs"))["kernel"]
-    np.testing.assert_array_equal(again, found)
+    np.testing.assert_array_equal(again, weights)
 
 
-def test_scales_of_sixteen_outputs_of_a_group_have_a_grid_and_none_is_nothing():
+def test_scales_of_sixteen_outputs_of_a_group_share_a_grid_and_stay_positive():
     wide = (RNG.standard_normal((32, 48)) * np.geomspace(1, 9, 48)).astype(np.float32)
-    given = {"levels": 8, "calibration": {}, "group": 16, "threshold": 1e9}
-    leaf = spqr.compress({"kernel": wide}, **given)["kernel"]
+    options = {"levels": 8, "calibration": {}, "group": 16, "threshold": 1e9}
+    leaf = spqr.compress({"kernel": wide}, **options)["kernel"]
     scales = leaf.leaf.scales
     assert isinstance(scales, TransposedLeaf) and isinstance(scales.leaf, GridLeaf)
     assert scales.leaf.codes.shape == (48, 2) and scales.leaf.scales.shape == (3, 2)
     assert scales.leaf.levels == 16 and scales.leaf.codes.min() >= 1
     exact = lay_grids(jnp.asarray(wide), 8, 16)[0]  # [2, 48]
-    found = sqs_jax.materialize(scales)
+    rounded = sqs_jax.materialize(scales)
     # half a step of each grid, which goes from 0 to the largest of its sixteen scales
     half = np.repeat(exact.reshape(2, 3, 16).max(-1) / 15 / 2, 16).reshape(2, 48)
-    assert (np.abs(found - exact) <= half * 1.001 + 1e-6)[found > 2.1 * half].all()
+    assert (np.abs(rounded - exact) <= half * 1.001 + 1e-6)[rounded > 2.1 * half].all()
 
 
 def test_a_few_outliers_gain_more_than_they_cost():
@@ -89,7 +89,7 @@ def test_a_few_outliers_gain_more_than_they_cost():
     assert compressed(threshold=1e9).values.size == 0
 
 
-def test_what_cannot_be_is_refused():
+def test_settings_out_of_range_are_refused():
     with pytest.raises(ValueError, match="threshold is 0; it must be positive"):
         compressed(threshold=0)
     with pytest.raises(ValueError, match="groups of 7 do not divide its 32 rows"):

@@ -1,4 +1,4 @@
-"""Arrays of any dtype and odd shapes, and their comparison, for the tests of this folder."""
+"""Arrays of any dtype and unusual shapes, and a comparison of trees."""
 
 import jax
 import numpy as np
@@ -7,13 +7,13 @@ from sqs_jax.artifact.storage import DTYPES
 
 
 def array(name, shape=(3, 4), seed=0):
-    """Random values of a dtype, given by its name."""
+    """Return random values of a dtype."""
     rng = np.random.default_rng(seed)
     return np.asarray((4 * rng.normal(size=shape)).astype(DTYPES[name]))
 
 
 def state(*names, seed=0):
-    """Arrays of these dtypes, one of shape (), and an empty one; names as PyTorch gives them."""
+    """Return arrays of some dtypes, a scalar and an empty array, by PyTorch-like names."""
     tensors = {f"layer{i}.0.{name}": array(name, seed=seed + i) for i, name in enumerate(names)}
     tensors["scalar"] = array(names[0], (), seed)
     tensors["empty"] = array(names[0], (0, 3), seed)
@@ -21,13 +21,13 @@ def state(*names, seed=0):
 
 
 def same(tree, arrays):
-    """Whether two trees have the same structure, shapes, dtypes and bits; lazy arrays are read."""
+    """Return whether two trees have equal structures, shapes, dtypes and bits."""
     assert jax.tree.structure(tree) == jax.tree.structure(arrays)
     for lazy, x in zip(jax.tree.leaves(tree), jax.tree.leaves(arrays), strict=True):
         x = np.asarray(x)
         announced = (lazy.shape, lazy.dtype, lazy.ndim, lazy.size, lazy.nbytes)
         assert announced == (x.shape, x.dtype, x.ndim, x.size, x.nbytes)
-        for _ in range(2):  # each time anew
+        for _ in range(2):  # every call reads anew
             y = np.asarray(lazy)
             assert (y.shape, y.dtype) == (x.shape, x.dtype) and y.tobytes() == x.tobytes()
     return True

@@ -1,4 +1,4 @@
-"""The kind of a checkpoint is seen from its content; what is none is named with the way out."""
+"""Detection of formats by content, and errors for other files with their remedy."""
 
 import os
 import subprocess
@@ -26,7 +26,7 @@ def test_the_name_does_not_matter(extension, tmp_path):
         np.savez(file, **tree)
     files["msgpack"].write_bytes(serialization.msgpack_serialize(tree))
     if extension == ".safetensors":
-        del files["msgpack"]  # its first byte may be any, so that here the name decides
+        del files["msgpack"]  # begins with an arbitrary byte, so that here the name decides
     for kind, path in files.items():
         assert open_checkpoint(path).kind == kind
         assert open_checkpoint(str(path)).kind == kind
@@ -34,7 +34,7 @@ def test_the_name_does_not_matter(extension, tmp_path):
 
 @pytest.mark.parametrize("length", [0x0280, 0x0580, 0x8B1F, 0xA181, 0xA1DE])
 def test_the_length_of_a_header_may_look_like_another_kind(length, tmp_path):
-    """The first bytes are then those of a pickle, a gzip file, a msgpack map."""
+    """The lengths equal the first bytes of a pickle, a gzip file and a msgpack map."""
     path = tmp_path / "model"
     entry = b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}'
     path.write_bytes(length.to_bytes(8, "little") + entry.ljust(length) + b"\7")
@@ -83,7 +83,7 @@ def test_an_sqs_file_is_compressed_already(tmp_path):
             open_checkpoint(tmp_path / name)
 
 
-def test_folders_that_are_none(tmp_path):
+def test_folders_without_a_checkpoint_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"found nothing; give \.safetensors"):
         open_checkpoint(tmp_path)
     for number in range(7):

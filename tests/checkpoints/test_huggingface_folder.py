@@ -1,4 +1,4 @@
-"""Hugging Face folders: shards, index and the other files go through and come out the same."""
+"""Hugging Face folders: shards, index files and other files survive a round trip."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def parts():
 
 
 def make(folder, index=None):
-    """Write a sharded folder; `index` replaces what stands in its index."""
+    """Write a sharded folder; `index` is a function that edits the index file."""
     folder.mkdir(parents=True)
     weight_map = {}
     for shard, tensors in parts().items():
@@ -154,7 +154,7 @@ def test_a_tensor_in_two_shards_and_one_in_no_index(tmp_path):
     folder = make(tmp_path / "model")
     more = {**parts()[SHARDS[1]], "unlisted": array("float32")}
     safetensors.numpy.save_file(more, folder / SHARDS[1])
-    checkpoint = open_checkpoint(folder)  # nothing is lost
+    checkpoint = open_checkpoint(folder)  # the tensor without an index entry is read too
     assert same(checkpoint.tree, {**everything(), "unlisted": array("float32")})
     assert checkpoint.metadata["weight_map"]["unlisted"] == SHARDS[1]
     safetensors.numpy.save_file({**parts()[SHARDS[0]], **more}, folder / SHARDS[0])
@@ -196,8 +196,8 @@ def test_what_is_copied_and_what_is_not(tmp_path):
     assert sorted(skipped) == sorted(
         [*weights, *SHARDS, INDEX, ".git/", ".cache/", "loop/", "pipe"]
     )
-    found = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
-    assert found == {*kept, "config.json", "tokenizer/vocab.txt", "link.txt"}
+    copied = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
+    assert copied == {*kept, "config.json", "tokenizer/vocab.txt", "link.txt"}
     assert (target / "link.txt").read_text() == "README.md"
     assert all((target / name).read_text() == name for name in kept)
 

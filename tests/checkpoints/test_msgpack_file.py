@@ -1,4 +1,4 @@
-"""msgpack: what flax.serialization writes is read; whatever else is refused."""
+"""msgpack: files of flax.serialization are read; other files are refused."""
 
 import flax.linen as nn
 import jax

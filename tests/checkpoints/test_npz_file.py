@@ -1,4 +1,4 @@
-"""npz: what numpy writes is read array by array, and nothing is unpickled."""
+"""npz: files of numpy are read array by array, and nothing is unpickled."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""orbax: what it saves, in each way it saves, is read leaf by leaf."""
+"""orbax: checkpoints of every layout are read leaf by leaf."""
 
 import os
 import shutil

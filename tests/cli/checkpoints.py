@@ -15,12 +15,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(*args):
-    """Run the command in this process; returns its exit code."""
+    """Run the command in this process; return the exit code."""
     return main([str(arg) for arg in args])
 
 
 def process(*args, **options):
-    """Run the command in a process of its own, warnings being errors."""
+    """Run the command in a separate process with warnings as errors."""
     command = [sys.executable, "-W", "error", "-m", "sqs_jax.cli", *map(str, args)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
     return subprocess.run(command, capture_output=True, env=environment, **options)
@@ -31,7 +31,7 @@ def weights(*shape, seed=0):
 
 
 def write(path, tensors, metadata=None):
-    """Write a safetensors file, and the folders above it."""
+    """Write a safetensors file and its parent folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_safetensors(path, tensors, {"format": "pt"} if metadata is None else metadata)
     return path
@@ -44,7 +44,7 @@ def write_json(path, value):
 
 
 def tensors_under(folder):
-    """All tensors of the safetensors files of a folder: {file: {name: array}}."""
+    """Read all safetensors files under a folder: {file: {name: array}}."""
     from safetensors.numpy import load_file
 
     files = sorted(Path(folder).rglob("*.safetensors"))
@@ -56,7 +56,7 @@ def shapes(files):
 
 
 def comes_back(source, tmp_path, *options, code=0):
-    """Compress and decompress a folder; every tensor that is in it must come back."""
+    """Compress and decompress a folder; return the tensors by file."""
     packed, again = tmp_path / "packed", tmp_path / "again"
     assert run("compress", source, "-o", packed, "--target-ratio", 2, *options) == code
     assert run("decompress", packed, "-o", again) == 0

@@ -1,4 +1,4 @@
-"""The `sqs` command: real files in, real files out, exit codes, and words for every mistake."""
+"""The `sqs` command on real files: outputs, exit codes and error messages."""
 
 import json
 import os
@@ -59,20 +59,20 @@ def test_compress_lands_and_decompress_gives_names_shapes_and_dtypes_back(checkp
     assert run("decompress", path, "-o", again) == 0
     with safetensors.safe_open(again, "numpy") as file:
         assert file.metadata() == {"format": "pt"}
-        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    assert {n: (x.shape, x.dtype) for n, x in found.items()} == {
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    assert {n: (x.shape, x.dtype) for n, x in tensors.items()} == {
         n: (x.shape, x.dtype) for n, x in weights().items()
     }
     for name in ("bias", "steps", "empty"):
-        np.testing.assert_array_equal(found[name], weights()[name])
+        np.testing.assert_array_equal(tensors[name], weights()[name])
     loaded = sqs_jax.materialize(sqs_jax.load(path))
-    np.testing.assert_array_equal(found["conv.weight"], loaded["conv.weight"])
-    assert (found["conv.weight"] == 0).any()
+    np.testing.assert_array_equal(tensors["conv.weight"], loaded["conv.weight"])
+    assert (tensors["conv.weight"] == 0).any()
 
 
 def test_the_same_command_gives_the_same_bytes(checkpoint, tmp_path):
-    one, two = (compress(checkpoint, tmp_path / name) for name in ("one.sqs", "two.sqs"))
-    assert one.read_bytes() == two.read_bytes()
+    first, second = (compress(checkpoint, tmp_path / name) for name in ("one.sqs", "two.sqs"))
+    assert first.read_bytes() == second.read_bytes()
 
 
 DTYPES = ["bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"]
@@ -94,8 +94,8 @@ def test_every_dtype_is_lossless_where_the_budget_is_generous(tmp_path):
     os.rename(again, first)
     assert run("compress", first, "-o", tmp_path / "b.sqs", "--target-bytes", "1MB") == 0
     assert (tmp_path / "b.sqs").read_bytes() == (tmp_path / "a.sqs").read_bytes()
-    found = sqs_jax.load(tmp_path / "a.sqs")
-    assert isinstance(found["few levels"], sqs_jax.CompressedLeaf)  # exact, and smaller
+    compressed = sqs_jax.load(tmp_path / "a.sqs")
+    assert isinstance(compressed["few levels"], sqs_jax.CompressedLeaf)  # exact, and smaller
 
 
 def test_npz_and_msgpack_go_in_too(tmp_path):
@@ -118,10 +118,10 @@ def test_keep_sensitivity_and_target_bytes(checkpoint, tmp_path):
     assert run("compress", checkpoint, "-o", path, "--target-bytes", "16kB", *options) == 0
     assert 15_680 <= os.path.getsize(path) <= 16_000
     assert sqs_jax.read_metadata(path)["recipe"]["keep"] == ["dense.*"]
-    found = sqs_jax.load(path)
-    np.testing.assert_array_equal(found["dense.weight"], weights()["dense.weight"])
+    compressed = sqs_jax.load(path)
+    np.testing.assert_array_equal(compressed["dense.weight"], weights()["dense.weight"])
     half = weights()["bias"].astype(np.float16).astype(np.float32)
-    np.testing.assert_array_equal(found["bias"], half)
+    np.testing.assert_array_equal(compressed["bias"], half)
 
 
 def test_inspect_prints_every_tensor_and_json_is_json(checkpoint, tmp_path, capsys):
@@ -131,9 +131,9 @@ def test_inspect_prints_every_tensor_and_json_is_json(checkpoint, tmp_path, caps
     text = capsys.readouterr().out
     assert all(name in text for name in [*weights(), "total", "share", "format 1.0", "recipe"])
     assert run("inspect", path, "--json") == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["file_bytes"] == os.path.getsize(path) and len(found["leaves"]) == 5
-    assert found["metadata"]["provenance"]["source"] == "model.safetensors"
+    report = json.loads(capsys.readouterr().out)
+    assert report["file_bytes"] == os.path.getsize(path) and len(report["leaves"]) == 5
+    assert report["metadata"]["provenance"]["source"] == "model.safetensors"
 
 
 def test_verify_measures_errors_and_fails_on_damage(checkpoint, tmp_path, capsys):
@@ -171,9 +171,9 @@ def test_diff_finds_what_changed(checkpoint, tmp_path, capsys):
     sqs_jax.save(tmp_path / "other.sqs", tree, metadata=sqs_jax.read_metadata(path))
     capsys.readouterr()
     assert run("diff", path, tmp_path / "other.sqs", "--json") == 1
-    found = json.loads(capsys.readouterr().out)
-    rows = {row["tensor"]: row for row in found["differences"]}
-    assert set(rows) == {"bias", "steps"} and not found["same"]
+    report = json.loads(capsys.readouterr().out)
+    rows = {row["tensor"]: row for row in report["differences"]}
+    assert set(rows) == {"bias", "steps"} and not report["same"]
     assert rows["bias"]["relative_change"] == pytest.approx(0.5)
     assert rows["steps"]["note"] == "only in the first"
 
@@ -191,7 +191,7 @@ def test_plot_draws_the_same_picture_twice(kind, checkpoint, tmp_path):
 
 
 def hugging_face(folder):
-    """A repository of two shards, with the files beside them."""
+    """Write a repository of two shards with other files."""
     folder.mkdir()
     arrays = weights()
     shards = {"model-00001-of-00002.safetensors": ["conv.weight", "bias", "steps"]}
@@ -282,8 +282,12 @@ def test_as_a_process(checkpoint, tmp_path):
         return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, **kwargs)
 
     sqs = tmp_path / "model.sqs"
-    made = process("compress", checkpoint, "-o", sqs, "--target-ratio", 6)
-    assert made.returncode == 0 and "smaller than the weights" in made.stdout and not made.stderr
+    completed = process("compress", checkpoint, "-o", sqs, "--target-ratio", 6)
+    assert (
+        completed.returncode == 0
+        and "smaller than the weights" in completed.stdout
+        and not completed.stderr
+    )
     for command in ("compress", "decompress", "inspect", "verify", "diff", "plot"):
         shown = process(command, "--help")
         assert shown.returncode == 0 and "example:" in shown.stdout
@@ -335,12 +339,12 @@ def test_compress_predicts_what_is_lost_and_names_a_ratio_that_loses_little(tmp_
         assert run("compress", path, "-o", target, "--target-ratio", ratio, *options) == 0
         return capsys.readouterr().out
 
-    found = json.loads(printed(20, "--json"))["predicted_loss"]
+    loss = json.loads(printed(20, "--json"))["predicted_loss"]
     weights = sqs_jax.materialize(sqs_jax.load(target))
-    assert found == pytest.approx(sqs_jax.predicted_loss(tensors, weights), rel=1e-6)
-    assert found > HARMLESS_LOSS
+    assert loss == pytest.approx(sqs_jax.predicted_loss(tensors, weights), rel=1e-6)
+    assert loss > HARMLESS_LOSS
     warned = printed(20)
-    assert f"predicted loss {found:.3f}" in warned
+    assert f"predicted loss {loss:.3f}" in warned
     (milder,) = re.findall(r"warning: above 0.08 .*--target-ratio ([\d.]+) is below", warned)
     assert 5 < float(milder) < 20
     (below,) = re.findall(r"predicted loss ([\d.]+)$", printed(milder), re.MULTILINE)

@@ -15,7 +15,7 @@ from tests.cli.checkpoints import ROOT, process, run, weights, write
 
 @pytest.fixture
 def files(tmp_path):
-    """A file whose output is long, and its original with one tensor more."""
+    """Compress a checkpoint of many tensors, whose original has an additional tensor."""
     tensors = {f"слой.{'x' * 80}.{i}": weights(3) for i in range(300)}
     write(tmp_path / "m.safetensors", {**tensors, "w": weights(64, 64)})
     write(tmp_path / "n.safetensors", {**tensors, "w": weights(64, 64), "é": weights(3)})
@@ -143,8 +143,8 @@ def test_a_process_that_is_stopped_while_it_writes_removes_its_files(number, fol
     tree = {f"l{i}": np.zeros((2048, 2048), np.float32) for i in range(8)}
     write(source / "model.safetensors", tree)
     packed = tmp_path / "packed.sqs"
-    given = source if folder else source / "model.safetensors"
-    assert run("compress", given, "-o", packed, "--target-ratio", 20) == 0
+    input_path = source if folder else source / "model.safetensors"
+    assert run("compress", input_path, "-o", packed, "--target-ratio", 20) == 0
     (tmp_path / "out").mkdir()
     output = tmp_path / "out" / ("x" if folder else "x.safetensors")
     command = [sys.executable, "-c", COMMAND, "decompress", packed, "-o", output]
@@ -172,7 +172,7 @@ def test_messages_name_the_file_and_an_option(tmp_path, capsys):
     ints = write(tmp_path / "ints.safetensors", {"q": np.arange(9999, dtype=np.int32) ** 3})
     other = write(tmp_path / "s.safetensors", {"z": weights(64, 64)})
     wrong = write(tmp_path / "w.safetensors", {"a": weights(3, 3)})
-    for given, options, says in (
+    for input_path, options, says in (
         (nan, ["--target-ratio=4"], ["1 of 4096", "--keep"]),
         (source, ["--target-bytes=3kB"], ["3,000 bytes", "--target-bytes", "--dense-dtype"]),
         (ints, ["--target-ratio=50"], ["int32", "--target-ratio 50"]),
@@ -185,9 +185,9 @@ def test_messages_name_the_file_and_an_option(tmp_path, capsys):
         (source, ["--target-ratio=2", f"--sensitivity={other}"], ["--sensitivity", "has z"]),
         (source, ["--target-ratio=2", f"--sensitivity={wrong}"], ["--sensitivity has shape"]),
     ):
-        assert run("compress", given, "-o", tmp_path / "x.sqs", *options) == 3
+        assert run("compress", input_path, "-o", tmp_path / "x.sqs", *options) == 3
         error = capsys.readouterr().err
-        assert str(given) in error and all(text in error for text in says), error
+        assert str(input_path) in error and all(text in error for text in says), error
         assert not any(x in error for x in ("Rule(", "dense_dtype", "target_bytes", "target_ratio"))
     assert not (tmp_path / "x.sqs").exists()
 

@@ -1,4 +1,4 @@
-"""Folders go in whole and come back whole, or what is left out is named and the exit code is 1."""
+"""Folders come back complete, or the output names the omitted files with exit code 1."""
 
 import json
 import os
@@ -91,9 +91,9 @@ def test_every_tensor_of_a_folder_comes_back_in_its_file(name, tmp_path, capsys)
     for index in source.rglob("*.index.json"):
         if not index.name.startswith("._"):
             back = json.loads((tmp_path / "again" / index.relative_to(source)).read_text())
-            given = json.loads(index.read_text())
-            assert back["metadata"] == given["metadata"]
-            assert back["weight_map"].items() >= given["weight_map"].items()
+            original = json.loads(index.read_text())
+            assert back["metadata"] == original["metadata"]
+            assert back["weight_map"].items() >= original["weight_map"].items()
     for other in source.rglob("*.json"):
         if not other.name.startswith("._"):
             assert (tmp_path / "again" / other.relative_to(source)).is_file()
@@ -122,7 +122,7 @@ def test_tensors_that_are_left_out_are_named_with_exit_code_1(lost, tmp_path, ca
     assert f"not copied: {named}\n" in out and "--exclude" in out
     assert run("verify", tmp_path / "packed", source) == 1
     assert f"{named}: not in the file" in capsys.readouterr().out
-    # who says that it is not needed has exit code 0
+    # With --exclude for the omitted file the exit code is 0.
     other = tmp_path / "other"
     options = ["--target-ratio", 2, "--exclude", named.rstrip("/")]
     assert run("compress", source, "-o", other, *options) == 0
@@ -150,7 +150,7 @@ def test_what_holds_no_tensors_is_no_loss(tmp_path, capsys):
 
 
 def hub(root, name, *revisions, main=None):
-    """The cache of huggingface_hub for one repository."""
+    """Write the cache of huggingface_hub for a repository; return the folder."""
     folder = root / name
     for revision in revisions:
         blob = write(folder / "blobs" / revision, {revision: weights(32, 32)})
@@ -164,8 +164,8 @@ def hub(root, name, *revisions, main=None):
 
 
 def test_the_cache_of_the_hub_stands_for_its_snapshot(tmp_path, capsys):
-    one = hub(tmp_path / "hub", "models--org--one", "aaa")
-    assert set(comes_back(one, tmp_path)["model.safetensors"]) == {"aaa"}
+    repository = hub(tmp_path / "hub", "models--org--one", "aaa")
+    assert set(comes_back(repository, tmp_path)["model.safetensors"]) == {"aaa"}
     two = hub(tmp_path / "hub", "models--org--two", "aaa", "bbb", main="bbb")
     target = tmp_path / "two"
     assert run("compress", two, "-o", target, "--target-ratio", 2) == 0

@@ -1,4 +1,4 @@
-"""Outputs: what is wrong with one is said before the work, and no input is ever replaced."""
+"""Outputs: errors are raised before the work, and no input is ever replaced."""
 
 import collections
 import os
@@ -24,7 +24,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def no_work(monkeypatch):
-    """Fail as soon as weights are compressed."""
+    """Make compression fail, so that every error precedes the work."""
 
     def refuse(*args, **options):
         raise AssertionError("the work had begun")
@@ -74,9 +74,9 @@ def test_a_wrong_output_is_named_before_the_work(
 ):
     (tmp_path / "link").symlink_to(folder)
     os.link(source, tmp_path / "same")
-    given, output, says = WRONG[name](tmp_path)
+    input_path, output, says = WRONG[name](tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    assert compress(given, output) == 3
+    assert compress(input_path, output) == 3
     error = capsys.readouterr().err
     assert says in error and ".tmp" not in error and error.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before
@@ -87,8 +87,8 @@ def test_a_full_disk_is_named_before_the_work(
 ):
     usage = collections.namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 100, 100))
-    for given in (source, folder):
-        assert compress(given, tmp_path / "x") == 3
+    for input_path in (source, folder):
+        assert compress(input_path, tmp_path / "x") == 3
         assert "100 are free" in capsys.readouterr().err
 
 
@@ -168,7 +168,7 @@ def test_numbers_beyond_all_files_are_refused(options, source, tmp_path):
 
 def test_a_sensitivity_may_cover_what_is_left_out(tmp_path, capsys):
     source = write(tmp_path / "m.safetensors", {"x": weights(64, 64), "y": weights(64, 64)})
-    given = write(tmp_path / "s.safetensors", {n: abs(weights(64, 64)) for n in "xy"})
-    options = ["--sensitivity", given, "--only", "x"]
+    sensitivity = write(tmp_path / "s.safetensors", {n: abs(weights(64, 64)) for n in "xy"})
+    options = ["--sensitivity", sensitivity, "--only", "x"]
     assert compress(source, tmp_path / "m.sqs", *options) == 0
     assert set(sqs_jax.load(tmp_path / "m.sqs")) == {"x"}

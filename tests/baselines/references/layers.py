@@ -1,4 +1,4 @@
-"""The layers that the references of OBC and GPTQ compressed, and that the tests compress again."""
+"""Seeded layers that the public implementations and the tests compress."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ GPTQ_SHAPE = (32, 12)
 
 
 def layer(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return heavy-tailed weights [I, O] and inputs that depend on each other, [1024, I]."""
+    """Return heavy-tailed weights [I, O] and correlated inputs [1024, I]."""
     rng = np.random.default_rng(shape[0])
     weights = 0.1 * rng.standard_t(4, shape)
     mixed = rng.standard_normal((1024, shape[0])) @ rng.standard_normal((shape[0], shape[0]))
@@ -18,9 +18,9 @@ def layer(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def symmetric_layer() -> tuple[np.ndarray, np.ndarray]:
-    """Return a layer whose outputs each have a least weight of -3.75 and a greatest of 3.75.
+    """Return a layer whose weights span -3.75 to 3.75 in every output.
 
-    Grids of 16 points from least to greatest and qwix's symmetric ones of 4 bits are then the same.
+    Min-max grids of 16 levels and qwix's symmetric 4-bit grids are then the same.
     """
     weights, inputs = layer(GPTQ_SHAPE)
     weights = np.clip(10 * weights, -3.7, 3.7)

@@ -1,37 +1,42 @@
-"""Names of tensors: of the leaves of a nested tree, and without the wrappers of training."""
+"""Tensor names: paths of the leaves of a tree, and removal of training wrappers."""
 
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
-from sqs_jax.checkpoints.lazy import CheckpointError
+from sqs_jax.checkpoints.lazy_array import CheckpointError
 
 __all__ = ["MAX_DEPTH", "flat_names", "unwrapped"]
 
 T = TypeVar("T")
 
 MAX_DEPTH = 200
-"""The deepest tree, as in an sqs file."""
+"""Largest depth of a tree, as in an sqs file."""
 _ANYWHERE = re.compile(
     r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 )
-"""What torch.compile, FSDP and activation checkpointing put into names; no module has this name."""
+"""Parts of names that torch.compile, FSDP and activation checkpointing add; never module names."""
 _IN_FRONT = ("module.", "model.")
-"""What DataParallel and training frameworks put before every name."""
+"""Prefixes that DataParallel and training frameworks add to every name."""
 
 
 def flat_names(tree: Any) -> dict[str, Any]:
     """Name the leaves of a tree by their path, `{"a/b/0": leaf}`.
 
     Args:
-        tree: dicts, lists and tuples around leaves of any kind. None and empty containers hold no
-            leaf, and are left out.
+        tree: Nested dicts, lists and tuples with leaves of any type. None and empty containers are
+            dropped.
 
     Returns:
-        The leaves in the order of the tree. The names of a flat dict are its keys.
+        Leaves by name, in the order of the tree. The names of a flat dict are its keys.
 
     Raises:
         CheckpointError: If two leaves have the same name, or the tree is a bare leaf or too deep.
+
+    Example:
+        >>> from sqs_jax.checkpoints import flat_names
+        >>> flat_names({"layer": {"kernel": 1, "scales": [2, 3]}})
+        {'layer/kernel': 1, 'layer/scales/0': 2, 'layer/scales/1': 3}
     """
     named: dict[str, Any] = {}
     for keys, leaf in _leaves(tree, ()):
@@ -58,23 +63,24 @@ def _leaves(node: Any, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...],
 
 
 def unwrapped(tensors: Mapping[str, T]) -> dict[str, T]:
-    """Remove from PyTorch's names what training wraps around a network.
+    """Remove the prefixes of training wrappers from PyTorch's parameter names.
 
-    `_orig_mod.` (torch.compile) and its like are removed anywhere in a name, `module.` and `model.`
-    in front, as often as all names have them.
-
-    Example:
-        >>> unwrapped({"module._orig_mod.fc.weight": 1, "module._orig_mod.fc.bias": 2})
-        {'fc.weight': 1, 'fc.bias': 2}
+    `_orig_mod.` (torch.compile) and the names of similar wrappers are removed anywhere in a name.
+    The prefixes `module.` and `model.` are removed as long as all names begin with them.
 
     Args:
         tensors: Values by name, e.g. a state dict.
 
     Returns:
-        The same values in the same order.
+        The same values in the same order, by shorter names.
 
     Raises:
-        CheckpointError: If two names become the same.
+        CheckpointError: If two names become equal.
+
+    Example:
+        >>> from sqs_jax.checkpoints import unwrapped
+        >>> unwrapped({"module._orig_mod.fc.weight": 1, "module._orig_mod.fc.bias": 2})
+        {'fc.weight': 1, 'fc.bias': 2}
     """
     renamed = {name: _ANYWHERE.sub("", name) for name in tensors}
     while renamed:

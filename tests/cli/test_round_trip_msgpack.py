@@ -1,4 +1,4 @@
-"""A msgpack file comes back with the lists and the keys that it had."""
+"""Round trips of msgpack files keep lists and keys."""
 
 import jax
 import numpy as np

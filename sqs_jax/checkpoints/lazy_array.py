@@ -1,4 +1,4 @@
-"""Arrays that stay in their file until they are asked for."""
+"""Lazy arrays: shape and dtype in memory, values in a file until they are read."""
 
 import contextlib
 import dataclasses
@@ -14,18 +14,25 @@ __all__ = ["Checkpoint", "CheckpointError", "LazyArray", "SourceFile", "check_sh
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is not whole, not of a known kind, or cannot hold what it should."""
+    """Error of a checkpoint that is damaged, of an unknown format, or not representable."""
 
 
 class LazyArray:
-    """An array in a file: its shape and dtype now, its values when numpy asks.
+    """Array in a file, with shape and dtype in memory.
 
-    `np.asarray(lazy)` reads the values, each time anew; nothing of them is held here. To JAX a
-    lazy array is a leaf.
+    `np.asarray(lazy)` reads the values, anew at every call; they are not cached. A lazy array is
+    a leaf of a JAX pytree.
 
     Attributes:
-        shape: The shape.
-        dtype: The numpy dtype, one of `ml_dtypes` included.
+        shape: Shape of the array.
+        dtype: numpy dtype of the array; may be a dtype of `ml_dtypes`.
+
+    Example:
+        >>> import numpy as np
+        >>> from sqs_jax.checkpoints import LazyArray
+        >>> lazy = LazyArray((2,), "float32", lambda: np.ones(2, np.float32))
+        >>> lazy, np.asarray(lazy).tolist()
+        (LazyArray(shape=(2,), dtype=float32), [1.0, 1.0])
     """
 
     __slots__ = ("_read", "dtype", "shape")
@@ -36,9 +43,9 @@ class LazyArray:
         """Describe an array.
 
         Args:
-            shape: Its shape.
-            dtype: Its dtype.
-            read: Returns the values; must give this shape and dtype.
+            shape: Shape of the array.
+            dtype: Dtype of the array.
+            read: Function that returns the values, of this shape and dtype.
         """
         self.shape = tuple(shape)
         self.dtype = np.dtype(dtype)
@@ -51,25 +58,25 @@ class LazyArray:
 
     @property
     def ndim(self) -> int:
-        """The number of axes."""
+        """Number of axes."""
         return len(self.shape)
 
     @property
     def size(self) -> int:
-        """The number of elements."""
+        """Number of elements."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """The bytes of the array in memory."""
+        """Size of the array in memory, bytes."""
         return self.size * self.dtype.itemsize
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
-        """Read the values now.
+        """Read the values.
 
         Args:
-            dtype: What to cast them to; None for their own.
-            copy: As in `numpy.asarray`; reading makes a copy, so False is refused.
+            dtype: Dtype to cast the values to; None for the array's dtype.
+            copy: Copy mode as in `numpy.asarray`; False raises, because reading makes a copy.
 
         Raises:
             CheckpointError: If the file has changed since it was opened, or cannot be read.
@@ -84,7 +91,7 @@ class LazyArray:
             )
         if dtype is not None:
             array = array.astype(dtype, copy=False)
-        # What is not writeable is a view of memory that others see.
+        # An array that is not writeable is a view of memory that other code sees.
         return array.copy() if copy and not array.flags.writeable else array
 
     def __repr__(self) -> str:
@@ -93,20 +100,20 @@ class LazyArray:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """Hold what a checkpoint contains, its values still on disk.
+    """Tensors and metadata of a checkpoint, with the values still on disk.
 
     Attributes:
-        tree: `{name: LazyArray}`, names as they stand in the file, for safetensors, npz and
-            Hugging Face folders; nested dicts and lists of `LazyArray` and None for msgpack and
-            orbax.
-        kind: "safetensors", "npz", "msgpack", "orbax" or "huggingface".
-        metadata: JSON-able, what a round trip must keep: the `__metadata__` of a safetensors file;
-            of a Hugging Face folder the layout that `write_safetensors_folder` takes; else {}.
-        nbytes: Size of the files that hold tensors, bytes.
-        root: Path of the folder that was read, which need not be the one that was asked for (the
-            cache of huggingface_hub); "" for a file.
-        left_out: Paths, relative to `root`, of files and folders that hold tensors and were not
-            read: duplicates, other formats, training states.
+        tree: Tensors. For safetensors, npz and Hugging Face folders `{name: LazyArray}`, with the
+            names in the file. For msgpack and orbax nested dicts and lists of `LazyArray` and None.
+        kind: Format: "safetensors", "npz", "msgpack", "orbax" or "huggingface".
+        metadata: JSON-serializable metadata that a round trip keeps. For a safetensors file its
+            `__metadata__`; for a Hugging Face folder the layout that `write_safetensors_folder`
+            takes; {} for other formats.
+        nbytes: Size of the files with tensors, bytes.
+        root: Path of the folder that was read; "" for a file. Differs from the requested path for
+            the cache of huggingface_hub.
+        left_out: Paths, relative to `root`, of files and folders with tensors that were not read:
+            duplicates, other formats, training states.
     """
 
     tree: Any
@@ -118,21 +125,21 @@ class Checkpoint:
 
 
 class SourceFile:
-    """A file that must stay what it was when it was first seen.
+    """File whose reads raise an error once its content has changed.
 
-    It is opened for each read and never mapped: a mapped file that is cut short while it is read
-    would end the process.
+    The file is opened for each read and never memory-mapped: truncating a mapped file during a read
+    would kill the process (SIGBUS).
 
     Attributes:
-        path: Where it is.
-        size: Its size, bytes.
+        path: Path of the file.
+        size: Size of the file, bytes.
     """
 
     def __init__(self, path: str) -> None:
-        """Take note of a file.
+        """Record identity and size of a file.
 
         Raises:
-            OSError: If there is none.
+            OSError: If the file does not exist.
         """
         self.path = path
         stat = os.stat(path)
@@ -140,15 +147,15 @@ class SourceFile:
         self.size = stat.st_size
 
     def error(self, what: str) -> CheckpointError:
-        """Return an error that names the file."""
+        """Build a CheckpointError whose message begins with the path."""
         return CheckpointError(f"{self.path}: {what}")
 
     @contextlib.contextmanager
     def open(self) -> Iterator[BinaryIO]:
-        """Open the file, and see that it is the same before and after.
+        """Open the file for reading, and check for changes before and after.
 
         Raises:
-            CheckpointError: If it is not, or cannot be read.
+            CheckpointError: If the file has changed or cannot be read.
         """
         try:
             with open(self.path, "rb") as file:
@@ -159,7 +166,7 @@ class SourceFile:
             raise self.error(f"cannot be read ({error.strerror or error})") from error
 
     def chunks(self) -> Iterator[bytes]:
-        """Yield the whole content, a piece at a time.
+        """Yield the whole content in blocks of at most 1 MiB.
 
         Raises:
             CheckpointError: As `open`.
@@ -169,10 +176,10 @@ class SourceFile:
                 yield block
 
     def read(self, file: BinaryIO, offset: int, buffer: memoryview) -> None:
-        """Fill a buffer with the bytes that begin at an offset.
+        """Fill a buffer with the bytes from an offset on.
 
         Raises:
-            CheckpointError: If the file ends before.
+            CheckpointError: If the file ends before the buffer is full.
         """
         file.seek(offset)
         done = 0
@@ -192,33 +199,33 @@ def _identity(stat: os.stat_result) -> tuple[int, ...]:
 
 
 def check_shape(shape: Any) -> tuple[int, ...]:
-    """Return a shape from a file as a tuple.
+    """Return a shape from an untrusted file as a tuple.
 
     Raises:
-        ValueError: If numpy could hold no such array.
+        ValueError: If the value is no shape, or too large for a numpy array.
     """
     if not isinstance(shape, list | tuple) or len(shape) > 64:
         raise ValueError(f"{shape!r:.80} is no shape")
     if not all(type(size) is int and 0 <= size < 1 << 48 for size in shape):
         raise ValueError(f"{shape!r:.80} is no shape")
-    # Zeros aside: numpy multiplies the other axes of an empty array too.
+    # Without zeros, because numpy multiplies the other axes of an empty array too.
     if math.prod(size for size in shape if size) >= 1 << 48:
         raise ValueError(f"the shape {shape!r:.80} is too large")
     return tuple(shape)
 
 
 def fill(array: np.ndarray, read: Callable[[memoryview], None]) -> np.ndarray:
-    """Fill a contiguous array with bytes, and check that they are such values.
+    """Fill a contiguous array with bytes, and check that its dtype allows them.
 
     Args:
-        array: Where they go.
-        read: Fills the buffer that it is given.
+        array: Array to fill in place.
+        read: Function that fills the buffer in its argument.
 
     Returns:
         The array.
 
     Raises:
-        ValueError: If a bool is neither 0 nor 1, which numpy takes for granted.
+        ValueError: If a bool is neither 0 nor 1; numpy relies on these two values.
     """
     flat = array.reshape(-1).view(np.uint8)
     if flat.size:

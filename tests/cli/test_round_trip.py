@@ -1,4 +1,4 @@
-"""Whatever compress takes, decompress returns, in the format that the extension says."""
+"""Round trips: decompress restores the input of compress in every format."""
 
 import flax.serialization
 import ml_dtypes
@@ -14,11 +14,11 @@ RNG = np.random.default_rng(0)
 
 
 def values(name):
-    """Some values of a dtype: all bit patterns of a byte or less, where it has no more."""
+    """Return values of a dtype; all 256 bit patterns for float8."""
     dtype = DTYPES[name]
     if dtype.itemsize == 1 and name.startswith("float8"):
         return np.arange(256, dtype=np.uint8).view(dtype)  # one axis: never compressed
-    return (4 * RNG.standard_normal((5, 3))).astype(dtype)  # an odd number of them
+    return (4 * RNG.standard_normal((5, 3))).astype(dtype)  # an odd number of elements
 
 
 def every_dtype(tmp_path):
@@ -36,12 +36,12 @@ def test_every_dtype_comes_back_bit_for_bit(extension, tmp_path):
     assert run("decompress", packed, "-o", again) == 0
     back = open_checkpoint(again)
     assert back.kind == extension[1:].lower()
-    for name, given in tree.items():
-        found = np.asarray(back.tree[name])
-        assert (found.dtype, found.shape) == (given.dtype, given.shape), name
-        same = found.tobytes() == given.tobytes()
-        numbers = given == given  # the sign and the payload of NaN
-        assert same or (found.view(np.uint8) == given.view(np.uint8))[numbers].all(), name
+    for name, original in tree.items():
+        restored = np.asarray(back.tree[name])
+        assert (restored.dtype, restored.shape) == (original.dtype, original.shape), name
+        same = restored.tobytes() == original.tobytes()
+        numbers = original == original  # sign and payload of NaN may change
+        assert same or (restored.view(np.uint8) == original.view(np.uint8))[numbers].all(), name
     if extension == ".msgpack":  # which keeps the bits of NaN too
         assert run("verify", packed, again) == 0
     assert run("compress", again, "-o", tmp_path / "b.sqs", "--target-bytes", "1MB") == 0
@@ -106,8 +106,8 @@ def test_the_metadata_of_shards_survive_in_one_file(tmp_path):
         write(source / name, {f"t{i}": weights(32, 32)}, {"format": "pt", "part": part})
     packed = tmp_path / "packed"
     assert run("compress", source, "-o", packed, "--target-ratio", 2) == 0
-    for given in (packed, packed / "model.sqs"):
-        assert run("decompress", given, "-o", tmp_path / "one.safetensors") == 0
+    for input_path in (packed, packed / "model.sqs"):
+        assert run("decompress", input_path, "-o", tmp_path / "one.safetensors") == 0
         with safetensors.safe_open(tmp_path / "one.safetensors", "np") as file:
             assert file.metadata() == {"format": "pt"}
     assert run("decompress", packed / "model.sqs", "-o", tmp_path / "shards") == 0

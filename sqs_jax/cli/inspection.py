@@ -1,4 +1,4 @@
-"""sqs inspect, verify, diff: what is in a file, whether it is whole, and how two differ."""
+"""sqs inspect, verify and diff: contents, integrity and differences of sqs files."""
 
 import argparse
 import math
@@ -21,7 +21,7 @@ __all__ = ["add_diff", "add_inspect", "add_verify"]
 
 def add_inspect(commands: Any) -> None:
     """Add `sqs inspect`."""
-    help = "show what each tensor weighs in a file, by four ways to count"
+    help = "show the size of each tensor in a file, by four measures"
     parser = add_command(commands, "inspect", _inspect, help, "sqs inspect model.sqs")
     parser.add_argument("file", help="an sqs file, or a folder with one")
 
@@ -45,11 +45,11 @@ def _inspect(args: argparse.Namespace) -> int:
 
 def add_verify(commands: Any) -> None:
     """Add `sqs verify`."""
-    help = "check that a file is whole, and how far it is from the original weights"
+    help = "check the integrity of a file, and its error against the original weights"
     example = "sqs verify model.sqs model.safetensors"
     parser = add_command(commands, "verify", _verify, help, example)
     parser.add_argument("file", help="an sqs file, or a folder with one")
-    parser.add_argument("original", nargs="?", help="the checkpoint it was made from")
+    parser.add_argument("original", nargs="?", help="the checkpoint that was compressed")
     parser.add_argument(
         "--tolerance",
         type=_tolerance,
@@ -70,9 +70,9 @@ def _tolerance(text: str) -> float:
 
 def _verify(args: argparse.Namespace) -> int:
     if args.tolerance is not None and args.original is None:
-        raise ValueError("--tolerance compares with an original; give that too")
+        raise ValueError("--tolerance needs an original to compare with; give the original too")
     with open_sqs(args.file) as file:
-        lazy_tensors(file)  # names are unique, or this says so
+        lazy_tensors(file)  # raises unless names are unique
         original, left_out = (None, 0) if args.original is None else _original(args.original, file)
         rows, problems = [], []
         if original is not None:
@@ -97,10 +97,10 @@ def _verify(args: argparse.Namespace) -> int:
             file.read_attachment(name)
         problems.sort()
         count = len(file.leaves)
-        held = counted(count, "tensor")
+        contents = counted(count, "tensor")
         if file.attachments:
-            held += f" and {counted(len(file.attachments), 'attachment')}"
-        summary = f"{file.path}: {held}, all checksums match"
+            contents += f" and {counted(len(file.attachments), 'attachment')}"
+        summary = f"{file.path}: {contents}, all checksums match"
     if args.json:
         print_json({"file": args.file, "tensors": count, "errors": rows, "problems": problems})
         return 1 if problems else 0
@@ -116,15 +116,21 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _original(path: str, file: SqsFile) -> tuple[dict[str, Any], int]:
-    """Return what the file should hold, by name, and how many tensors were left out on purpose.
+    """Return the original tensors that the file should contain.
 
-    A file of the original that holds tensors and cannot be read stands for itself, as None.
+    Args:
+        path: Path of the original checkpoint.
+        file: Compressed file, whose recipe lists the tensors that were left out.
+
+    Returns:
+        Tensors by name, with None for each file of tensors that was not read; and the number of
+        tensors that the recipe left out.
     """
     recipe = file.metadata.get("recipe")
     recipe = recipe if isinstance(recipe, dict) else {}
     recorded = recipe.get("left_out")
     recorded = recorded if isinstance(recorded, list) else []
-    # names and not the patterns: those of a stranger's file could take forever
+    # The recorded names, not the patterns: an untrusted regular expression could run forever.
     left_out = {name for name in recorded if isinstance(name, str)}
     checkpoint = open_checkpoint(path, exclude=left_out.__contains__)
     tensors = flat_names(checkpoint.tree)
@@ -134,7 +140,7 @@ def _original(path: str, file: SqsFile) -> tuple[dict[str, Any], int]:
 
 
 def _misstated(leaf: Leaf, value: Any) -> list[str]:
-    """Compare the figures that the index states with those of the values."""
+    """Check the sparsity and entropy in the index of a file against the values."""
     spec = leaf.spec
     if not (isinstance(spec, LeafSpec) and isinstance(value, CompressedLeaf)):
         return []
@@ -148,22 +154,26 @@ def _misstated(leaf: Leaf, value: Any) -> list[str]:
 
 
 def _errors(path: str, weights: Any, original: Any) -> dict[str, Any]:
-    """Compare a tensor with the original; what must be equal and is not has no error figures."""
+    """Compare a tensor with the original.
+
+    Returns:
+        Row of the report. Errors are None if shapes or dtypes differ, or integers are unequal.
+    """
     row: dict[str, Any] = {"tensor": path, "max_error": None, "relative_error": None, "note": ""}
-    want = np.asarray(original)
-    if (weights.shape, weights.dtype) != (want.shape, want.dtype):
+    expected = np.asarray(original)
+    if (weights.shape, weights.dtype) != (expected.shape, expected.dtype):
         row["note"] = f"{weights.dtype}{list(weights.shape)}, the original is " + (
-            f"{want.dtype}{list(want.shape)}"
+            f"{expected.dtype}{list(expected.shape)}"
         )
         return row
-    if weights.tobytes() == want.tobytes():
+    if weights.tobytes() == expected.tobytes():
         return {**row, "max_error": 0.0, "relative_error": 0.0, "note": "exact"}
-    if want.dtype.kind in "biu":
+    if expected.dtype.kind in "biu":
         return {**row, "note": "differs, and is not of a floating dtype"}
-    wide = np.complex128 if want.dtype.kind == "c" else np.float64
-    with np.errstate(all="ignore"):  # what is not finite is noted below
-        difference = np.abs(weights.astype(wide) - want.astype(wide))
-        norm = float(np.linalg.norm(want.astype(wide)))
+    wide = np.complex128 if expected.dtype.kind == "c" else np.float64
+    with np.errstate(all="ignore"):  # values that are not finite are noted below
+        difference = np.abs(weights.astype(wide) - expected.astype(wide))
+        norm = float(np.linalg.norm(expected.astype(wide)))
         error = float(np.linalg.norm(difference))
     row["max_error"] = float(difference.max())
     row["relative_error"] = error / norm if norm else float("inf")
@@ -179,7 +189,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 def add_diff(commands: Any) -> None:
     """Add `sqs diff`."""
-    help = "show in what two files differ"
+    help = "show the differences of two files"
     parser = add_command(commands, "diff", _diff, help, "sqs diff before.sqs after.sqs")
     parser.add_argument("first", help="an sqs file, or a folder with one")
     parser.add_argument("second", help="another")
@@ -187,12 +197,12 @@ def add_diff(commands: Any) -> None:
 
 def _diff(args: argparse.Namespace) -> int:
     with open_sqs(args.first) as first, open_sqs(args.second) as second:
-        one, two = ({leaf.path: leaf for leaf in file.leaves} for file in (first, second))
-        lazy_tensors(first), lazy_tensors(second)  # names are unique, or this says so
+        left, right = ({leaf.path: leaf for leaf in file.leaves} for file in (first, second))
+        lazy_tensors(first), lazy_tensors(second)  # raises unless names are unique
         rows = []
-        with progress("comparing", len(one.keys() | two.keys())) as advance:
-            for path in [*one, *(two.keys() - one.keys())]:
-                row = _difference(first, second, path, one, two)
+        with progress("comparing", len(left.keys() | right.keys())) as advance:
+            for path in [*left, *(right.keys() - left.keys())]:
+                row = _difference(first, second, path, left.get(path), right.get(path))
                 if row is not None:
                     rows.append(row)
                 advance(1)
@@ -221,9 +231,9 @@ def _diff(args: argparse.Namespace) -> int:
 
 
 def _difference(
-    first: SqsFile, second: SqsFile, path: str, one: dict[str, Leaf], two: dict[str, Leaf]
+    first: SqsFile, second: SqsFile, path: str, a: Leaf | None, b: Leaf | None
 ) -> dict[str, Any] | None:
-    a, b = one.get(path), two.get(path)
+    """Return a row of the report for leaf a of `first` and b of `second`; None if equal."""
     row: dict[str, Any] = {
         "tensor": path,
         "bytes": [leaf and leaf.file_bytes for leaf in (a, b)],
@@ -233,10 +243,10 @@ def _difference(
     if a is None or b is None:
         return {**row, "note": f"only in the {'second' if a is None else 'first'}"}
     left, right = (materialize(file.read(path)) for file in (first, second))
-    found = _errors(path, right, left)
-    if found["note"] == "exact":
+    errors = _errors(path, right, left)
+    if errors["note"] == "exact":
         return None
-    return {**row, "relative_change": found["relative_error"], "note": found["note"]}
+    return {**row, "relative_change": errors["relative_error"], "note": errors["note"]}
 
 
 def _diff_cells(row: dict[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Names without what training wraps around a network: one rule for all sources."""
+"""Names of PyTorch tensors without the prefixes of training wrappers."""
 
 import numpy as np
 import pytest
