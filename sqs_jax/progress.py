@@ -41,7 +41,7 @@ def progress(
     name: str,
     total: float | None = None,
     *,
-    completed: float = 0,
+    completed: int = 0,
     percent: bool = False,
     keep: bool = False,
     console: Console | None = None,
