@@ -32,6 +32,7 @@ from benchmarks import (
     steps,
     windows,
 )
+from sqs_jax.progress import progress
 
 BENCHMARKS = {
     "file": file.run,
@@ -75,7 +76,8 @@ def main() -> None:
     }
     for name in options.names or BENCHMARKS:
         print(f"\n{name}: {BENCHMARKS[name].__module__}", flush=True)
-        rows = BENCHMARKS[name](options.workdir, options.data)
+        with progress(name):
+            rows = BENCHMARKS[name](options.workdir, options.data)
         # what other benchmarks have measured there, also in the meantime, stays
         found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
         path.write_text(json.dumps({**found, "machine": machine, name: rows}, indent=1))

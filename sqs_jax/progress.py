@@ -62,7 +62,7 @@ def progress(
         name: Name of the work.
         total: Amount of all the work; None if it is unknown.
         completed: Amount that is done already.
-        percent: Whether to show the share that is done, and not two amounts.
+        percent: Whether to show the share that is done, of a total that is an estimate.
         keep: Whether a terminal keeps the bar at the end.
         console: Console to write to; by default standard error.
         interval: Seconds between two lines.
@@ -81,6 +81,8 @@ def progress(
     try:
         with contextlib.nullcontext() if outer else _shown(display, interval):
             yield advance
+            if percent:  # of an estimate
+                display.update(task, completed=total)
             display.stop_task(task)
     finally:
         if outer:

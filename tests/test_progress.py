@@ -85,7 +85,7 @@ def test_an_end_leaves_one_line():
     ("options", "line"),
     [
         ({}, "work, done in 0:20"),
-        ({"total": 4e9, "percent": True}, "work 75 %, done in 0:20"),
+        ({"total": 4e9, "percent": True}, "work 100 %, done in 0:20"),
         ({"total": 2e9}, "work 2,000,000,000/2,000,000,000, done in 0:20"),  # an estimated total
         ({"total": 6e9, "completed": 3e9}, "work 6,000,000,000/6,000,000,000, done in 0:20"),
     ],

@@ -259,7 +259,6 @@ def _to_budget(
             **options,
         )
         loss = sqs_jax.predicted_loss(tracked(tree, advance), compressed)
-        advance(_PASSES * original)
     return compressed, loss
 
 
