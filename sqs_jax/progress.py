@@ -22,7 +22,7 @@ __all__ = ["Advance", "progress", "track", "tracked"]
 _INTERVAL = 15.0  # seconds between two lines
 _BRIEF = 5.0  # seconds; shorter work leaves no line
 _PERIOD = 3600.0  # seconds that a speed is taken of: of rich's 30, slow steps have none
-_REFRESHES = 4  # of a bar per second: rich's 10 would show in benchmarks
+_REFRESHES = 4  # of a bar per second: it shows whole seconds
 
 Item = TypeVar("Item")
 
