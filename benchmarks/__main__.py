@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from rich.console import Console
 
 from benchmarks import (
     budget,
@@ -32,6 +33,7 @@ from benchmarks import (
     steps,
     windows,
 )
+from sqs_jax.progress import progress
 
 BENCHMARKS = {
     "file": file.run,
@@ -73,9 +75,12 @@ def main() -> None:
         "platform": platform.platform(),
         "versions": {name: _version(name) for name in ("jax", "flax", "optax", "numpy", "torch")},
     }
+    # no bars: redrawing them would be timed, too, and some benchmarks start commands with their own
+    lines = Console(stderr=True, force_interactive=False)
     for name in options.names or BENCHMARKS:
         print(f"\n{name}: {BENCHMARKS[name].__module__}", flush=True)
-        rows = BENCHMARKS[name](options.workdir, options.data)
+        with progress(name, console=lines):
+            rows = BENCHMARKS[name](options.workdir, options.data)
         # what other benchmarks have measured there, also in the meantime, stays
         found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
         path.write_text(json.dumps({**found, "machine": machine, name: rows}, indent=1))

@@ -33,6 +33,7 @@ from experiments.memory import explained
 from experiments.outcome import evaluate_files, show
 from experiments.problem import TOKENIZER, described, load_problem, starting_variables
 from experiments.training.workdir import claim_workdir, hold_workdir
+from sqs_jax.progress import progress
 
 
 def calibrate(config: Any, workdir: Path) -> dict[str, Any]:
@@ -67,6 +68,7 @@ def calibrate(config: Any, workdir: Path) -> dict[str, Any]:
     given = problem.model, compressed, variables, train, config
     state, which = timed("statistics", with_statistics, *given)
 
+    @progress("writing")
     def write() -> None:
         tree, options = shipped(compressed, state, config)
         sqs_jax.save(workdir / "model.sqs", tree, **options)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.points import Point, start
+from sqs_jax.progress import track
 
 
 class PointJob:
@@ -65,7 +66,7 @@ def submit(
     failed = []
     for point, job in zip(points, jobs, strict=True):
         say(f"{point.folder.name}: job {job.job_id}")
-    for point, job in zip(points, jobs, strict=True):
+    for point, job in track(list(zip(points, jobs, strict=True)), "jobs"):
         lost = job.exception()  # a node that failed, a time limit
         reason = str(lost).splitlines()[0] if lost else job.result()
         if reason:

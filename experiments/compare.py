@@ -42,6 +42,7 @@ from experiments.problem import described, load_problem, starting_variables
 from experiments.scores import metrics
 from experiments.training.workdir import claim_workdir, hold_workdir
 from experiments.trees import flat_leaves
+from sqs_jax.progress import progress, track
 
 _SETTING = "setting"  # in the name of a folder, before its number
 
@@ -69,7 +70,8 @@ def run_point(config: Any, method: str, workdir: Path, setting: int = 0) -> dict
             return found
     else:
         problem = load_problem(config, workdir)
-        variables = jax.tree.map(np.asarray, starting_variables(problem, config))
+        with progress("reading the weights"):
+            variables = jax.tree.map(np.asarray, starting_variables(problem, config))
         if method == "dense":
             sqs_jax.save(workdir / "model.sqs", variables)
         else:
@@ -159,10 +161,11 @@ def compare(workdir: Path, points: list[Point], sizes: list[int]) -> Path:
         "JAX_COMPILATION_CACHE_DIR": str(workdir.resolve() / "programs"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
     }
-    for number, point in enumerate(points, start=1):
+    missing = [point for point in points if not (workdir / point.name / "result.json").is_file()]
+    done = len(points) - len(missing)
+    shown = track(missing, "comparison", len(points), completed=done)
+    for number, point in enumerate(shown, done + 1):
         folder = workdir / point.name
-        if (folder / "result.json").is_file():
-            continue
         print(f"{number}/{len(points)}  {point.name}", flush=True)
         if folder.is_dir() and point.method not in trained.METHODS:  # a training goes on
             shutil.rmtree(folder)

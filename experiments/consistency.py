@@ -20,12 +20,12 @@ import numpy as np
 import optax
 from absl import app, flags
 from ml_collections import config_flags
-from rich.progress import track
 
 import sqs_jax
 from experiments.files import write_json
 from experiments.pages.page import table, write_page
 from experiments.pages.panels import COLORS, QUIET, panel, styled, svg
+from sqs_jax.progress import track
 
 _TESTS = 4096  # inputs on which the error is measured
 _DECISIONS = 60  # of the mask, in equal shares of the first training; the last quarter keeps it
@@ -239,7 +239,7 @@ def measure(config: Any) -> list[dict[str, Any]]:
         tasks = {seed: make_task(seed, hidden, config) for seed in config.seeds}
         for name, student in students(config).items():
             cases = [(seed, n) for seed in config.seeds for n in config.examples]
-            for seed, n in track(cases, f"{name}, {hidden} hidden units"):
+            for seed, n in track(cases, f"{name}, {hidden} hidden units", keep=True):
                 error = student.error(tasks[seed], n)
                 rows.append(
                     {"posterior": name, "hidden": hidden, "seed": seed, "n": n, "error": error}

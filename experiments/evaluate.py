@@ -22,6 +22,7 @@ from experiments.files import write_json
 from experiments.problem import load_problem
 from experiments.scores import Judgement, fingerprint, judge, metrics
 from experiments.training.workdir import read_config
+from sqs_jax.progress import progress
 
 _BATCH = 500  # examples, or fewer of many logits
 _LOGITS = 1 << 24  # of a batch, at most
@@ -55,8 +56,10 @@ def averaged(
     model: nn.Module, networks: Sequence[Any], dataset: Dataset
 ) -> Iterator[tuple[slice, jax.Array]]:
     """Yield what networks of one model predict on average, as `probabilities` does."""
-    for each in zip(*(probabilities(model, x, dataset) for x in networks), strict=True):
-        yield each[0][0], sum(found for _, found in each) / len(each)
+    with progress("evaluation", len(dataset.examples)) as advance:
+        for each in zip(*(probabilities(model, x, dataset) for x in networks), strict=True):
+            yield each[0][0], sum(found for _, found in each) / len(each)
+            advance(len(each[0][1]))
 
 
 def predict(model: nn.Module, networks: Sequence[Any], dataset: Dataset) -> Judgement:
@@ -99,6 +102,7 @@ def evaluate(workdir: Path, networks: Iterable[str] = ()) -> dict[str, Any]:
     config = read_config(workdir)
     problem = load_problem(config, workdir)
 
+    @progress("reading a file")
     def read(name: str) -> Any:
         return sqs_jax.materialize(sqs_jax.load(workdir / name))
 

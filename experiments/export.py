@@ -16,6 +16,7 @@ from experiments.training.layout import fetch
 from experiments.training.normalisation import fold_statistics
 from experiments.training.processes import is_writer
 from experiments.trees import flat_leaves, map_leaves, sub_distributions
+from sqs_jax.progress import progress
 
 if TYPE_CHECKING:  # which both need what size.py needs of this file
     from experiments.training.phases import Phase
@@ -25,6 +26,7 @@ _HISTOGRAM_BINS = 120
 _OF_THE_MACHINE = ("data.directory", "mesh.", "sharding", "checkpoint_every")
 
 
+@progress("writing dense.sqs")
 def export_dense(workdir: Path, dense: Any, config: Any) -> None:
     """Write dense.sqs, exactly; every process calls it, with the dense network's variables."""
     whole = fetch(dense)
@@ -32,6 +34,7 @@ def export_dense(workdir: Path, dense: Any, config: Any) -> None:
         sqs_jax.save(workdir / "dense.sqs", whole, metadata=_metadata(config))
 
 
+@progress("writing the files")
 def export(
     workdir: Path,
     phase: "Phase",

@@ -21,6 +21,7 @@ from absl import app, flags, logging
 
 from experiments.language_run import open_language_run
 from experiments.models.generation import go_on
+from sqs_jax.progress import progress
 
 
 def generate(
@@ -45,6 +46,7 @@ def generate(
         )
     prompts, key = jnp.tile(jnp.asarray(ids), (batch, 1)), jax.random.key(seed)
 
+    @progress("writing")
     def run() -> np.ndarray:
         return np.asarray(go_on(model, params, prompts, count, key, temperature=temperature))
 

@@ -20,12 +20,12 @@ from lm_eval import simple_evaluate
 from lm_eval.api.model import TemplateLM
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from rich.progress import track
 
 from experiments.files import write_json
 from experiments.language_run import LanguageRun, open_language_run
 from experiments.models.decoder import Decoder
 from experiments.models.generation import go_on
+from sqs_jax.progress import track
 
 _LENGTH = 32  # tokens; sequences are padded to it times a power of two: few programs
 
@@ -74,7 +74,7 @@ class HarnessModel(TemplateLM):
             rows.append((number, tokens, asked))
         rows.sort(key=lambda row: len(row[1]))
         parts = [rows[i : i + self.batch] for i in range(0, len(rows), self.batch)]
-        for part in track(parts, "log-likelihoods", transient=True):
+        for part in track(parts, "log-likelihoods"):
             longest = len(part[-1][1]) - 1
             length = min(_LENGTH * 2 ** max(0, (longest - 1) // _LENGTH).bit_length(), self.context)
             inputs = np.zeros((self.batch, length), np.int32)
@@ -108,7 +108,7 @@ class HarnessModel(TemplateLM):
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
         """Go on with texts, greedily, until one of the strings that end an answer."""
         found = []
-        for request in track(requests, "answers", transient=True):
+        for request in track(requests, "answers"):
             text, asked = request.args
             count = min(int(asked.get("max_gen_toks", 128)), self.context - 1)
             tokens = [*self.begin, *self.tok_encode(text)] or [self.eot_token_id]

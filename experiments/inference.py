@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
-from rich.progress import track
 
 import sqs_jax
 from experiments.data import Dataset
@@ -28,6 +27,7 @@ from experiments.scores import calibration, judge, metrics
 from experiments.training.layout import fetch
 from experiments.training.run import Trained, run_trainings
 from experiments.training.workdir import read_config
+from sqs_jax.progress import track
 
 _CLEAN = "clean"
 
@@ -86,7 +86,7 @@ def study(
     for temperature in temperatures:
         network, drawn = f"averaged at {temperature:g}", []
         total: dict[str, Any] = dict.fromkeys(conditions, 0.0)
-        for i in track(range(samples), f"{network:18}"):
+        for i in track(range(samples), network, keep=True):
             key = jax.random.fold_in(jax.random.key(seed), i)
             drawn.append(codes_of(fetch(sample(key, jnp.float32(temperature))), compressed))
             weights = sqs_jax.materialize(drawn[-1])

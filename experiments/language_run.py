@@ -11,6 +11,7 @@ from experiments.importers.language import read_tokenizer
 from experiments.models.decoder import Decoder
 from experiments.problem import TOKENIZER
 from experiments.training.workdir import read_config
+from sqs_jax.progress import progress
 
 
 class LanguageRun(NamedTuple):
@@ -49,5 +50,6 @@ def open_language_run(workdir: Path, file: str = "model.sqs") -> LanguageRun:
         )
     model = Decoder(decoder_config(config.model.shape.to_dict()), dtype=config.model.dtype)
     tokenizer = read_tokenizer(workdir / TOKENIZER)
-    params = jax.device_put(sqs_jax.materialize(sqs_jax.load(workdir / file))["params"])
-    return LanguageRun(model, tokenizer, jax.block_until_ready(params), config)
+    with progress(f"reading {file}"):
+        params = jax.device_put(sqs_jax.materialize(sqs_jax.load(workdir / file))["params"])
+        return LanguageRun(model, tokenizer, jax.block_until_ready(params), config)

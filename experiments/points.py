@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from experiments.training.processes import STOPPED
 from experiments.training.workdir import claim_workdir, locked
+from sqs_jax.progress import progress
 
 
 class Point(NamedTuple):
@@ -94,29 +95,33 @@ def train_all(
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
-        while (waiting and not stopped) or running:
-            for point in list(waiting):
-                if not free or stopped:
-                    break
-                process = start(point, free[0])
-                if process is not None:
-                    waiting.remove(point)
-                    running[process] = point, free.pop(0)
-                    say(f"{point.folder.name}: training")
-                elif point.finished:
-                    waiting.remove(point)
-                elif point.folder not in elsewhere:
-                    elsewhere.add(point.folder)
-                    say(f"{point.folder.name}: waiting for the process that trains it")
-            time.sleep(0.1)
-            for process in [p for p in running if p.poll() is not None]:
-                point, place = running.pop(process)
-                free.append(place)
-                if process.returncode == 0:
-                    say(f"{point.folder.name}: done")
-                elif not stopped:
-                    failed.append(point)
-                    say(f"{point.folder.name}: exit code {process.returncode}, see log.txt there")
+        with progress("trainings", len(todo)) as advance:
+            while (waiting and not stopped) or running:
+                for point in list(waiting):
+                    if not free or stopped:
+                        break
+                    process = start(point, free[0])
+                    if process is not None:
+                        waiting.remove(point)
+                        running[process] = point, free.pop(0)
+                        say(f"{point.folder.name}: training")
+                    elif point.finished:
+                        waiting.remove(point)
+                        advance()
+                    elif point.folder not in elsewhere:
+                        elsewhere.add(point.folder)
+                        say(f"{point.folder.name}: waiting for the process that trains it")
+                time.sleep(0.1)
+                for process in [p for p in running if p.poll() is not None]:
+                    point, place = running.pop(process)
+                    free.append(place)
+                    advance()
+                    if process.returncode == 0:
+                        say(f"{point.folder.name}: done")
+                    elif not stopped:
+                        failed.append(point)
+                        code = process.returncode
+                        say(f"{point.folder.name}: exit code {code}, see log.txt there")
     finally:
         signal.signal(signal.SIGTERM, before)
     if stopped:

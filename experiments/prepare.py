@@ -19,6 +19,7 @@ import numpy as np
 from absl import app, flags
 
 from experiments.files import write_bytes
+from sqs_jax.progress import progress
 
 _IMAGE = (3, 32, 32)
 _PIXELS = 3 * 32 * 32
@@ -29,6 +30,7 @@ _COUNTS = {"train": 50_000, "test": 10_000}
 Batch = tuple[np.ndarray, np.ndarray]
 
 
+@progress("reading an archive")
 def prepare(archive: Path, output: Path) -> list[Path]:
     """Write the files of one archive to a folder, which is made; returns their paths.
 

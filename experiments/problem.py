@@ -16,6 +16,7 @@ from experiments.models import build_model
 from experiments.models.decoder import Decoder, DecoderConfig
 from experiments.models.encoder import Encoder, EncoderConfig
 from experiments.models.label_words import LabelWords
+from sqs_jax.progress import progress
 
 TOKENIZER = "tokenizer.json"
 
@@ -48,6 +49,7 @@ def described(config: Any) -> Any:
     return found
 
 
+@progress("reading the data")
 def load_problem(config: Any, workdir: Path) -> Problem:
     """Return what an experiment is about.
 
@@ -84,6 +86,7 @@ def load_problem(config: Any, workdir: Path) -> Problem:
     return load(config, workdir, shape)
 
 
+@progress("reading the weights")
 def initial_weights(problem: Problem, config: Any) -> Any:
     """Return the variables that `config.model.weights` holds, on the host or still in their files.
 

@@ -24,6 +24,7 @@ from experiments.pages.page import table, write_page
 from experiments.pages.panels import COLORS, panel, styled, svg
 from experiments.trees import flat_leaves
 from sqs_jax.checkpoints import open_checkpoint
+from sqs_jax.progress import track
 
 _WIDE = 16  # bits of a weight that is kept as it is
 _STEPS = 60  # widths of a grid that are tried
@@ -149,7 +150,10 @@ def main(_: Any) -> None:
     config, workdir = flags.FLAGS.config, Path(flags.FLAGS.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     given = tensors(config)
-    results = {name: study(weights, tuple(config.bits)) for name, weights in given.items()}
+    results = {
+        name: study(weights, tuple(config.bits))
+        for name, weights in track(given.items(), "tensors")
+    }
     write_json(workdir / "study.json", results)
     head = [
         "tensor",

@@ -23,7 +23,6 @@ from typing import Any
 from absl import app, flags
 from flax.traverse_util import flatten_dict
 from ml_collections import config_flags
-from rich.console import Console
 
 from experiments.cluster import submit
 from experiments.files import write_json
@@ -113,10 +112,9 @@ def main(_: Any) -> None:
         if _CLUSTER.value:
             print(f"{len(todo)} jobs for submitit, cluster {_CLUSTER.value}, options {options}")
         return
-    console = Console()
 
     def say(text: str) -> None:
-        console.print(f"{time.strftime('%H:%M:%S')} {text}", highlight=False)
+        print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
     say(f"{len(todo)} points, {sum(p.finished for p in todo)} of them finished")
     unfinished = [point for point in todo if not point.finished]

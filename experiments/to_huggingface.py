@@ -15,8 +15,10 @@ from absl import app, flags, logging
 import sqs_jax
 from experiments.importers.language import write_language_model
 from experiments.problem import TOKENIZER
+from sqs_jax.progress import progress
 
 
+@progress("writing")
 def convert(workdir: Path, output: Path) -> int:
     """Write the folder; returns the bytes of its tensors.
 

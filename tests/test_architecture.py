@@ -14,7 +14,13 @@ FOLDERS = ("sqs_jax", "experiments", "benchmarks", "tests")
 FILES = sorted(p.relative_to(ROOT).as_posix() for f in FOLDERS for p in (ROOT / f).rglob("*.py"))
 MAX_LINES = 500
 
-PUBLIC = {"sqs_jax.baselines", "sqs_jax.checkpoints", "sqs_jax.linen", "sqs_jax.nnx"}
+PUBLIC = {
+    "sqs_jax.baselines",
+    "sqs_jax.checkpoints",
+    "sqs_jax.linen",
+    "sqs_jax.nnx",
+    "sqs_jax.progress",
+}
 INTERNAL = {
     "sqs_jax.artifact",
     "sqs_jax.cli",

@@ -7,7 +7,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from rich.progress import track
 
 import sqs_jax
 from experiments.calibration.inputs import input_moments, layers_by_input
@@ -15,6 +14,7 @@ from experiments.calibration.stages import Stage, outputs, read, stages_of, valu
 from experiments.calibration.sums import missing_from, sum_after
 from experiments.data import Dataset, batch_indices
 from experiments.trees import flat_leaves, map_leaves
+from sqs_jax.progress import Advance, progress
 
 Batches = list[np.ndarray]
 
@@ -69,23 +69,36 @@ def recode_stages(
     stages = stages_of(model, variables)
     ours, theirs = batches, batches
     folder.mkdir(parents=True, exist_ok=True)
-    for number, stage in enumerate(track(stages, "calibration", transient=True)):
-        dense, path = read(params, stage), folder / f"{number:03}.sqs"
-        mine = {name: compressed[name] for name in stage.names}
-        if path.is_file():
-            mine = sqs_jax.load(path)
-        else:
-            mine = _recode_stage(stage, dense, mine, (ours, theirs), method)
-            sqs_jax.save(path, mine)
-        compressed |= mine
-        if stage is not stages[-1]:
-            ours = outputs(stage, jax.device_put(values(sqs_jax.materialize(mine))), ours)
-            theirs = outputs(stage, jax.device_put(values(dense)), theirs)
+    with progress("calibration", _kernels(compressed)) as advance:
+        for number, stage in enumerate(stages):
+            dense, path = read(params, stage), folder / f"{number:03}.sqs"
+            mine = {name: compressed[name] for name in stage.names}
+            if path.is_file():
+                mine = sqs_jax.load(path)
+                advance(_kernels(mine))
+            else:
+                mine = _recode_stage(stage, dense, mine, (ours, theirs), method, advance)
+                sqs_jax.save(path, mine)
+            compressed |= mine
+            if stage is not stages[-1]:
+                ours = outputs(stage, jax.device_put(values(sqs_jax.materialize(mine))), ours)
+                theirs = outputs(stage, jax.device_put(values(dense)), theirs)
     return compressed
 
 
+def _kernels(compressed: Any) -> int:
+    """Count the compressed kernels of a tree."""
+    leaves = flat_leaves(compressed).items()
+    return sum(path.endswith("/kernel") and sqs_jax.is_compressed(leaf) for path, leaf in leaves)
+
+
 def _recode_stage(
-    stage: Stage, dense: Any, compressed: Any, batches: tuple[Batches, Batches], method: Method
+    stage: Stage,
+    dense: Any,
+    compressed: Any,
+    batches: tuple[Batches, Batches],
+    method: Method,
+    advance: Advance,
 ) -> Any:
     """Go through the layers of a stage; those that are still to come are dense."""
     current, there = jax.device_put(dense), jax.device_put(dense)
@@ -113,6 +126,7 @@ def _recode_stage(
         )
         found |= done
         current = _replaced(current, sqs_jax.materialize(done))
+        advance(len(paths))
     return _replaced(compressed, found)
 
 

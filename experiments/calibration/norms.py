@@ -11,6 +11,7 @@ from experiments.calibration.blocks import Batches
 from experiments.calibration.inputs import input_moments, layers_by_input
 from experiments.calibration.stages import outputs, read, stages_of, values
 from experiments.trees import map_leaves
+from sqs_jax.progress import track
 
 
 def input_norms(model: nn.Module, variables: Any, batches: Batches) -> Any:
@@ -29,7 +30,7 @@ def input_norms(model: nn.Module, variables: Any, batches: Batches) -> Any:
     """
     norms: dict[str, np.ndarray] = {}
     stages, x = stages_of(model, variables), batches
-    for stage in stages:
+    for stage in track(stages, "norms of inputs"):
         dense = read(variables["params"], stage)
         its = jax.device_put(values(dense))
         for group in layers_by_input(stage.apply, its, x[0]):

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from rich.progress import track
 
 from experiments.calibration.stages import Stage, outputs, read, stages_of, values
 from experiments.data import Dataset, batch_indices
+from sqs_jax.progress import Advance, progress, track
 
 _BATCHES = 16
 
@@ -65,17 +65,18 @@ def fisher_information(
     stages, params = stages_of(model, variables), variables["params"]
     batches = [batch_indices(len(train.labels), batch_size, seed, step) for step in range(_BATCHES)]
     inputs: list[list[Any]] = [[train.inputs(chosen) for chosen in batches]]
-    for stage in track(stages[:-1], "inputs of each part", transient=True):
+    for stage in track(stages[:-1], "inputs of each part"):
         its = jax.device_put(values(read(params, stage)))
         inputs.append(outputs(stage, its, inputs[-1]))
     found = jax.tree.map(lambda leaf: np.float32(0), params)
     back: list[Any] = [jax.random.fold_in(jax.random.key(seed), i) for i in range(_BATCHES)]
-    for stage in track(stages[::-1], "sensitivities", transient=True):
-        last, first = stage is stages[-1], stage is stages[0]
-        its = jax.device_put(values(read(params, stage)))
-        sums, back = _backward(stage, its, inputs.pop(), back, last, first)
-        for name, squares in zip(stage.names, sums, strict=True):
-            found[name] = jax.tree.map(lambda a, b: a + b / _BATCHES, found[name], squares)
+    with progress("sensitivities", len(stages) * _BATCHES) as advance:
+        for stage in stages[::-1]:
+            last, first = stage is stages[-1], stage is stages[0]
+            its = jax.device_put(values(read(params, stage)))
+            sums, back = _backward(stage, its, inputs.pop(), back, last, first, advance)
+            for name, squares in zip(stage.names, sums, strict=True):
+                found[name] = jax.tree.map(lambda a, b: a + b / _BATCHES, found[name], squares)
     return found
 
 
@@ -86,6 +87,7 @@ def _backward(
     back: Sequence[Any],
     last: bool,
     first: bool,
+    advance: Advance,
 ) -> tuple[list[Any], list[Any]]:
     """Return the summed mean squared gradients of a stage's params, and those of its inputs."""
     sums, through = jax.tree.map(lambda leaf: np.float32(0), params), []
@@ -93,6 +95,7 @@ def _backward(
         squares, before = _one_batch(stage.apply, params, x, gradient, last, first)
         sums = jax.tree.map(lambda a, b: a + np.asarray(b), sums, squares)
         through.append(np.asarray(before) if not first else None)
+        advance()
     return sums, through
 
 

@@ -14,11 +14,13 @@ from experiments.calibration.sensitivity import sensitivities
 from experiments.data import Dataset
 from experiments.export import shipped
 from experiments.trees import flat_leaves, map_leaves, other_collections
+from sqs_jax.progress import progress, tracked
 
 # Of the budget, before codes are chosen anew: codebooks may take a few bytes more after that.
 _LEAST, _AIM, _MOST = 0.993, 0.997, 0.998
 _ENOUGH = 0.99  # of the budget, after: a file that is smaller is made once more with more room
 _TRIALS = 4
+_READS = 3  # of each weight, about, by an allocation: to sort it, and for each file it tries
 
 
 def _call(_: str, function: Any, *args: Any) -> Any:
@@ -60,7 +62,8 @@ def compress(
         found = run("blocks", recode_stages, model, variables, found, batches, folder / "blocks")
         ships = with_any_values(found) if trained else found
         tree, options = shipped(ships, other_collections(variables), config)
-        size = sqs_jax.summarize(jax.tree.map(np.asarray, tree), **options).file_bytes
+        with progress("size of the file"):
+            size = sqs_jax.summarize(jax.tree.map(np.asarray, tree), **options).file_bytes
         if largest < size <= budget:
             largest, best = size, found
         if _ENOUGH * budget <= size <= budget:
@@ -99,16 +102,18 @@ def allocate(
     sensitivity = sensitivities(model, variables, train, config)
     tree, options = shipped(variables["params"], other_collections(variables), config)
     rest = other_collections(tree)
+    reads = _READS * sum(leaf.nbytes for leaf in jax.tree.leaves(tree["params"]))
     target, found, best = _AIM * budget, 0, None
     for _ in range(_TRIALS):
-        compressed = sqs_jax.compress_to_budget(
-            {"params": tree["params"]},
-            target_bytes=int(target),
-            sensitivity={"params": sensitivity},
-            rules=[sqs_jax.Rule(pattern=f"params/(?:{config.sqs.pattern})")],
-            stacked=0,
-            **options,
-        )["params"]
+        with progress("allocation", reads, percent=True) as advance:
+            compressed = sqs_jax.compress_to_budget(
+                {"params": tracked(tree["params"], advance)},
+                target_bytes=int(target),
+                sensitivity={"params": sensitivity},
+                rules=[sqs_jax.Rule(pattern=f"params/(?:{config.sqs.pattern})")],
+                stacked=0,
+                **options,
+            )["params"]
         size = sqs_jax.summarize({"params": compressed, **rest}, **options).file_bytes
         if found < size <= _MOST * budget:
             found, best = size, compressed

@@ -12,6 +12,7 @@ import sqs_jax
 from experiments.data import Dataset, augmented, batch_indices
 from experiments.training.normalisation import estimate_statistics
 from experiments.trees import other_collections
+from sqs_jax.progress import track
 
 CHOICES = ("kept", "reestimated", "best")
 
@@ -22,7 +23,7 @@ def training_batches(train: Dataset, config: Any, count: int) -> Iterator[Any]:
     Plain images would not do: a network that was trained on shifted ones has never seen so few
     black borders, and its statistics are not theirs.
     """
-    for step in range(count):
+    for step in track(range(count), "batch statistics"):
         key = jax.random.fold_in(jax.random.key(config.seed), step)
         chosen = batch_indices(len(train.labels), config.batch_size, config.seed, step)
         key, _ = jax.random.split(key)
@@ -115,11 +116,11 @@ def _divergences(
         for step in range(count, 2 * count)
     ]
 
-    targets = [log_shares(dense, examples) for examples in held]
+    targets = [log_shares(dense, examples) for examples in track(held, "dense outputs")]
 
     def divergences(variables: Any) -> np.ndarray:
         apart = []
-        for examples, target in zip(held, targets, strict=True):
+        for examples, target in zip(track(held, "compressed outputs"), targets, strict=True):
             gap = target - log_shares(variables, examples)
             apart.append(np.ravel(jnp.sum(jnp.exp(target) * gap, -1)))
         return np.concatenate(apart)

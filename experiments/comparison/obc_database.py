@@ -11,6 +11,7 @@ import sqs_jax
 from experiments.calibration.blocks import Batches, recode_stages
 from experiments.trees import map_leaves
 from sqs_jax.baselines import obc, obc_allocation, round_to_nearest
+from sqs_jax.progress import progress
 
 WAYS: tuple[dict[str, Any], ...] = tuple(
     {"levels": levels, "sparsity": sparsity}
@@ -30,6 +31,7 @@ class Way(NamedTuple):
     size: int
 
 
+@progress("obc-allocated")
 def compress(
     model: Any,
     variables: Any,

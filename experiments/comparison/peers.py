@@ -27,6 +27,7 @@ from sqs_jax.baselines import (
     spqr,
     wanda,
 )
+from sqs_jax.progress import track
 
 _GROUP, _SMALL = 32, 16  # rows, or the nearest divisor of a kernel's
 _STEPS = 256  # of a sparsity
@@ -161,7 +162,7 @@ def compress(
         found = obc_database.compress(model, variables, kernels, batches, workdir, size, budget)
         return None if found is None else (found, None)
     peer, found = PEERS[method], []
-    for number, ladder in enumerate(peer.ladders):
+    for number, ladder in enumerate(track(peer.ladders, method)):
         folder = workdir / f"ladder_{number}"
         made = _fitting(peer, ladder, kernels, model, variables, batches, folder, size, budget)
         if made is not None:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.progress import track
 
 from experiments.data.lazy import LazyImages
+from sqs_jax.progress import track
 
 Arrays = tuple[Any, np.ndarray]
 Examples = list[dict[str, Any]]
@@ -97,7 +97,7 @@ def _examples(builder: Any, split: str) -> Examples:
     found: Examples = []
     try:
         source = builder.as_data_source(split=split)
-        for i in track(range(len(source)), f"reading {split}", transient=True):
+        for i in track(range(len(source)), f"reading {split}"):
             found.append(_texts(source[i]))
     except Exception as error:  # files that are missing or cut short: decoders have their own
         raise ValueError(
@@ -144,7 +144,7 @@ def read_split(builder: Any, split: str, size: int) -> Arrays:
         source = builder.as_data_source(split=split, decoders=undecoded)
     except Exception as error:  # files that are missing or cut short
         source, problems = (), [str(error)]
-    for i in track(range(len(source)), f"reading {split}", transient=True):
+    for i in track(range(len(source)), f"reading {split}"):
         try:
             example = source[i]
         except Exception as error:  # decoders have their own

@@ -6,11 +6,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from rich.progress import track
 
 from experiments.data.dataset import Dataset
 from experiments.models.decoder import Decoder
 from experiments.models.generation import go_on
+from sqs_jax.progress import track
 
 _BATCH = 64
 
@@ -46,9 +46,7 @@ def with_generated(
         starts = train.examples[chosen, 0]
         parts = [
             np.asarray(go_on(model, params, start[:, None], length, key))
-            for start, key in track(
-                zip(starts, keys, strict=True), "writing", len(keys), transient=True
-            )
+            for start, key in track(zip(starts, keys, strict=True), "writing texts", len(keys))
         ]
         part = path.with_suffix(".part")
         with part.open("wb") as file:

@@ -19,6 +19,7 @@ from experiments.training.phases import Phase
 from experiments.training.processes import STOPPED, is_writer, stop_requests
 from experiments.training.step import TrainState, init_state, make_gradient, make_step
 from experiments.trees import sparsity
+from sqs_jax.progress import progress
 
 
 def run_phase(
@@ -51,7 +52,8 @@ def run_phase(
         that was the first and the latest checkpoint.
       SystemExit: with code STOPPED after SIGTERM, when the step it came in is saved.
     """
-    with jax.default_device("cpu"):  # codebooks start on the host, and no device need hold it all
+    # codebooks start on the host, and no device need hold it all
+    with progress(f"start of {phase.name}"), jax.default_device("cpu"):
         state = init_state(phase, fetch(variables))
     layout = lay_out(state, state.posterior, mesh, config)
     state = place(state, layout)

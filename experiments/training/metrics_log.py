@@ -1,21 +1,20 @@
-"""The lines of metrics.jsonl, and a bar to look at."""
+"""The lines of metrics.jsonl, and what is shown of them."""
 
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from experiments.files import write_text
 from experiments.training.processes import is_writer
+from sqs_jax.progress import progress
 
 Write = Callable[[int, dict[str, float]], None]
 
 
 @contextmanager
 def metrics_log(path: Path, phase: str, start: int, total: int) -> Iterator[Write]:
-    """Append a phase's lines to a file and show a bar; yields write(step, metrics).
+    """Append a phase's lines to a file and show its progress; yields write(step, metrics).
 
     What the file has of the phase after step `start` is dropped first: a resumed run writes it
     again. Only one of several processes writes and shows anything.
@@ -24,12 +23,18 @@ def metrics_log(path: Path, phase: str, start: int, total: int) -> Iterator[Writ
         yield lambda step, metrics: None
         return
     forget_after(path, phase, start)
-    with open(path, "a") as log, _progress(phase, start, total) as advance:
+    done = start
+    with (
+        open(path, "a") as log,
+        progress(phase, total, completed=start, keep=True) as advance,
+    ):
 
         def write(step: int, metrics: dict[str, float]) -> None:
+            nonlocal done
             log.write(json.dumps({"phase": phase, "step": step, **metrics}) + "\n")
             log.flush()
-            advance(step, metrics)
+            advance(step - done, _figures(metrics))
+            done = step
 
         yield write
 
@@ -49,23 +54,7 @@ def forget_after(path: Path, phase: str, step: int) -> None:
     write_text(path, "".join(kept))
 
 
-@contextmanager
-def _progress(name: str, start: int, total: int) -> Iterator[Write]:
-    """Show a bar; yields advance(step, metrics)."""
-    columns = (
-        TextColumn(f"{name:>9}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[figures]}"),
-    )
-    with Progress(*columns) as bar:
-        task = bar.add_task(name, total=total, completed=start, figures="")
-
-        def advance(step: int, metrics: dict[str, float]) -> None:
-            figures = f"nll {metrics['nll']:.4f}  accuracy {metrics['accuracy']:.3f}"
-            if metrics["sparsity"]:
-                figures += f"  sparsity {metrics['sparsity']:.3f}"
-            bar.update(task, completed=step, figures=figures)
-
-        yield advance
+def _figures(metrics: dict[str, float]) -> str:
+    """Return what is shown of the metrics."""
+    figures = f"nll {metrics['nll']:.4f}  accuracy {metrics['accuracy']:.3f}"
+    return figures + (f"  sparsity {metrics['sparsity']:.3f}" if metrics["sparsity"] else "")

@@ -30,6 +30,7 @@ from experiments.training.published import with_mistakes
 from experiments.training.sequential import in_order
 from experiments.training.step import TrainState
 from experiments.training.workdir import claim_workdir, hold_workdir
+from sqs_jax.progress import progress
 
 
 class Trained(NamedTuple):
@@ -92,7 +93,8 @@ def run_trainings(config: Any, workdir: Path) -> Trained:
         return {"params": state.posterior, **state.model_state}
 
     if weights:
-        dense = place(weights, layout)
+        with progress("reading the weights"):  # which may still be in their files
+            dense = place(weights, layout)
     else:
         untrained = jax.jit(init, out_shardings=layout)()
         dense = variables_of(run(dense_phase, untrained, {}))
@@ -127,7 +129,8 @@ def run_trainings(config: Any, workdir: Path) -> Trained:
     mask = stage.mask  # of the last one, whose budget moves what its order lets it
     if mask is not None and mask.budget is not None:
         scores = mask.scores(state.posterior)
-        landed = mask.budget.land(state.posterior, state.model_state, scores)
+        with progress("size of the file"):
+            landed = mask.budget.land(state.posterior, state.model_state, scores)
         state = state._replace(posterior=landed)
     mode_state, mean_state = reestimated(model, sqs_phase, state, train, config)
     state = state._replace(model_state=mode_state)

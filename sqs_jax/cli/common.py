@@ -1,17 +1,12 @@
-"""Functions shared by the commands: opening files, progress bars, JSON."""
+"""Functions shared by the commands: opening files, tables, JSON."""
 
 import argparse
 import collections
-import contextlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
-
-import jax
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from sqs_jax.artifact import SqsFile
 from sqs_jax.artifact.compressed import materialize
@@ -27,8 +22,6 @@ __all__ = [
     "lazy_tree",
     "open_sqs",
     "print_json",
-    "progress",
-    "tracked",
     "workers",
 ]
 
@@ -121,43 +114,6 @@ def lazy_tree(file: SqsFile) -> Any:
 def _lazy(file: SqsFile, leaf: Leaf) -> LazyArray:
     spec = leaf.spec
     return LazyArray(spec.shape, spec.dtype, lambda: materialize(file.read(leaf.path)))
-
-
-@contextlib.contextmanager
-def progress(what: str, total: float) -> Iterator[Callable[[float], None]]:
-    """Show a progress bar on stderr if stderr is a terminal.
-
-    Args:
-        what: Label of the bar.
-        total: Amount of work, in any unit.
-
-    Yields:
-        Function advance(amount) that moves the bar.
-    """
-    columns = TextColumn(what), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda amount: bar.update(task, advance=amount)
-
-
-def tracked(tree: Any, advance: Callable[[float], None]) -> Any:
-    """Wrap a tree of lazy arrays to report each read.
-
-    Args:
-        tree: Tree of `LazyArray`s.
-        advance: Function that receives the size in bytes of each array that is read.
-    """
-
-    def report_reads(tensor: LazyArray) -> LazyArray:
-        def read() -> Any:
-            array = tensor.__array__()
-            advance(tensor.nbytes)
-            return array
-
-        return LazyArray(tensor.shape, tensor.dtype, read)
-
-    return jax.tree.map(report_reads, tree)
 
 
 def print_json(value: Any) -> None:

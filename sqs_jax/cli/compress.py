@@ -15,7 +15,7 @@ from sqs_jax.checkpoints import Checkpoint, copy_other_files, flat_names, open_c
 from sqs_jax.checkpoints.huggingface_folder import layout_without
 from sqs_jax.checkpoints.other_files import list_other_files
 from sqs_jax.checkpoints.weight_files import is_index
-from sqs_jax.cli.common import MODEL, add_command, counted, print_json, progress, tracked, workers
+from sqs_jax.cli.common import MODEL, add_command, counted, print_json, workers
 from sqs_jax.cli.console import say
 from sqs_jax.cli.outputs import check_output
 from sqs_jax.cli.selection import (
@@ -27,6 +27,7 @@ from sqs_jax.cli.selection import (
     whole_or_part,
     without,
 )
+from sqs_jax.progress import progress, tracked
 from sqs_jax.transform.prediction import HARMLESS_LOSS, bits_below
 
 __all__ = ["add_compress"]
@@ -170,13 +171,14 @@ def _compress_checkpoint(args: argparse.Namespace) -> int:
     compressed, loss = _to_budget(args, selection.tree, selection.left_out, original, options)
     weights = sum(tensor.size for tensor in sized.values())
     options["workers"] = workers(weights)
-    if folder:
-        exclude = {name.rstrip("/") for name in source.left_out}
-        with replacing_folder(args.output) as temporary:
-            copy_other_files(source.root, temporary, exclude)
-            written = sqs_jax.save(os.path.join(temporary, MODEL), compressed, **options)
-    else:
-        written = sqs_jax.save(args.output, compressed, **options)
+    with progress("writing"):
+        if folder:
+            exclude = {name.rstrip("/") for name in source.left_out}
+            with replacing_folder(args.output) as temporary:
+                copy_other_files(source.root, temporary, exclude)
+                written = sqs_jax.save(os.path.join(temporary, MODEL), compressed, **options)
+        else:
+            written = sqs_jax.save(args.output, compressed, **options)
     _report(args, written, original, left, loss, weights)
     return 1 if left.lost else 0
 
@@ -251,7 +253,7 @@ def _to_budget(
             )
         sensitivity = without(sensitivity, set(left_out))
     keep = [sqs_jax.Rule(pattern=whole_or_part(p), components=None) for p in args.keep]
-    with progress("compressing", _PASSES * original) as advance:
+    with progress("compressing", _PASSES * original, percent=True, keep=True) as advance:
         compressed = sqs_jax.compress_to_budget(
             tracked(tree, advance),
             target_bytes=args.target_bytes,
@@ -262,7 +264,6 @@ def _to_budget(
             **options,
         )
         loss = sqs_jax.predicted_loss(tracked(tree, advance), compressed)
-        advance(_PASSES * original)
     return compressed, loss
 
 

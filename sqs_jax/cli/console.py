@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from types import FrameType
 
+from rich.control import Control
+
 from sqs_jax.artifact.atomic import remove_temporaries
 from sqs_jax.artifact.bits import printable
 
@@ -85,6 +87,8 @@ def end_cleanly_on_signals() -> None:
     def end(number: int, _: FrameType | None) -> None:
         remove_temporaries()
         text = f"sqs: stopped by {signal.Signals(number).name}; no output was written\n"
+        if os.isatty(2):  # a progress bar has hidden the cursor
+            text = f"{Control.show_cursor(True)}\n{text}"
         with contextlib.suppress(OSError):
             os.write(2, text.encode())  # print is not reentrant, and may have been interrupted
         os._exit(128 + number)

@@ -5,7 +5,6 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from sqs_jax.artifact import SqsFile
 from sqs_jax.artifact.atomic import replacing_folder
 from sqs_jax.artifact.bits import printable
 from sqs_jax.checkpoints import (
@@ -25,11 +24,10 @@ from sqs_jax.cli.common import (
     lazy_tree,
     open_sqs,
     print_json,
-    progress,
-    tracked,
 )
 from sqs_jax.cli.console import say
 from sqs_jax.cli.outputs import check_output
+from sqs_jax.progress import progress, tracked
 
 __all__ = ["add_decompress"]
 
@@ -67,9 +65,12 @@ def _decompress(args: argparse.Namespace) -> int:
         elif format == "folder":
             skipped = ["the files beside the weights (give the compressed folder for them too)"]
         check_output(args.output, [args.file], nbytes=nbytes, folder=format == "folder")
-        with progress("decompressing", nbytes) as advance:
+        with progress("decompressing", nbytes, percent=True, keep=True) as advance:
             if format == "folder" and "msgpack" in layout:
-                written = _write_flax_folder(args.output, file, layout["msgpack"], others)
+                read = tracked(lazy_tree(file), advance)
+                written = _write_flax_folder(
+                    args.output, file.path, read, layout["msgpack"], others
+                )
             elif format == "folder":
                 read = tracked(tensors, advance)
                 written, _ = write_safetensors_folder(args.output, read, layout, others=others)
@@ -132,10 +133,10 @@ def _strings(kind: Any, layout: Mapping[str, Any]) -> dict[str, str] | None:
     return {k: v for k, v in metadata[0].items() if repr((k, v)) in set.intersection(*items)}
 
 
-def _write_flax_folder(output: str, file: SqsFile, name: Any, others: str | None) -> int:
+def _write_flax_folder(output: str, source: str, tree: Any, name: Any, others: str | None) -> int:
     if not isinstance(name, str) or not is_plain(name) or not name.endswith(".msgpack"):
-        raise ValueError(f"{file.path}: {name!r:.80} is no plain name of a .msgpack file")
+        raise ValueError(f"{source}: {name!r:.80} is no plain name of a .msgpack file")
     with replacing_folder(output) as temporary:
         if others is not None:
             copy_other_files(others, temporary)
-        return write_msgpack(os.path.join(temporary, name), lazy_tree(file), state_dict=False)
+        return write_msgpack(os.path.join(temporary, name), tree, state_dict=False)

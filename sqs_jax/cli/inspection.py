@@ -13,8 +13,9 @@ from sqs_jax.artifact.compressed import materialize
 from sqs_jax.artifact.reader import Leaf
 from sqs_jax.artifact.spec import LeafSpec, SymbolsSpec
 from sqs_jax.checkpoints import flat_names, open_checkpoint
-from sqs_jax.cli.common import add_command, counted, lazy_tensors, open_sqs, print_json, progress
+from sqs_jax.cli.common import add_command, counted, lazy_tensors, open_sqs, print_json
 from sqs_jax.cli.console import say
+from sqs_jax.progress import progress
 
 __all__ = ["add_diff", "add_inspect", "add_verify"]
 
@@ -79,7 +80,7 @@ def _verify(args: argparse.Namespace) -> int:
             paths = {leaf.path for leaf in file.leaves}
             problems += [f"{name}: not in the file" for name in original.keys() - paths]
             problems += [f"{name}: not in the original" for name in paths - original.keys()]
-        with progress("verifying", len(file.leaves)) as advance:
+        with progress("verifying", len(file.leaves), keep=True) as advance:
             for leaf in file.leaves:
                 value = file.read(leaf.path)
                 problems += _misstated(leaf, value)
@@ -200,7 +201,7 @@ def _diff(args: argparse.Namespace) -> int:
         left, right = ({leaf.path: leaf for leaf in file.leaves} for file in (first, second))
         lazy_tensors(first), lazy_tensors(second)  # raises unless names are unique
         rows = []
-        with progress("comparing", len(left.keys() | right.keys())) as advance:
+        with progress("comparing", len(left.keys() | right.keys()), keep=True) as advance:
             for path in [*left, *(right.keys() - left.keys())]:
                 row = _difference(first, second, path, left.get(path), right.get(path))
                 if row is not None:
