@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from sqs_jax.artifact import SqsFile
-from sqs_jax.artifact.compressed import materialize
+from sqs_jax.artifact.leaves import materialize
 from sqs_jax.artifact.reader import Leaf
 from sqs_jax.checkpoints import LazyArray
 from sqs_jax.cli.console import say

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqs_jax.artifact import SqsFile
 from sqs_jax.artifact.atomic import replacing_folder
-from sqs_jax.artifact.bits import printable
+from sqs_jax.artifact.text_table import printable
 from sqs_jax.checkpoints import (
     copy_other_files,
     write_msgpack,

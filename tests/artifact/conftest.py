@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 
-from sqs_jax.artifact import CompressedLeaf, kinds, save
+from sqs_jax.artifact import CompressedLeaf, leaf_codecs, save
 from sqs_jax.artifact import container as box
-from sqs_jax.artifact.recent import Recent
+from sqs_jax.artifact.digest_cache import DigestCache
 from tests.artifact.trees import model, structured
 
 
 @pytest.fixture(autouse=True)
 def nothing_coded_before(monkeypatch):
     """Let no test find what another has coded."""
-    monkeypatch.setattr(kinds, "_RECENT", Recent(1 << 20))
+    monkeypatch.setattr(leaf_codecs, "_CACHE", DigestCache(1 << 20))
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def original(tmp_path_factory):
     save(path, tree, metadata={"a": 1})
     data = path.read_bytes()
     with open(path, "rb") as file:
-        return tree, data, box.read_header(file, len(data)).data[0]
+        return tree, data, box.read_header(file, len(data)).data_span[0]
 
 
 @pytest.fixture

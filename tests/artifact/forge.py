@@ -51,8 +51,8 @@ def parts(path):
         listed = [*file.leaves, *file._attachments.values()]
         own = [leaf for leaf in listed if leaf.shared_with is None]
     leaves = [data[leaf.offset : leaf.offset + leaf.spec.nbytes] for leaf in own]
-    start, end = streams.data
-    return box.read_index(data[slice(*streams.of_index)], end - start)[0], leaves
+    start, end = streams.data_span
+    return box.read_index(data[slice(*streams.index_span)], end - start)[0], leaves
 
 
 def forge(path, change):

@@ -71,7 +71,7 @@ def test_a_folder_is_there_once_it_is_complete(tmp_path):
 def test_a_folder_replaces_nothing(tmp_path):
     path = tmp_path / "m"
     path.write_bytes(b"mine")
-    says = r"a file stands.*give the name of a new folder.*m'"
+    says = r"there is a file.*give the name of a new folder.*m'"
     with pytest.raises(FileExistsError, match=says), replacing_folder(str(path)):
         raise AssertionError("not reached")
     assert path.read_bytes() == b"mine"

@@ -143,8 +143,8 @@ def test_they_count_towards_what_a_file_may_unfold_to(path, monkeypatch):
     zeros = bytes(100_000)
     save(path, {}, attachments={"zeros": zeros})
     assert read_attachments(path) == {"zeros": zeros} and path.stat().st_size < 400
-    monkeypatch.setattr("sqs_jax.artifact.file.most_codes", lambda _: len(zeros) - 1)
-    monkeypatch.setattr("sqs_jax.artifact.reader.most_codes", lambda _: len(zeros) - 1)
+    monkeypatch.setattr("sqs_jax.artifact.file.max_unfolded", lambda _: len(zeros) - 1)
+    monkeypatch.setattr("sqs_jax.artifact.reader.max_unfolded", lambda _: len(zeros) - 1)
     refuse(path, path.read_bytes(), "more weights", by=(load, inspect, read_attachments))
     with pytest.raises(ValueError, match="attachments of one byte repeated"):
         save(path, {}, attachments={"zeros": zeros})

@@ -20,7 +20,7 @@ from sqs_jax.artifact import (
     summarize,
 )
 from sqs_jax.artifact.coding import CHUNK
-from sqs_jax.artifact.storage import DTYPES
+from sqs_jax.artifact.dtypes import DTYPES
 from tests.artifact import reference_reader as reference
 from tests.artifact.trees import compressed, model, run_python, same, structured
 

@@ -6,13 +6,13 @@ import pytest
 from sqs_jax.artifact import (
     CompressedLeaf,
     coding,
-    kinds,
+    leaf_codecs,
     load,
     read_attachments,
     read_metadata,
     save,
 )
-from sqs_jax.artifact.storage import DTYPES
+from sqs_jax.artifact.dtypes import DTYPES
 from tests.artifact import reference_reader as reference
 from tests.artifact.forge import assemble
 from tests.artifact.trees import compressed, integers, model, structured
@@ -162,8 +162,8 @@ def test_it_agrees_on_a_kind_that_is_made_of_parts(path, monkeypatch):
     def together(spec, parts):
         return [spec.kind, list(spec.shape), spec.dtype, spec.attributes, *parts]
 
-    known = kinds.Kind(type(None), lambda leaf: None, together, lambda spec: None)
-    monkeypatch.setitem(kinds.KINDS, "sum", known)
+    known = leaf_codecs.LeafCodec(type(None), lambda leaf: None, together, lambda spec: None)
+    monkeypatch.setitem(leaf_codecs.CODECS, "sum", known)
     got, (want, *_) = load(path)["a"], reference.read_file(path.read_bytes())
     assert got[:4] == list(want["a"][:4]) == ["sum", [6, 4], "float32", {"group": 2}]
     assert want["b"] is want["a"]

@@ -5,7 +5,7 @@ from typing import Any
 import constriction
 import numpy as np
 
-from sqs_jax.artifact.coding.table import PRECISION
+from sqs_jax.artifact.coding.frequency_table import PRECISION
 
 # Compiled submodules, which cannot be imported from.
 AnsCoder = constriction.stream.stack.AnsCoder

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from sqs_jax.artifact.coding import ans, context, repeats
-from sqs_jax.artifact.coding.table import (
+from sqs_jax.artifact.coding import ans, context_model, dictionary_coder
+from sqs_jax.artifact.coding.frequency_table import (
     PRECISION,
     best_table,
     best_tables,
@@ -78,7 +78,7 @@ def encode_all(streams: Sequence[tuple[np.ndarray, int, bool]], map: Map = map) 
     counts = [histogram(codes.reshape(-1), alphabet) for codes, alphabet, _ in streams]
     filled = [i for i, (codes, _, _) in enumerate(streams) if codes.size]
     counted = [counts[i] for i in filled]
-    contexts = context.worth_fitting([streams[i][0] for i in filled], counted)
+    contexts = context_model.worth_fitting([streams[i][0] for i in filled], counted)
     data = [b""] * len(streams)
     for i, table, worth in zip(filled, best_tables(counted), contexts, strict=True):
         codes, _, text = streams[i]
@@ -107,14 +107,14 @@ def _encode(
     packed = 1 + math.ceil(flat.size * width / 8)
     data = None  # the shortest form other than packed and with one table
     least = min(size, packed)
-    if contexts and present.size > 1 and (fitted := context.fit(codes, counts)) is not None:
+    if contexts and present.size > 1 and (fitted := context_model.fit(codes, counts)) is not None:
         model, words = fitted
         header = _write_context(model)
         if len(header) + words < least:
             data = _encode_contexts(header, model, codes, map)
-    if text or repeats.repeats(flat):
+    if text or dictionary_coder.repeats(flat):
         least = min(least, len(data)) if data else least
-        repeated = bytes([REPEATS]) + repeats.encode(flat, counts.size)
+        repeated = bytes([REPEATS]) + dictionary_coder.encode(flat, counts.size)
         data = repeated if len(repeated) < least else data
     if data is not None and len(data) < min(size, packed):
         return data
@@ -167,7 +167,7 @@ def decode(
         several = [frequencies] * len(sizes), [np.dtype(dtype)] * len(sizes)
         flat = _gather(count, dtype, map(_decode_static, words, sizes, *several))
     elif data[0] == REPEATS:
-        flat = repeats.decode(data[1:], count, alphabet, dtype)
+        flat = dictionary_coder.decode(data[1:], count, alphabet, dtype)
     elif data[0] - CONTEXT in (0, 1):
         return _decode_contexts(data, shape, alphabet, dtype, map)
     else:
@@ -190,7 +190,9 @@ def repetitive(symbols: np.ndarray) -> bool:
         return True
     starts = np.linspace(0, flat.size - _SAMPLE, _SAMPLES).astype(np.int64)
     sample = np.concatenate([flat[start : start + _SAMPLE] for start in starts.tolist()])
-    return 8 * len(repeats.encode(sample, 256, preset=1)) < entropy_bits(histogram(sample, 256))
+    return 8 * len(dictionary_coder.encode(sample, 256, preset=1)) < entropy_bits(
+        histogram(sample, 256)
+    )
 
 
 def histogram(symbols: np.ndarray, alphabet: int) -> np.ndarray:
@@ -280,8 +282,10 @@ def _pairs_per_chunk(steps: int) -> int:
     return CHUNK // steps
 
 
-def _encode_contexts(header: bytes, model: context.Context, codes: np.ndarray, map: Map) -> bytes:
-    shape = context.view(codes.shape, model.leading)
+def _encode_contexts(
+    header: bytes, model: context_model.Context, codes: np.ndarray, map: Map
+) -> bytes:
+    shape = context_model.view(codes.shape, model.leading)
     assert shape is not None  # the model was fitted to it
     viewed = codes.reshape(shape[2], -1).T if model.leading else codes.reshape(-1, shape[2])
     step = _pairs_per_chunk(shape[2])
@@ -290,7 +294,7 @@ def _encode_contexts(header: bytes, model: context.Context, codes: np.ndarray, m
     return header + _join(list(map(_encode_chunk, [model] * len(parts), parts, starts)))
 
 
-def _encode_chunk(model: context.Context, codes: np.ndarray, start: int) -> bytes:
+def _encode_chunk(model: context_model.Context, codes: np.ndarray, start: int) -> bytes:
     return model.encode(codes, start)
 
 
@@ -298,8 +302,8 @@ def _decode_contexts(
     data: bytes, shape: tuple[int, ...], alphabet: int, dtype: DTypeLike, map: Map
 ) -> np.ndarray:
     leading = data[0] == CONTEXT + 1
-    viewed = context.view(shape, leading)
-    if viewed is None or alphabet > context.MAX_ALPHABET:
+    viewed = context_model.view(shape, leading)
+    if viewed is None or alphabet > context_model.MAX_ALPHABET:
         raise ValueError(f"codes of shape {shape} and {alphabet} values have no such contexts")
     model, end = _read_context(data, viewed, alphabet)
     rows, columns, steps = viewed
@@ -316,23 +320,23 @@ def _decode_contexts(
 
 
 def _decode_chunk(
-    words: bytes, start: int, size: int, model: context.Context, steps: int, dtype: Any
+    words: bytes, start: int, size: int, model: context_model.Context, steps: int, dtype: Any
 ) -> np.ndarray:
     out = np.empty((size, steps), dtype)
     model.decode(words, start, out)
     return out
 
 
-def _write_context(model: context.Context) -> bytes:
+def _write_context(model: context_model.Context) -> bytes:
     """Write a context model: numbers, five short streams, tables. See docs/file_format.md."""
     lists = [
-        *((level, context.MAX_LEVEL) for level in model.levels),
-        (model.activity, context.MAX_ACTIVITY),
+        *((level, context_model.MAX_LEVEL) for level in model.levels),
+        (model.activity, context_model.MAX_ACTIVITY),
         (model.table_of, len(model.tables)),
     ]
     # A stream of zeros is left out.
     streams = [encode(x.astype(np.uint16), size) if x.any() else b"" for x, size in lists]
-    numbers = [model.bias + context.MAX_LEVEL, model.low, model.width, len(model.tables)]
+    numbers = [model.bias + context_model.MAX_LEVEL, model.low, model.width, len(model.tables)]
     head = write_numbers([*numbers, *map(len, streams)])
     tables = [write_table(frequencies) for frequencies in model.tables]
     return bytes([CONTEXT + model.leading]) + head + b"".join(streams) + b"".join(tables)
@@ -340,16 +344,16 @@ def _write_context(model: context.Context) -> bytes:
 
 def _read_context(
     data: bytes, viewed: tuple[int, int, int], alphabet: int
-) -> tuple[context.Context, int]:
+) -> tuple[context_model.Context, int]:
     """Read a context model of codes viewed as `[A, B, P]`; returns it and where it ends."""
     numbers, end = read_numbers(data, 1, 9)
     bias, low, width, tables, *lengths = numbers.tolist()
-    if not (1 <= tables <= context.CONTEXTS and width):
+    if not (1 <= tables <= context_model.CONTEXTS and width):
         raise ValueError(f"a context model of {tables} tables, width {width}")
     if sum(lengths) > len(data) - end:
         raise ValueError("a context model is cut short")
-    counts = [*viewed, alphabet, context.CONTEXTS]
-    sizes = [*[context.MAX_LEVEL] * 3, context.MAX_ACTIVITY, tables]
+    counts = [*viewed, alphabet, context_model.CONTEXTS]
+    sizes = [*[context_model.MAX_LEVEL] * 3, context_model.MAX_ACTIVITY, tables]
     lists = [np.zeros(count, np.uint8) for count in counts]  # as long as a tensor may be
     for i, (length, size) in enumerate(zip(lengths, sizes, strict=True)):
         if length:
@@ -360,10 +364,10 @@ def _read_context(
         table, end = read_table(data, end, alphabet)
         frequencies.append(table)
     *levels, activity, table_of = lists
-    model = context.Context(
+    model = context_model.Context(
         leading=data[0] == CONTEXT + 1,
         levels=tuple(levels),
-        bias=bias - context.MAX_LEVEL,
+        bias=bias - context_model.MAX_LEVEL,
         low=low,
         width=width,
         activity=activity,

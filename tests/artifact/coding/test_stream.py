@@ -8,7 +8,7 @@ import pytest
 from loky import get_reusable_executor
 
 from sqs_jax.artifact.coding import CHUNK, decode, encode, encode_all, entropy_bits, histogram
-from sqs_jax.artifact.coding.table import read_numbers, read_table
+from sqs_jax.artifact.coding.frequency_table import read_numbers, read_table
 from tests.artifact.trees import run_python, structured
 
 

@@ -194,8 +194,8 @@ def test_save_refuses_what_load_would(path, monkeypatch):
     leaf = CompressedLeaf(np.zeros(10_000, np.uint8), np.ones((1, 4), np.float32))
     save(path, [leaf])
     data = path.read_bytes()
-    monkeypatch.setattr("sqs_jax.artifact.file.most_codes", lambda file_bytes: 9_999)
-    monkeypatch.setattr("sqs_jax.artifact.reader.most_codes", lambda file_bytes: 9_999)
+    monkeypatch.setattr("sqs_jax.artifact.file.max_unfolded", lambda file_bytes: 9_999)
+    monkeypatch.setattr("sqs_jax.artifact.reader.max_unfolded", lambda file_bytes: 9_999)
     with pytest.raises(ValueError, match="more than a reader accepts"):
         save(path, [leaf])
     with pytest.raises(SqsFileError, match="more weights"):

@@ -4,10 +4,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sqs_jax.artifact import SqsFile, SqsFileError, coding, inspect, kinds, load, save, summarize
-from sqs_jax.artifact.integers import NAMES, from_planes, limits, planes_of
+from sqs_jax.artifact import (
+    SqsFile,
+    SqsFileError,
+    coding,
+    inspect,
+    leaf_codecs,
+    load,
+    save,
+    summarize,
+)
+from sqs_jax.artifact.byte_planes import NAMES, from_planes, limits, planes_of
+from sqs_jax.artifact.dtypes import DTYPES
 from sqs_jax.artifact.spec import LeafSpec, SymbolsSpec
-from sqs_jax.artifact.storage import DTYPES
 from tests.artifact.forge import assemble, forge, put, refuse
 from tests.artifact.trees import integers, same
 
@@ -132,7 +141,7 @@ def test_integers_never_make_a_file_that_a_reader_refuses(path, monkeypatch):
     tree = [np.zeros(1000, np.int64)]
     for most in (8000, 7999):
         for module in ("file", "reader"):
-            name = f"sqs_jax.artifact.{module}.most_codes"
+            name = f"sqs_jax.artifact.{module}.max_unfolded"
             monkeypatch.setattr(name, lambda file_bytes, most=most: most)
         save(path, tree)
         assert same(load(path), tree) and version(path) == ((1, 1) if most == 8000 else (1, 0))
@@ -141,7 +150,7 @@ def test_integers_never_make_a_file_that_a_reader_refuses(path, monkeypatch):
 def test_a_reader_without_the_kind_refuses_it_by_name_and_when_it_is_read(path, monkeypatch):
     tree = {"ids": np.arange(500), "kernel": np.ones(3, np.float32)}
     save(path, tree)
-    monkeypatch.delitem(kinds.KINDS, "integers")
+    monkeypatch.delitem(leaf_codecs.CODECS, "integers")
     assert inspect(path).leaves[0].original_bytes == 4000
     with SqsFile(path) as file:
         assert same(file.read("kernel"), tree["kernel"])

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sqs_jax.artifact.coding import ans
-from sqs_jax.artifact.coding.table import best_table
+from sqs_jax.artifact.coding.frequency_table import best_table
 
 __all__ = [
     "CONTEXTS",

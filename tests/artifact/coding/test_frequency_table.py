@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from sqs_jax.artifact.coding import table
-from sqs_jax.artifact.coding.table import best_table, quantize, read_table, write_table
+from sqs_jax.artifact.coding import frequency_table
+from sqs_jax.artifact.coding.frequency_table import best_table, quantize, read_table, write_table
 
 RNG = np.random.default_rng(0)
 
@@ -88,11 +88,16 @@ def test_the_best_table_is_near_the_optimum(name):
 
 def test_golomb_codes_are_as_long_as_they_are_said_to_be():
     values = [0, 1, 2, 7, 30, 2**15, 2**24]
-    lengths = table._golomb_bits(np.asarray(values), np.arange(16))
+    lengths = frequency_table._golomb_bits(np.asarray(values), np.arange(16))
     for order in range(16):
-        assert lengths[order] == sum(len(table._golomb(value, order)) for value in values)
-    assert [table._golomb(value, 0) for value in (0, 1, 2, 6)] == ["1", "010", "011", "00111"]
-    assert table._golomb(6, 2) == "01010"
+        assert lengths[order] == sum(len(frequency_table._golomb(value, order)) for value in values)
+    assert [frequency_table._golomb(value, 0) for value in (0, 1, 2, 6)] == [
+        "1",
+        "010",
+        "011",
+        "00111",
+    ]
+    assert frequency_table._golomb(6, 2) == "01010"
 
 
 def test_too_many_symbols_for_a_table_are_refused():
@@ -102,14 +107,14 @@ def test_too_many_symbols_for_a_table_are_refused():
 
 def test_numbers_come_back():
     numbers = [0, 1, 127, 128, 300, 2**14 - 1, 2**14, 2**21, 2**28 - 1]
-    data = table.write_numbers(numbers)
-    again, end = table.read_numbers(b"x" + data + b"rest", 1, len(numbers))
+    data = frequency_table.write_numbers(numbers)
+    again, end = frequency_table.read_numbers(b"x" + data + b"rest", 1, len(numbers))
     assert again.tolist() == numbers and end == 1 + len(data)
-    assert table.write_numbers([5, 300]) == bytes([5, 300 % 128 + 128, 2])
-    assert table.read_numbers(b"", 0, 0)[1] == 0
+    assert frequency_table.write_numbers([5, 300]) == bytes([5, 300 % 128 + 128, 2])
+    assert frequency_table.read_numbers(b"", 0, 0)[1] == 0
     for data, count in [(b"\x01", 2), (b"\x80", 1), (b"", 1), (b"\xff\xff\xff\xff\x01", 1)]:
         with pytest.raises(ValueError, match="numbers"):
-            table.read_numbers(data, 0, count)
+            frequency_table.read_numbers(data, 0, count)
 
 
 @pytest.mark.parametrize(

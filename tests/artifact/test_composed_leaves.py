@@ -113,7 +113,7 @@ def test_what_is_saved_can_be_loaded_however_deep(tmp_path):
     sqs_jax.save(tmp_path / "m.sqs", nested(8))
     found = sqs_jax.materialize(sqs_jax.load(tmp_path / "m.sqs"))["kernel"]
     np.testing.assert_array_equal(found, sqs_jax.materialize(GRID))
-    with pytest.raises(ValueError, match="'kernel': leaves lie 8 deep in leaves"):
+    with pytest.raises(ValueError, match="'kernel': leaves are nested deeper than the 8 levels"):
         sqs_jax.save(tmp_path / "x.sqs", nested(9))
 
 
@@ -138,14 +138,14 @@ def test_a_reader_refuses_what_a_writer_would(tmp_path, monkeypatch):
     size = 1 << 15
     column, row = np.ones((size, 1), np.float32), np.ones((1, size), np.float32)
     tree = {"k": ProductLeaf(column, row, (size, size))}
-    monkeypatch.setattr("sqs_jax.artifact.file.most_codes", lambda _: 1 << 40)
+    monkeypatch.setattr("sqs_jax.artifact.file.max_unfolded", lambda _: 1 << 40)
     sqs_jax.save(tmp_path / "m.sqs", tree)
     with pytest.raises(sqs_jax.SqsFileError, match="more weights than a file of this size"):
         sqs_jax.load(tmp_path / "m.sqs")
 
 
 def test_an_overlay_counts_its_places_in_the_writer_too(tmp_path, monkeypatch):
-    monkeypatch.setattr("sqs_jax.artifact.file.most_codes", lambda _: 2 * KERNEL.size)
+    monkeypatch.setattr("sqs_jax.artifact.file.max_unfolded", lambda _: 2 * KERNEL.size)
     with pytest.raises(ValueError, match="more than a reader accepts"):
         sqs_jax.save(tmp_path / "m.sqs", {"k": LEAVES["overlay"]})  # codes, zeros and places
 

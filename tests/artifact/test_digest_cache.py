@@ -3,8 +3,8 @@
 import ml_dtypes
 import numpy as np
 
-from sqs_jax.artifact import CompressedLeaf, coding, kinds, load, save, summarize
-from sqs_jax.artifact.recent import Recent, digest
+from sqs_jax.artifact import CompressedLeaf, coding, leaf_codecs, load, save, summarize
+from sqs_jax.artifact.digest_cache import DigestCache, digest
 from tests.artifact.trees import structured
 
 
@@ -17,10 +17,10 @@ def _tree(count=5):
 
 def test_a_file_that_was_weighed_is_not_coded_again(path, monkeypatch):
     tree = _tree()
-    monkeypatch.setattr(kinds, "_RECENT", Recent(0))
+    monkeypatch.setattr(leaf_codecs, "_CACHE", DigestCache(0))
     save(path, tree)
     whole = path.read_bytes()
-    monkeypatch.setattr(kinds, "_RECENT", Recent(1 << 20))
+    monkeypatch.setattr(leaf_codecs, "_CACHE", DigestCache(1 << 20))
     coded, encode = [], coding.encode_all
     monkeypatch.setattr(coding, "encode_all", lambda *a: [coded.extend(a[0]), encode(*a)][1])
     assert summarize(tree).file_bytes == len(whole)
@@ -69,7 +69,7 @@ def test_digests_differ_by_all_that_bytes_depend_on():
 
 
 def test_the_oldest_go_first():
-    recent = Recent(10)
+    recent = DigestCache(10)
     for key, size in ((b"a", 4), (b"b", 4), (b"c", 4), (b"d", 11)):
         recent.add(key, [key], size)
     assert [recent.get(key) for key in (b"a", b"b", b"c", b"d")] == [None, [b"b"], [b"c"], None]

@@ -5,8 +5,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from sqs_jax.artifact.coding import context, decode, encode, entropy_bits, histogram, stream
-from sqs_jax.artifact.coding.table import read_numbers, write_numbers
+from sqs_jax.artifact.coding import context_model, decode, encode, entropy_bits, histogram, stream
+from sqs_jax.artifact.coding.frequency_table import read_numbers, write_numbers
 from tests.artifact.trees import structured
 
 
@@ -59,7 +59,7 @@ def test_structure_is_used(name, streams, monkeypatch):
     assert data[0] == form
     bound = entropy_bits(histogram(codes.reshape(-1), alphabet)) / 8
     assert len(data) < share * bound
-    monkeypatch.setattr(context, "fit", lambda *_: None)
+    monkeypatch.setattr(context_model, "fit", lambda *_: None)
     assert bound < len(encode(codes, alphabet))
 
 
@@ -87,20 +87,25 @@ def test_it_never_makes_a_stream_longer(name, monkeypatch):
     codes, alphabet = {**PLAIN, **STRUCTURED}[name][:2]
     data = encode(codes, alphabet)
     np.testing.assert_array_equal(decode(data, codes.shape, alphabet, codes.dtype), codes)
-    monkeypatch.setattr(context, "fit", lambda *_: None)
+    monkeypatch.setattr(context_model, "fit", lambda *_: None)
     plain = encode(codes, alphabet)
     assert len(data) < len(plain) if data[0] in (64, 65) else data == plain
-    if alphabet > context.MAX_ALPHABET or codes.ndim < 2:
+    if alphabet > context_model.MAX_ALPHABET or codes.ndim < 2:
         assert data == plain
 
 
 def test_views():
-    assert context.view((5, 6), False) == (5, 6, 1) and context.view((5, 6), True) is None
-    assert context.view((5, 6, 2, 3), False) == (5, 6, 6)
-    assert context.view((5, 6, 2, 3), True) == (2, 3, 30)
-    assert context.view((7,), False) is None and context.view((), False) is None
-    assert context.view((2, 2, 65), False) is None and context.view((65, 2, 2), True) is None
-    assert context.view((64, 2, 2), True) == (2, 2, 64)
+    assert (
+        context_model.view((5, 6), False) == (5, 6, 1) and context_model.view((5, 6), True) is None
+    )
+    assert context_model.view((5, 6, 2, 3), False) == (5, 6, 6)
+    assert context_model.view((5, 6, 2, 3), True) == (2, 3, 30)
+    assert context_model.view((7,), False) is None and context_model.view((), False) is None
+    assert (
+        context_model.view((2, 2, 65), False) is None
+        and context_model.view((65, 2, 2), True) is None
+    )
+    assert context_model.view((64, 2, 2), True) == (2, 2, 64)
 
 
 @pytest.mark.parametrize("name", ["rows", "kernels", "kernels, last"])
@@ -113,7 +118,7 @@ def test_a_chunk_decodes_by_itself(name, chunk, monkeypatch):
         assert chunk == 72
         return
     np.testing.assert_array_equal(decode(data, codes.shape, alphabet, np.uint8), codes)
-    rows, columns, steps = context.view(codes.shape, form == 65)
+    rows, columns, steps = context_model.view(codes.shape, form == 65)
     pairs = codes.reshape(steps, -1).T if form == 65 else codes.reshape(-1, steps)
     model, end = stream._read_context(data, (rows, columns, steps), alphabet)
     starts = range(0, len(pairs), chunk // steps)
@@ -196,9 +201,9 @@ def test_memory_is_that_of_the_codes():
 
 def test_the_model_is_written_as_it_is_read(streams):
     codes, alphabet, *_ = STRUCTURED["kernels"]
-    viewed = context.view(codes.shape, False)
+    viewed = context_model.view(codes.shape, False)
     model, end = stream._read_context(streams["kernels"], viewed, alphabet)
     assert stream._write_context(model) == streams["kernels"][:end]
     numbers, _ = read_numbers(streams["kernels"], 1, 9)
     assert numbers[3] == len(model.tables) > 1
-    assert max(map(np.max, model.levels)) < context.MAX_LEVEL
+    assert max(map(np.max, model.levels)) < context_model.MAX_LEVEL
