@@ -1,6 +1,6 @@
-"""Compressed models as artifacts: leaves of codes and codebooks, size reports, and the file.
+"""Compressed models: leaves of codes and codebooks, size reports, and the file.
 
-`leaves` defines compressed tensors and `materialize`. `file` turns a tree of them into one small
+`leaves` defines compressed tensors and `materialize`. `file` turns a tree of leaves into a small
 file and back, with `save` and `load`. `size_report` defines the sizes that `summarize` and
 `inspect` return. The package depends on no other package of the library: it knows trees of arrays,
 and nothing about their training.

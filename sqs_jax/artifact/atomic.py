@@ -1,4 +1,4 @@
-"""Atomic writes: a file is replaced, or a folder created, completely or not at all."""
+"""Atomic writes: a file is replaced, or a folder created, as a whole."""
 
 import contextlib
 import errno
@@ -182,7 +182,7 @@ def _explain_errors(path: str, folder: str, temporary: str) -> Iterator[None]:
 
 
 def _target_and_temporary(path: str) -> tuple[str, str, str]:
-    """Return the resolved path, the folder around it, and a temporary path in this folder."""
+    """Resolve a path; return target, parent folder and temporary path in the folder."""
     target = os.path.realpath(path)
     folder, name = os.path.split(target)
     return target, folder, os.path.join(folder, f".{name[:50]}.{secrets.token_hex(8)}.tmp")

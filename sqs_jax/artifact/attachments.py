@@ -1,4 +1,4 @@
-"""Attachments: named byte strings beside the tensors, such as a tokenizer or a license."""
+"""Attachments: named byte strings beside the tensors, for example a tokenizer."""
 
 import dataclasses
 import unicodedata
@@ -100,7 +100,7 @@ def unwrap(index: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         index: Index of an untrusted file.
 
     Returns:
-        The skeleton, and the node of each attachment by ascending name, neither of them checked.
+        The skeleton, and the node of each attachment by ascending name, both unchecked.
 
     Raises:
         ValueError: If the index claims attachments and has none, or has invalid names.

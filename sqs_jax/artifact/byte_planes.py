@@ -100,7 +100,7 @@ def from_planes(spec: LeafSpec, planes: list[np.ndarray]) -> np.ndarray:
 
 
 def check_integers(spec: LeafSpec) -> None:
-    """Raise ValueError unless the parts of a leaf are byte planes of an integer tensor."""
+    """Raise ValueError unless the parts of a leaf are byte planes of integers."""
     if spec.dtype not in NAMES or not 1 <= len(spec.parts) <= DTYPES[spec.dtype].itemsize:
         raise ValueError(f"{len(spec.parts)} planes of integers of dtype {spec.dtype}")
     for plane in spec.parts:
@@ -119,7 +119,7 @@ def worth_coding(array: np.ndarray) -> bool:
     """Return a quick estimate of whether byte planes make an array smaller.
 
     The entropy of the planes rules out random integers, such as packed 4-bit codes. The dictionary
-    coder would need a second for 2 MB of them.
+    coder would need a second for 2 MB of such integers.
     """
     if not is_integer(array) or array.nbytes <= ENTRY:
         return False

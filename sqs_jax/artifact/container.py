@@ -63,11 +63,11 @@ DAMAGED = "the file is damaged or cut short; copy it again"
 
 
 class Streams(NamedTuple):
-    """Positions of the two streams of a file, as (start, end) in bytes from its beginning.
+    """Positions of the two streams of a file, as (start, end) in bytes.
 
     Attributes:
-        index_span: Position of the index.
-        data_span: Position of the leaves.
+        index_span: Position of the index, from the beginning of the file.
+        data_span: Position of the leaves, from the beginning of the file.
         version: Version of the format, (major, minor).
     """
 
@@ -158,7 +158,7 @@ def read_header(file: BinaryIO, file_bytes: int) -> Streams:
 
 
 def _parse_object(text: bytes) -> dict[str, Any] | None:
-    """Return a JSON object, None if the text is not JSON of an object with unique names."""
+    """Return a JSON object; None unless `text` is an object with unique names."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(dict(pairs)) < len(pairs):

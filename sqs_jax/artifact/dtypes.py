@@ -1,4 +1,4 @@
-"""Dtypes of a file: which exist, rounding to them, and the narrowest one that is exact."""
+"""Dtypes of a file, rounding to a dtype, and the narrowest exact dtype."""
 
 from collections.abc import Sequence
 
@@ -94,7 +94,7 @@ def round_dense(path: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def narrow(array: np.ndarray) -> np.ndarray:
-    """Cast an array to the first dtype of `NARROW` that represents every value exactly.
+    """Cast an array to the first dtype of `NARROW` that is exact for every value.
 
     Args:
         array: Array of any dtype and shape.

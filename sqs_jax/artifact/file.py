@@ -66,7 +66,7 @@ def save(
     attachments: Mapping[str, bytes] | None = None,
     workers: int = 1,
 ) -> int:
-    """Write a compressed tree to one file.
+    """Write a compressed tree to a file.
 
     The file is replaced atomically, once the new content is complete.
 
@@ -389,7 +389,7 @@ class _FileBuilder:
         return round_dense(path, leaf, self._rounding)
 
     def _pack_batch(self, leaves: list[Any]) -> list[tuple[Spec, list[bytes]]]:
-        """Code leaves, equal integer arrays such as the masks of all layers only once."""
+        """Code leaves; equal integer arrays, as the masks of layers, only once."""
         are_integers = [
             isinstance(leaf, np.ndarray) and byte_planes.is_integer(leaf) for leaf in leaves
         ]

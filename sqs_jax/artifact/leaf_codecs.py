@@ -1,4 +1,4 @@
-"""Leaf codecs: how each kind of leaf is split into symbols and arrays, and rebuilt.
+"""Leaf codecs: each kind of leaf as symbols and arrays, and back.
 
 A new kind of leaf is one entry of `CODECS`. Container, index, entropy coder, checksums and size
 figures know symbols and arrays only.
@@ -59,7 +59,7 @@ class Symbols(NamedTuple):
 
 
 class LeafCodec(NamedTuple):
-    """How one kind of leaf is stored.
+    """The functions that store and rebuild a kind of leaf.
 
     Attributes:
         type: Class of the leaves.
@@ -237,7 +237,7 @@ CODECS = {
 
 
 def pack(leaf: Any, map: Map = map) -> tuple[Spec, list[bytes]]:
-    """Code one leaf.
+    """Code a leaf.
 
     Args:
         leaf: A numpy array, `Symbols`, or a valid leaf of numpy arrays.
@@ -311,7 +311,7 @@ def _pack_node(node: Any, streams: Iterator[bytes]) -> tuple[Spec, list[bytes]]:
 
 
 def pack_shortest(leaf: Any, map: Map = map) -> tuple[Spec, list[bytes]]:
-    """Code one leaf as `pack` does, integer arrays as byte planes if that is shorter.
+    """Code a leaf as `pack` does, or as byte planes if that is shorter.
 
     Small counters stay plain arrays, because a file without byte planes has version 1.0.
     """
@@ -323,7 +323,7 @@ def pack_shortest(leaf: Any, map: Map = map) -> tuple[Spec, list[bytes]]:
 
 
 def check(spec: Spec) -> None:
-    """Raise ValueError if the parts of a leaf do not fit its kind; ignore unknown kinds."""
+    """Raise ValueError if the parts of a leaf do not fit its kind, where known."""
     if isinstance(spec, LeafSpec):
         if spec.kind in CODECS:
             CODECS[spec.kind].check(spec)
@@ -332,7 +332,7 @@ def check(spec: Spec) -> None:
 
 
 def check_known(spec: Spec) -> None:
-    """Raise ValueError if a leaf, or any leaf nested in it, has an unknown kind."""
+    """Raise ValueError if a leaf or a nested leaf has an unknown kind."""
     if isinstance(spec, LeafSpec):
         if spec.kind not in CODECS:
             raise ValueError(

@@ -71,7 +71,7 @@ class CompressedLeaf:
          meta_fields=["levels"])  # fmt: skip
 @dataclasses.dataclass(frozen=True)
 class GridLeaf:
-    """A kernel stored as integer codes on uniform grids, with a scale and a zero per group.
+    """A kernel stored as codes on uniform grids, with a scale and zero per group.
 
     Round-to-nearest, GPTQ and similar methods produce this form. Invariants, which `save` checks:
 
@@ -98,7 +98,7 @@ class GridLeaf:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ScaledLeaf:
-    """A kernel stored as another leaf times one scale per input (AWQ).
+    """A kernel stored as another leaf times a scale per input (AWQ).
 
     Attributes:
         leaf: Leaf of any kind, or array, that stands for a tensor `[*S, I, O]`.

@@ -35,7 +35,7 @@ class SqsFileError(ValueError):
 
 
 def max_unfolded(file_bytes: int) -> int:
-    """Return the largest `unfolded_size` of a file of `file_bytes`: 2**26 + 4,096 per byte.
+    """Return the largest `unfolded_size` of a file: 2**26 + 4,096 * `file_bytes`.
 
     Without a bound, a file of a kilobyte could claim any amount of memory. A pruned tensor takes a
     few bytes whatever its size, and a product of two vectors takes as many bytes as the vectors.
@@ -45,7 +45,7 @@ def max_unfolded(file_bytes: int) -> int:
 
 
 class Leaf(NamedTuple):
-    """Entry of one leaf or attachment in a file.
+    """Entry of a leaf or attachment in a file.
 
     Attributes:
         path: Keys of the leaf joined by "/"; the name of an attachment.
@@ -61,7 +61,7 @@ class Leaf(NamedTuple):
 
     @property
     def file_bytes(self) -> int:
-        """Bytes that the leaf adds to the file; 0 if it shares the data of another leaf."""
+        """Bytes that the leaf adds to the file; 0 with the data of another leaf."""
         return self.spec.nbytes if self.shared_with is None else 0
 
     @property
@@ -79,7 +79,7 @@ def _is_earlier(number: int, count: int) -> bool:
 
 
 class SqsFile:
-    """An open file whose leaves can be read one by one.
+    """An open file whose leaves can be read separately.
 
     Opening reads the index. `read` reads, verifies and decodes one leaf, so memory holds one leaf
     at a time. Untrusted files are safe: nothing in a file is executed, and memory stays in
@@ -142,7 +142,7 @@ class SqsFile:
         self._file.close()
 
     def read(self, path: str) -> Any:
-        """Read one leaf.
+        """Read a leaf.
 
         Args:
             path: Keys of the leaf joined by "/".
@@ -161,7 +161,7 @@ class SqsFile:
         return self._read(self.leaves[self._at[path]])
 
     def read_attachment(self, name: str) -> bytes:
-        """Read one attachment.
+        """Read an attachment.
 
         Args:
             name: Name of the attachment, a key of `attachments`.
@@ -279,7 +279,7 @@ class SqsFile:
 
     @contextlib.contextmanager
     def _file_errors(self, *notes: str) -> Iterator[None]:
-        """Raise errors of the content as `SqsFileError`, with the path of the file and notes."""
+        """Raise errors of the content as `SqsFileError` with path and notes."""
         try:
             yield
         except SqsFileError:

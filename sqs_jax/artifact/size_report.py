@@ -60,7 +60,7 @@ class _PerWeight:
 
 @dataclasses.dataclass(frozen=True)
 class LeafSize(_PerWeight):
-    """Sizes of one leaf.
+    """Sizes of a leaf.
 
     Attributes:
         path: Keys of the leaf joined by "/".
@@ -104,7 +104,7 @@ class LeafSize(_PerWeight):
 
 @dataclasses.dataclass(frozen=True)
 class AttachmentSize:
-    """Sizes of one attachment.
+    """Sizes of an attachment.
 
     Attributes:
         name: Name of the attachment.
@@ -185,7 +185,7 @@ class SizeReport(_PerWeight):
         return 8 * self.file_bytes
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the report as plain Python values, for JSON: totals, leaves and attachments."""
+        """Return totals, leaves and attachments as plain Python values, for JSON."""
         names = ["weights", "compressed_weights", "kept", "sparsity", "original_bytes", "ratio"]
         names += [f"{figure}_bits" for figure in FIGURES]
         names += [f"{figure}_bits_per_weight" for figure in FIGURES]
@@ -222,7 +222,7 @@ class SizeReport(_PerWeight):
 
 
 def leaf_size(path: str, spec: Spec, file_bytes: int, *, shared: bool = False) -> LeafSize:
-    """Count the bits of one leaf.
+    """Count the bits of a leaf.
 
     Args:
         path: Keys of the leaf joined by "/".
@@ -264,7 +264,7 @@ class _Figures(NamedTuple):
 
 
 def _figures(spec: Spec) -> _Figures:
-    """Count the bits of a leaf, adding up those of its parts."""
+    """Count the bits of a leaf as the sum over its parts."""
     count = math.prod(spec.shape)
     dense = 8 * count * DTYPES[spec.dtype].itemsize
     match spec:

@@ -112,7 +112,7 @@ def parts_of(spec: Spec) -> Iterator[ArraySpec | SymbolsSpec]:
 
 
 def has_kind(spec: Spec, kind: str) -> bool:
-    """Return whether a leaf, or any leaf nested in it, has this kind."""
+    """Return whether a leaf or a nested leaf has this kind."""
     if not isinstance(spec, LeafSpec):
         return False
     return spec.kind == kind or any(has_kind(part, kind) for part in spec.parts)
@@ -139,7 +139,7 @@ def unfolded_size(spec: Spec) -> int:
 def read_spec(
     node: Any, arrays: Iterator[ArraySpec], symbols: Iterator[SymbolsSpec], depth: int = 0
 ) -> Spec:
-    """Read the node of one leaf from the index.
+    """Read the node of a leaf from the index.
 
     Args:
         node: Untrusted JSON: "d", "s", "c" or ["k", kind, shape, dtype, attributes, node, ...].
@@ -194,7 +194,7 @@ def read_arrays(columns: Any) -> list[ArraySpec]:
 
 
 def read_symbols(columns: Any) -> list[SymbolsSpec]:
-    """Read the table of symbols of an index: shape, alphabet, bytes, nonzero, excess in bits."""
+    """Read the table of symbols of an index: shape, alphabet, bytes, nonzero, excess."""
     symbols = [SymbolsSpec(tuple(row[0]), *row[1:]) for row in table_rows(columns, "SANNE")]
     for stream in symbols:
         count = math.prod(stream.shape)

@@ -1,4 +1,4 @@
-"""Skeletons: the structure of a tree as JSON, of plain containers only, never pickle.
+"""Skeletons: the structure of a tree as JSON, without pickle.
 
 A skeleton is a tree with a short node in place of each leaf:
 
@@ -76,7 +76,7 @@ def flatten(tree: Any, describe: Callable[[str, Any], Any]) -> Any:
 
 
 def is_array(node: Any) -> bool:
-    """Return whether a node is an array, or an array-like such as a tensor read lazily."""
+    """Return whether a node is an array or array-like (a tensor read lazily)."""
     lazy = all(hasattr(node, name) for name in ("shape", "dtype", "__array__"))
     return lazy or isinstance(node, np.ndarray | np.generic | jax.Array)
 

@@ -46,7 +46,7 @@ MAX_NESTING = 8
 
 
 def check_leaf(path: str, leaf: Any, depth: int = 0) -> Any:
-    """Return a leaf as numpy arrays, or raise if a file cannot store it.
+    """Return a leaf as numpy arrays; raise if a file cannot store the leaf.
 
     Args:
         path: Path of the leaf, for messages.
@@ -145,7 +145,7 @@ def check_codebook(shape: Sequence[int], codebook: Sequence[int], dtype: np.dtyp
 def check_grid(
     codes: Sequence[int], scales: Sequence[int], dtype: np.dtype, zeros: Sequence[int], levels: Any
 ) -> None:
-    """Raise ValueError unless shapes, dtype and levels are those of a `GridLeaf`.
+    """Raise ValueError unless shapes, dtype and levels fit a `GridLeaf`.
 
     Args:
         codes: Shape of the codes, `[*S, *I, O]`.
@@ -179,7 +179,7 @@ def check_scaled(shape: Sequence[int], scales: Sequence[int]) -> None:
 
 
 def check_overlay(shape: Sequence[int], places: Sequence[int], values: Sequence[int]) -> None:
-    """Raise ValueError unless the shapes of tensor, places and values fit an `OverlayLeaf`."""
+    """Raise ValueError unless the three shapes fit an `OverlayLeaf`."""
     if tuple(places) != tuple(shape) or len(values) != 1:
         raise ValueError(
             f"places of shape {tuple(places)} and values of {tuple(values)} do not go with a "
@@ -188,7 +188,7 @@ def check_overlay(shape: Sequence[int], places: Sequence[int], values: Sequence[
 
 
 def check_places(places: np.ndarray, values: np.ndarray) -> None:
-    """Raise ValueError unless `places` is a uint8 mask with one mark per value."""
+    """Raise ValueError unless `places` is a uint8 mask with a mark per value."""
     marked = int(np.count_nonzero(places))
     if places.dtype != np.uint8:
         raise ValueError(f"places are {places.dtype}, they must be uint8; cast them")

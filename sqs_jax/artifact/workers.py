@@ -13,11 +13,11 @@ _IDLE_SECONDS = 120
 
 
 def parallel_map(workers: int) -> Callable[..., Any]:
-    """Return a function like `map` that uses this process and `workers` - 1 others.
+    """Return a function like `map` that runs on several processes.
 
-    Processes, not threads, because the coder holds the global interpreter lock. loky's processes
-    start on first use, need no `if __name__ == "__main__"` in the caller's script, serve later
-    calls too, and end when idle.
+    The function uses this process and `workers` - 1 worker processes. Threads would not help: the
+    coder holds the global interpreter lock. loky's worker processes start on first use, need no
+    `if __name__ == "__main__"` in the caller's script, serve later calls too, and end when idle.
 
     Args:
         workers: Number of processes, at least 1.

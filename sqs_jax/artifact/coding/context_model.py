@@ -1,16 +1,17 @@
-"""The context model: a frequency table for each kind of surroundings that a code has.
+"""The context model: a code's frequency table depends on row, column and past.
 
-Networks have quiet rows, quiet columns and quiet kernels. The codes of a tensor are viewed as
-[A, B, P]: pairs (a, b) of a row and a column, and P steps (the positions of a convolution kernel;
-1 for a matrix). The context of a code has two parts:
+In a network, some rows, columns and kernels have mostly small weights. The codes of a tensor are
+viewed as [A, B, P]: pairs (a, b) of a row and a column, and P steps (the positions of a convolution
+kernel; 1 for a matrix). The context of a code has two parts:
 
-    score   level_A[a] + level_B[b] + level_P[p] - bias, clipped to 0..15: what the coder says of
-            its row, column and step
-    past    0 at the first step, else 1 + how active the codes at the earlier steps of its pair
-            were, in 0..6: (16 * the sum of their activities // p - low) // width, clipped
+    score   level_A[a] + level_B[b] + level_P[p] - bias, clipped to 0..15. The levels of rows,
+            columns and steps are stored in the stream.
+    past    0 at the first step, else 1 + the mean activity of the codes at the earlier steps of
+            the pair, in 0..6: (16 * sum of the activities // p - low) // width, clipped
 
-`activity` is a small integer per symbol, its code length in half bits above the cheapest symbol.
-Contexts with similar codes share a table: as many tables as save more than they cost.
+`activity` is a small integer per symbol: its code length above that of the most frequent symbol,
+in half bits. Contexts with similar statistics share a table, so that a tensor has only tables that
+save more bytes than they take.
 """
 
 import math
@@ -39,23 +40,25 @@ MAX_ALPHABET = 1024
 MAX_STEPS = 64
 MAX_LEVEL = 32
 MAX_ACTIVITY = 16
-_LEVEL_STEP = 0.25  # levels are this far apart, in standard deviations of the activity
-_PAST_STEP = 0.4
-_ROWS = 1 << 16
-_SMALL = 1 << 12  # codes of a matrix that is looked at together with others
-_BATCH = 1 << 20  # numbers in the histograms of those, at a time
+_LEVEL_STEP = 0.25  # distance of levels, in standard deviations of the activity
+_PAST_STEP = 0.4  # distance of pasts, in the same unit
+_HISTOGRAM_ROWS = 1 << 16  # pairs per pass of `_histogram`, which bounds its working memory
+_SMALL = 1 << 12  # largest number of codes of a matrix that `worth_fitting` batches with others
+_BATCH = 1 << 20  # numbers in the histograms of one such batch
 
 
 class Context(NamedTuple):
-    """The model of one tensor's codes, all that a decoder needs beside the words.
+    """The context model of a tensor, which a decoder needs beside the words.
 
     Attributes:
-        leading: Whether the steps are the leading axes, the last two being the pair, or the
-            trailing ones, the first two being the pair.
+        leading: True if the steps are the leading axes and the pair is the last two; False if the
+            pair is the first two axes and the steps are the trailing axes.
         levels: Three integer arrays `[A]`, `[B]`, `[P]`, values below `MAX_LEVEL`.
-        bias, low, width: See above; width is at least 1.
+        bias: Offset of the scores, integer.
+        low: Mean activity at which the pasts 1 to 7 begin, in sixteenths.
+        width: Width of a past, in sixteenths of activity, at least 1.
         activity: Integer array `[alphabet]`, values below `MAX_ACTIVITY`.
-        table_of: Integer array `[CONTEXTS]`, the table that each context uses.
+        table_of: Integer array `[CONTEXTS]`, the number of the table of each context.
         tables: Frequencies `[alphabet]`, one array per table.
     """
 
@@ -69,15 +72,23 @@ class Context(NamedTuple):
     tables: list[np.ndarray]
 
     def encode(self, codes: np.ndarray, start: int) -> bytes:
-        """Code the pairs `start`, `start + 1`, ... of which `codes` `[n, P]` holds the symbols."""
-        runs, total = [], np.zeros(len(codes), np.int32)
+        """Code a range of pairs.
+
+        Args:
+            codes: Symbols of the pairs, `[n, P]`.
+            start: Number of the first pair, counted along rows and columns.
+
+        Returns:
+            The words of the coder.
+        """
+        runs, past_activity = [], np.zeros(len(codes), np.int32)
         scores = self._scores(start, len(codes))
         for step, column in enumerate(codes.T):
-            tables = self._tables(scores, total, step)
+            tables = self._tables(scores, past_activity, step)
             order = np.argsort(tables, kind="stable")
             ends = np.cumsum(np.bincount(tables, minlength=len(self.tables)))
             runs.append(np.split(column[order], ends[:-1]))
-            total += self.activity[column]
+            past_activity += self.activity[column]
         models = [ans.Model(table, paired=False) for table in self.tables]
         coder = ans.AnsCoder()
         for run in reversed(runs):
@@ -86,18 +97,23 @@ class Context(NamedTuple):
         return ans.words_of(coder)
 
     def decode(self, words: bytes, start: int, out: np.ndarray) -> None:
-        """Fill `out` `[n, P]` with the symbols of the pairs `start`, `start + 1`, ...
+        """Decode a range of pairs.
+
+        Args:
+            words: Words of the coder, from `encode`.
+            start: Number of the first pair.
+            out: Unsigned array `[n, P]` that is filled with the symbols.
 
         Raises:
             ValueError: If the words do not end where the symbols do.
         """
         models = [ans.Model(table, paired=False) for table in self.tables]
         coder = ans.coder_of(words)
-        total = np.zeros(len(out), np.int32)
+        past_activity = np.zeros(len(out), np.int32)
         scores = self._scores(start, len(out))
         column = np.empty(len(out), out.dtype)
         for step in range(out.shape[1]):
-            tables = self._tables(scores, total, step)
+            tables = self._tables(scores, past_activity, step)
             order = np.argsort(tables, kind="stable")
             first = 0
             for model, count in zip(models, np.bincount(tables), strict=False):
@@ -105,30 +121,45 @@ class Context(NamedTuple):
                     model.decode(coder, column[first : first + count])
                 first += count
             out[order, step] = column
-            total += self.activity[out[:, step]]
+            past_activity += self.activity[out[:, step]]
         if not coder.is_empty():
             raise ValueError("a symbol stream does not end where its symbols do")
 
     def _scores(self, start: int, count: int) -> np.ndarray:
-        """Return the scores of `count` pairs, but for the level of the step."""
+        """Return the scores of `count` pairs without the level of the step."""
         rows, columns, _ = self.levels
         row, column = np.divmod(np.arange(start, start + count), len(columns))
         return rows[row].astype(np.int32) + columns[column] - np.int32(self.bias)
 
-    def _tables(self, scores: np.ndarray, total: np.ndarray, step: int) -> np.ndarray:
-        """Return the table of each of a range of pairs, given their past activity."""
+    def _tables(self, scores: np.ndarray, past_activity: np.ndarray, step: int) -> np.ndarray:
+        """Return the table of each pair at a step.
+
+        Args:
+            scores: Scores of the pairs, from `_scores`, `[n]`.
+            past_activity: Sum of the activities at earlier steps, `[n]`.
+            step: Number of the step, 0 to P - 1.
+        """
         context = np.clip(scores + self.levels[2][step], 0, SCORES - 1) * PASTS
         if step:
-            context += _past(total, step, self.low, self.width)
-        return self.table_of.astype(np.uint8)[context]  # small integers are sorted fastest
+            context += _past(past_activity, step, self.low, self.width)
+        return self.table_of.astype(np.uint8)[context]  # uint8: numpy sorts it by radix
 
 
-def _past(total: np.ndarray, step: int, low: int, width: int) -> np.ndarray:
-    return np.asarray(1 + np.clip((16 * total // step - low) // width, 0, PASTS - 2))
+def _past(past_activity: np.ndarray, step: int, low: int, width: int) -> np.ndarray:
+    return np.asarray(1 + np.clip((16 * past_activity // step - low) // width, 0, PASTS - 2))
 
 
 def view(shape: tuple[int, ...], leading: bool) -> tuple[int, int, int] | None:
-    """Return A, B and P of a tensor of this shape, None if it has no such view."""
+    """Return the view of a tensor as rows A, columns B and steps P.
+
+    Args:
+        shape: Shape of the tensor.
+        leading: True if the steps are the leading axes, False if they are the trailing axes.
+
+    Returns:
+        A, B and P; None if there are fewer than two axes or more than `MAX_STEPS` steps, and for a
+        matrix with `leading`, whose view is that of trailing steps.
+    """
     if len(shape) < 2 or (leading and len(shape) == 2):
         return None
     (rows, columns), rest = (shape[-2:], shape[:-2]) if leading else (shape[:2], shape[2:])
@@ -137,15 +168,15 @@ def view(shape: tuple[int, ...], leading: bool) -> tuple[int, int, int] | None:
 
 
 def fit(codes: np.ndarray, counts: np.ndarray) -> tuple[Context, float] | None:
-    """Choose the contexts that make codes shortest.
+    """Fit a context model to the codes of a tensor.
 
     Args:
-        codes: Unsigned integer array, any shape.
-        counts: How often each symbol occurs, `[alphabet]`.
+        codes: Unsigned integer array of any shape.
+        counts: Count of each symbol, int64 array `[alphabet]`.
 
     Returns:
-        The best model found and how many bytes of words it codes them in; None if the shape or the
-        alphabet has none, or the codes have no such structure.
+        The best model and an estimate of the bytes of its words; None if the shape or alphabet
+        allows no model, or no model of a matrix has more than one table.
     """
     if counts.size > MAX_ALPHABET or codes.size < 2:
         return None
@@ -154,15 +185,27 @@ def fit(codes: np.ndarray, counts: np.ndarray) -> tuple[Context, float] | None:
         shape = view(codes.shape, leading)
         if shape is not None:
             viewed = codes.reshape(shape[2], -1).T if leading else codes.reshape(-1, shape[2])
-            fits.append(_fit(viewed, shape, counts, leading))
-    found = [fitted for fitted in fits if fitted is not None]
-    return min(found, key=lambda fitted: fitted[0])[1:] if found else None
+            fits.append(_fit_view(viewed, shape, counts, leading))
+    models = [fitted for fitted in fits if fitted is not None]
+    return min(models, key=lambda fitted: fitted[0])[1:] if models else None
 
 
-def _fit(
+def _fit_view(
     codes: np.ndarray, shape: tuple[int, int, int], counts: np.ndarray, leading: bool
 ) -> tuple[float, Context, float] | None:
-    """Return about how many bytes codes `[A * B, P]` take, their model, and those of the words."""
+    """Fit a context model to the codes of a view.
+
+    Levels of rows, columns and steps are added in this order, each if it saves bytes; then pasts.
+
+    Args:
+        codes: Codes of the view, `[A * B, P]`.
+        shape: A, B and P.
+        counts: Count of each symbol, int64 array `[alphabet]`.
+        leading: True if the steps are the leading axes.
+
+    Returns:
+        Estimates of all bytes and of the words' bytes around the model; None as for `fit`.
+    """
     activity, mean, spread = (x[0] for x in _activities(counts[None]))
     active = activity[codes]
 
@@ -178,65 +221,74 @@ def _fit(
         trial = score + np.expand_dims(level, others)
         trial_bias = bias + int(_middle(level))
         by_context = _histogram(codes, _clipped(trial, trial_bias, codes.shape), counts.size)
-        side = float(_side_bytes(level))
-        if _least_bytes(by_context[by_context.any(1)]) + side >= best:
+        level_bytes = float(_level_bytes(level))
+        if _min_bytes(by_context[by_context.any(1)]) + level_bytes >= best:
             continue
-        found = _merge(by_context)
-        cost = found[0] + side
+        trial_merged = _merge(by_context)
+        cost = trial_merged[0] + level_bytes
         if cost < best:
-            score, bias, best, merged = trial, trial_bias, cost, found
+            score, bias, best, merged = trial, trial_bias, cost, trial_merged
             levels[axis] = level.astype(np.int64)
     if len(merged[2]) == 1 and shape[2] == 1:
         return None
 
     total_bytes, table_of, tables = merged
-    table_of = np.repeat(np.broadcast_to(table_of, CONTEXTS)[:SCORES], PASTS)  # whatever the past
+    # So far the context is the score alone: all pasts of a score use its table.
+    table_of = np.repeat(np.broadcast_to(table_of, CONTEXTS)[:SCORES], PASTS)
     low = max(0, round(16 * (mean - 2 * _PAST_STEP * spread)))
     width = max(1, round(16 * _PAST_STEP * spread))
     if shape[2] > 1:
         context = _clipped(score, bias, codes.shape) * np.uint8(PASTS)
-        total = np.zeros(len(codes), np.int32)
+        past_activity = np.zeros(len(codes), np.int32)
         for step in range(1, shape[2]):
-            total += active[:, step - 1]
-            context[:, step] += _past(total, step, low, width).astype(np.uint8)
+            past_activity += active[:, step - 1]
+            context[:, step] += _past(past_activity, step, low, width).astype(np.uint8)
         with_past = _merge(_histogram(codes, context, counts.size))
         if with_past[0] < total_bytes:
             total_bytes, table_of, tables = with_past
-    lifted = tuple(level - level.min() for level in levels)
+    non_negative = tuple(level - level.min() for level in levels)
     bias -= sum(int(level.min()) for level in levels) + SCORES // 2
-    chosen = [best_table(table) for table in tables]
-    words = sum(length - len(table) for _, table, length in chosen)
-    frequencies = [table[0] for table in chosen]
-    model = Context(leading, lifted, bias, low, width, activity, table_of, frequencies)
-    return total_bytes, model, words
+    best_of_tables = [best_table(table) for table in tables]
+    word_bytes = sum(size - len(table) for _, table, size in best_of_tables)
+    frequencies = [table[0] for table in best_of_tables]
+    model = Context(leading, non_negative, bias, low, width, activity, table_of, frequencies)
+    return total_bytes, model, word_bytes
 
 
 def worth_fitting(codes: Sequence[np.ndarray], counts: Sequence[np.ndarray]) -> list[bool]:
-    """Return of which tensors `fit` may find something, looking at many small matrices at a time.
+    """Return for which tensors `fit` may return a model, in batches of small matrices.
 
-    It is what `fit` does first, up to the bound with which it gives up most small matrices. Others
-    are not looked at.
+    The lower bound is the one with which `fit` rejects most small matrices. Computing it for many
+    matrices at once avoids numpy's call overhead. For other tensors the result is True.
+
+    Args:
+        codes: Codes of each tensor, unsigned arrays.
+        counts: Counts of each tensor's symbols, int64 arrays `[alphabet]`.
+
+    Returns:
+        False for each tensor for which `fit` returns None for certain.
     """
     worth = [True] * len(codes)
-    alike: dict[Any, list[int]] = {}
-    for i, (mine, count) in enumerate(zip(codes, counts, strict=True)):
-        if mine.ndim == 2 and 1 < mine.size <= _SMALL and count.size <= MAX_ALPHABET:
-            alike.setdefault((mine.shape, count.size.bit_length()), []).append(i)
-    for (_, alphabet_bits), numbers in alike.items():
+    matrices_of_shape: dict[Any, list[int]] = {}
+    for i, (matrix, count) in enumerate(zip(codes, counts, strict=True)):
+        if matrix.ndim == 2 and 1 < matrix.size <= _SMALL and count.size <= MAX_ALPHABET:
+            key = matrix.shape, count.size.bit_length()
+            matrices_of_shape.setdefault(key, []).append(i)
+    for (_, alphabet_bits), matrices in matrices_of_shape.items():
         step = max(1, _BATCH >> alphabet_bits + 4)
-        for start in range(0, len(numbers), step):
-            chunk = numbers[start : start + step]
-            table = np.zeros((len(chunk), 1 << alphabet_bits), np.int64)
-            for row, i in zip(table, chunk, strict=True):
+        for start in range(0, len(matrices), step):
+            batch = matrices[start : start + step]
+            padded_counts = np.zeros((len(batch), 1 << alphabet_bits), np.int64)
+            for row, i in zip(padded_counts, batch, strict=True):
                 row[: counts[i].size] = counts[i]
-            found = _worth_fitting(np.stack([codes[i] for i in chunk]), table)
-            for i, is_worth in zip(chunk, found.tolist(), strict=True):
+            batch_worth = _worth_fitting(np.stack([codes[i] for i in batch]), padded_counts)
+            for i, is_worth in zip(batch, batch_worth.tolist(), strict=True):
                 worth[i] = is_worth
     return worth
 
 
 def _worth_fitting(codes: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Do what `worth_fitting` says for matrices `[T, A, B]` and counts `[T, alphabet]`."""
+    """Compute `worth_fitting` for matrices `[T, A, B]` with counts `[T, alphabet]`."""
     worth = np.zeros(len(codes), bool)
     activity, mean, spread = _activities(counts)
     active = np.take_along_axis(activity, codes.reshape(len(codes), -1), 1).reshape(codes.shape)
@@ -246,16 +298,23 @@ def _worth_fitting(codes: np.ndarray, counts: np.ndarray) -> np.ndarray:
         level = _levels(sums, codes.shape[3 - axis], mean[:, None], spread[:, None])
         trial = level - _middle(level)[:, None]
         score = np.clip(trial + SCORES // 2, 0, SCORES - 1).astype(np.int64)
-        place = np.arange(len(codes))[:, None] * SCORES + score
-        index = np.expand_dims(place, 3 - axis) * counts.shape[1] + codes
+        context = np.arange(len(codes))[:, None] * SCORES + score
+        index = np.expand_dims(context, 3 - axis) * counts.shape[1] + codes
         by_context = np.bincount(index.reshape(-1), minlength=SCORES * counts.size)
-        least = _least_bytes(by_context.reshape(len(codes), SCORES, -1)) + _side_bytes(level)
-        worth |= level.any(1) & (least < one_table)
+        min_bytes = _min_bytes(by_context.reshape(len(codes), SCORES, -1)) + _level_bytes(level)
+        worth |= level.any(1) & (min_bytes < one_table)
     return worth
 
 
 def _activities(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return activities `[T, alphabet]` of symbols, their mean and their deviation, each `[T]`."""
+    """Compute the activities of the symbols of each tensor.
+
+    Args:
+        counts: Counts of the symbols, `[T, alphabet]`.
+
+    Returns:
+        Activities `[T, alphabet]`; their mean `[T]` and standard deviation `[T]` over the codes.
+    """
     totals = counts.sum(1)
     shares = counts / totals[:, None]
     lengths = np.where(counts, -np.log2(np.maximum(shares, 1e-12)), 0.0)
@@ -267,65 +326,72 @@ def _activities(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def _levels(sums: np.ndarray, count: int, mean: np.ndarray, spread: np.ndarray) -> np.ndarray:
-    """Return how far the activities of rows, sums over so many codes, are from their mean."""
-    # Shrunk towards the mean by two codes' worth: short rows prove little.
+    """Quantize the mean activity of each row to a level, in -4..4.
+
+    Args:
+        sums: Sum of the activities of each row, `[..., n]`.
+        count: Number of codes per row.
+        mean: Mean activity of the tensor.
+        spread: Standard deviation of the activity of the tensor.
+    """
+    # Shrunk towards the mean by the weight of two codes, as short rows are weak evidence.
     means = (sums + 2 * mean) / (count + 2)
     levels = np.round((means - mean) / (_LEVEL_STEP * spread))
     return np.asarray(np.clip(levels, -4, 4).astype(np.int8))
 
 
 def _middle(level: np.ndarray) -> np.ndarray:
-    """Return what the bulk of the scores is moved by, to stay in the middle."""
+    """Return the median level, which centers the scores in their range."""
     return np.asarray(np.median(level, axis=-1).astype(np.int8))
 
 
 def _clipped(score: np.ndarray, bias: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Return scores `[A, B, P]` as the first part of contexts, in 0..15."""
-    middle = score.reshape(shape) - np.int8(bias - SCORES // 2)
-    return np.asarray(np.clip(middle, 0, SCORES - 1).astype(np.uint8))
+    """Return scores `[A, B, P]` in a shape, shifted by the bias and clipped to 0..15."""
+    shifted = score.reshape(shape) - np.int8(bias - SCORES // 2)
+    return np.asarray(np.clip(shifted, 0, SCORES - 1).astype(np.uint8))
 
 
 def _histogram(codes: np.ndarray, context: np.ndarray, alphabet: int) -> np.ndarray:
-    """Count the symbols of each context, `[CONTEXTS, alphabet]`, in bounded working memory."""
+    """Count the symbols of each context, `[CONTEXTS, alphabet]`."""
     counts = np.zeros(CONTEXTS * alphabet, np.int64)
-    for start in range(0, len(codes), _ROWS):
-        part, where = codes[start : start + _ROWS], context[start : start + _ROWS]
-        index = np.multiply(where, alphabet, dtype=np.int64) + part
+    for start in range(0, len(codes), _HISTOGRAM_ROWS):
+        rows = slice(start, start + _HISTOGRAM_ROWS)
+        index = np.multiply(context[rows], alphabet, dtype=np.int64) + codes[rows]
         counts += np.bincount(index.reshape(-1), minlength=counts.size)
     return counts.reshape(CONTEXTS, alphabet)
 
 
 def _merge(counts: np.ndarray) -> tuple[float, np.ndarray, list[np.ndarray]]:
-    """Join contexts as long as that saves bytes.
+    """Merge contexts into shared tables, greedily, as long as a merge saves bytes.
 
     Args:
-        counts: int64 array `[contexts, alphabet]`.
+        counts: Counts of the symbols of each context, int64 array `[contexts, alphabet]`.
 
     Returns:
-        About how many bytes tables and codes take, the table of each context, and the counts of
-        each table.
+        An estimate of the bytes of tables and codes, the number of the table of each context, and
+        the counts of each table.
     """
     used = np.flatnonzero(counts.sum(1))
     groups = [[int(context)] for context in used]
     tables = counts[used].astype(np.float64)
     cost = _bytes(tables)
-    # joined[i, j]: what a table of both would cost, beyond the two.
-    joined = np.full((len(used), len(used)), np.inf)
+    # merge_cost[i, j]: bytes that one table for contexts i and j takes beyond two tables.
+    merge_cost = np.full((len(used), len(used)), np.inf)
     for i in range(len(used)):
-        joined[i, :i] = _bytes(tables[:i] + tables[i]) - cost[:i] - cost[i]
-    while joined.size and joined.min() < 0:
-        i, j = divmod(int(joined.argmin()), len(joined))
+        merge_cost[i, :i] = _bytes(tables[:i] + tables[i]) - cost[:i] - cost[i]
+    while merge_cost.size and merge_cost.min() < 0:
+        i, j = divmod(int(merge_cost.argmin()), len(merge_cost))
         groups[j] += groups[i]
         tables[j] += tables[i]
         cost[j] = _bytes(tables[j][None])[0]
         cost[i] = 0.0
         groups[i] = []
-        joined[i, :] = joined[:, i] = np.inf
-        alive = np.array([bool(group) for group in groups])
-        again = np.where(alive, _bytes(tables + tables[j]) - cost - cost[j], np.inf)
-        joined[j, :j], joined[j + 1 :, j] = again[:j], again[j + 1 :]
+        merge_cost[i, :] = merge_cost[:, i] = np.inf
+        is_open = np.array([bool(group) for group in groups])
+        row = np.where(is_open, _bytes(tables + tables[j]) - cost - cost[j], np.inf)
+        merge_cost[j, :j], merge_cost[j + 1 :, j] = row[:j], row[j + 1 :]
     groups = [sorted(group) for group in groups if group]
-    # A context that does not occur has table 0, which most others have too: cheap to write down.
+    # Contexts that do not occur get table 0. As the table of most contexts it codes in few bytes.
     groups.sort(key=len, reverse=True)
     table_of = np.zeros(len(counts), np.int64)
     for number, group in enumerate(groups):
@@ -334,33 +400,41 @@ def _merge(counts: np.ndarray) -> tuple[float, np.ndarray, list[np.ndarray]]:
     return float(cost.sum()) + len(used) / 4, table_of, totals
 
 
-def _least_bytes(counts: np.ndarray) -> np.ndarray:
-    """Return what `_merge` returns at least, if it does not join all contexts in one table.
+def _min_bytes(counts: np.ndarray) -> np.ndarray:
+    """Return a lower bound of the bytes that `_merge` returns for two tables or more.
 
-    Counts are `[..., contexts, alphabet]`, the result `[...]`.
+    A merge makes codes longer. Two tables or more have an entry for every symbol, and two entries
+    for at least one symbol. (A single table for all contexts is longer than no contexts.)
+    For most small tensors, the bound alone shows that contexts do not pay.
 
-    Joining makes codes longer, and two tables or more hold every symbol once and one twice. (One
-    table for all is longer than no contexts.) Small tensors seldom have contexts: this spares them
-    the search.
+    Args:
+        counts: Counts of the symbols of each context, `[..., contexts, alphabet]`.
+
+    Returns:
+        The bound, bytes, `[...]`.
     """
     totals = counts.sum(-1, keepdims=True)
     shares = np.where(counts > 0, counts / np.maximum(totals, 1), 1.0)
     words = -(counts * np.log2(shares)).sum((-2, -1))
     symbols = 1 + counts.any(-2).sum(-1)
     used = counts.any(-1).sum(-1)
-    return np.asarray((words + 10 * symbols + 2 * 16) / 8 + used / 4 - 1e-6)  # but for rounding
+    # 1e-6 bytes allow for rounding.
+    return np.asarray((words + 10 * symbols + 2 * 16) / 8 + used / 4 - 1e-6)
 
 
 def _bytes(counts: np.ndarray) -> np.ndarray:
-    """Return about what tables `[n, alphabet]` and the symbols they code take, bytes `[n]`."""
+    """Estimate the bytes `[n]` of tables and coded symbols for `[n, alphabet]` counts.
+
+    A table takes about 10 bits per present symbol and 16 bits beside.
+    """
     totals = counts.sum(-1, keepdims=True)
     shares = np.where(counts > 0, counts / np.maximum(totals, 1), 1.0)
     words = -(counts * np.log2(shares)).sum(-1)
     return (words + 10 * (counts > 0).sum(-1) + 16) / 8
 
 
-def _side_bytes(level: np.ndarray) -> np.ndarray:
-    """Return about what levels `[..., n]` take."""
+def _level_bytes(level: np.ndarray) -> np.ndarray:
+    """Estimate the bytes `[...]` of the stream of levels `[..., n]`."""
     counts = (level[..., None] == np.arange(-4, 5)).sum(-2)
     shares = np.where(counts > 0, counts / level.shape[-1], 1.0)
     words = -(counts * np.log2(shares)).sum(-1)

@@ -124,7 +124,7 @@ def test_numbers_come_back():
         (bytes([5, 0]), "cut short"),
         (bytes([25, 0, 128]), "of 25 bits"),
         (bytes([5, 32, 128]), "form 32"),
-        (bytes([5, 0, 0, 0, 0, 0]), "cut short or none"),
+        (bytes([5, 0, 0, 0, 0, 0]), "cut short or invalid"),
         (bytes([5, 0, 0b00110000]), "for 5"),  # last = 5
         (bytes([5, 0, 0b11000000]), "left over"),
         (bytes([5, 0, 0b01010000]), "absent"),  # last = 1, frequency 0
