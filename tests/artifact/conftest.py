@@ -1,4 +1,4 @@
-"""A place for a file, and a file of every form of leaf."""
+"""Fixtures: the path of a file, and a file with every form of leaf."""
 
 import numpy as np
 import pytest
@@ -10,8 +10,8 @@ from tests.artifact.trees import model, structured
 
 
 @pytest.fixture(autouse=True)
-def nothing_coded_before(monkeypatch):
-    """Let no test find what another has coded."""
+def empty_cache(monkeypatch):
+    """Empty the cache of coded leaves before each test."""
     monkeypatch.setattr(leaf_codecs, "_CACHE", DigestCache(1 << 20))
 
 
@@ -34,6 +34,6 @@ def original(tmp_path_factory):
 
 @pytest.fixture
 def saved(path, original):
-    """A file of every form of leaf: its tree, its bytes, and where its data begin."""
+    """Save a file with every form of leaf; return tree, bytes and start of the data."""
     path.write_bytes(original[1])
     return original

@@ -1,4 +1,4 @@
-"""The context model: shorter where codes have structure, never longer, safe on any bytes."""
+"""The context model: shorter for structured codes, never longer, and safe."""
 
 import tracemalloc
 
@@ -11,7 +11,7 @@ from tests.artifact.trees import structured
 
 
 def quiet_kernels(rows, columns, kernel, last, seed=0):
-    """Codes of a convolution of which some kernels are nearly empty and some are full."""
+    """Return codes of a convolution with nearly empty kernels and full kernels."""
     rng = np.random.default_rng(seed)
     keep = rng.choice([0.02, 0.6], (rows * columns, 1))
     codes = rng.integers(1, 5, (rows * columns, kernel * kernel))
@@ -23,7 +23,7 @@ def quiet_kernels(rows, columns, kernel, last, seed=0):
 
 
 def wide(shape, alphabet, seed=0):
-    """Many symbols; some rows use few of them, some all."""
+    """Return codes of a large alphabet, of which some rows use a small part."""
     rng = np.random.default_rng(seed)
     scale = rng.choice([1 / 40, 1 / 4], (shape[0], *[1] * (len(shape) - 1)))
     codes = alphabet / 2 + rng.normal(size=shape) * scale * alphabet
@@ -52,7 +52,7 @@ def streams():
 
 
 @pytest.mark.parametrize("name", STRUCTURED)
-def test_structure_is_used(name, streams, monkeypatch):
+def test_contexts_shorten_structured_codes(name, streams, monkeypatch):
     codes, alphabet, form, share = STRUCTURED[name]
     data = streams[name]
     np.testing.assert_array_equal(decode(data, codes.shape, alphabet, codes.dtype), codes)
@@ -83,7 +83,7 @@ PLAIN = {
 
 
 @pytest.mark.parametrize("name", [*PLAIN, *STRUCTURED])
-def test_it_never_makes_a_stream_longer(name, monkeypatch):
+def test_contexts_never_make_a_stream_longer(name, monkeypatch):
     codes, alphabet = {**PLAIN, **STRUCTURED}[name][:2]
     data = encode(codes, alphabet)
     np.testing.assert_array_equal(decode(data, codes.shape, alphabet, codes.dtype), codes)
@@ -178,7 +178,7 @@ def forged(numbers, lists=b"", tables=b"\0\0\x80", form=64):
     ],
     ids=range(17),
 )
-def test_a_forged_model(data, shape, says):
+def test_forged_context_models(data, shape, says):
     if says is None:
         assert not decode(data, shape, 5, np.uint8).any()
         return
@@ -187,7 +187,7 @@ def test_a_forged_model(data, shape, says):
 
 
 def test_memory_is_that_of_the_codes():
-    """A tensor of one column has as many rows as codes, and a model as many levels."""
+    """The model of a single column has a level per code, and bounded memory."""
     count = 1 << 22
     data = forged([32, 0, 1, 1, 0, 0, 0, 0, 0])
     lengths = b"\0" * -(-count // stream.CHUNK)
@@ -199,7 +199,7 @@ def test_memory_is_that_of_the_codes():
         assert peak < 3 * count + 64 * stream.CHUNK
 
 
-def test_the_model_is_written_as_it_is_read(streams):
+def test_writing_a_model_inverts_reading(streams):
     codes, alphabet, *_ = STRUCTURED["kernels"]
     viewed = context_model.view(codes.shape, False)
     model, end = stream._read_context(streams["kernels"], viewed, alphabet)

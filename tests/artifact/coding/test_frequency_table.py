@@ -1,4 +1,4 @@
-"""Frequency tables: exact, never losing a symbol, nearly as short as any, safe on any bytes."""
+"""Frequency tables: exact, complete, nearly optimal, and safe on any bytes."""
 
 import numpy as np
 import pytest
@@ -45,7 +45,7 @@ def test_frequencies_are_exact_and_never_lose_a_symbol(name):
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_tables_come_back(name):
+def test_tables_are_read_back(name):
     counts = COUNTS[name]
     least = int(np.count_nonzero(counts) - 1).bit_length()
     for bits in range(least, 25, 1 if counts.size <= 1000 else 7):
@@ -86,7 +86,7 @@ def test_the_best_table_is_near_the_optimum(name):
     assert size <= 1.001 * exhaustive + 1
 
 
-def test_golomb_codes_are_as_long_as_they_are_said_to_be():
+def test_lengths_of_golomb_codes():
     values = [0, 1, 2, 7, 30, 2**15, 2**24]
     lengths = frequency_table._golomb_bits(np.asarray(values), np.arange(16))
     for order in range(16):
@@ -105,7 +105,7 @@ def test_too_many_symbols_for_a_table_are_refused():
         best_table(np.ones(5, np.int64), 2)
 
 
-def test_numbers_come_back():
+def test_numbers_are_read_back():
     numbers = [0, 1, 127, 128, 300, 2**14 - 1, 2**14, 2**21, 2**28 - 1]
     data = frequency_table.write_numbers(numbers)
     again, end = frequency_table.read_numbers(b"x" + data + b"rest", 1, len(numbers))
@@ -132,7 +132,7 @@ def test_numbers_come_back():
         (bytes([5, 16, 0b01001000]), "past its end"),  # last = 1, one absent before it
     ],
 )
-def test_what_is_no_table_is_refused(data, says):
+def test_invalid_tables_are_refused(data, says):
     with pytest.raises(ValueError, match=says):
         read_table(data, 0, 5)
 
