@@ -251,7 +251,9 @@ def transposed_shape(shape: Sequence[int]) -> tuple[int, ...]:
         ValueError: If `shape` has fewer than two axes.
     """
     if len(shape) < 2:
-        raise ValueError(f"a tensor of {tuple(shape)} is not transposed; it must have two axes")
+        raise ValueError(
+            f"a tensor of shape {tuple(shape)} cannot be transposed; it must have two axes"
+        )
     return (*shape[:-2], shape[-1], shape[-2])
 
 

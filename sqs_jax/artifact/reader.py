@@ -233,7 +233,7 @@ class SqsFile:
                     leaf_codecs.check(spec)
                     if _is_attachment(spec) != (i >= count):
                         raise ValueError(
-                            "an attachment lies in the tree, or a leaf among the attachments"
+                            "an attachment is in the tree, or a leaf among the attachments"
                         )
                     leaves.append(Leaf(path, spec, start, shared_with=None))
                     start += spec.nbytes + CHECKSUM

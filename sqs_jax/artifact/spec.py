@@ -199,7 +199,7 @@ def read_symbols(columns: Any) -> list[SymbolsSpec]:
     for stream in symbols:
         count = math.prod(stream.shape)
         if stream.nonzero > count or not -1 < stream.entropy_bits <= 16 * count + 1:
-            raise ValueError(f"the figures of {count} symbols in the index are out of place")
+            raise ValueError(f"the figures of {count} symbols in the index are invalid")
     return symbols
 
 
@@ -222,10 +222,10 @@ def table_rows(columns: Any, types: str) -> list[tuple[Any, ...]]:
         raise ValueError("a table of the index has the wrong columns")
     for column, type_ in zip(columns, types, strict=False):
         if not isinstance(column, list) or len(column) != len(columns[0]):
-            raise ValueError("the columns of a table of the index are not of one length")
+            raise ValueError("the columns of a table of the index differ in length")
         for value in column:
             if not _CHECKS[type_](value):
-                raise ValueError(f"{value!r:.80} in the index is out of place")
+                raise ValueError(f"{value!r:.80} in the index is invalid")
     return list(zip(*columns, strict=True))
 
 

@@ -65,7 +65,7 @@ def flatten(tree: Any, describe: Callable[[str, Any], Any]) -> Any:
             kind = type(bad_key).__name__
             raise TypeError(
                 f"{joined or '(root)'!r}: the dict key {bad_key!r} is of type {kind}; "
-                "a file keeps dicts whose keys are all str or all int, so rename the keys"
+                "a file stores dicts whose keys are all str or all int, so rename the keys"
             )
         children = {key: visit(node[key], (*path, str(key))) for key in sorted(node)}
         if children and type(next(iter(children))) is int:
@@ -187,7 +187,7 @@ def _refusal(node: Any) -> str:
             "back after load (eqx.combine)"
         )
     return (
-        f"a {name} cannot be stored; a file keeps dict, list, tuple, None, CompressedLeaf, "
+        f"a {name} cannot be stored; a file stores dict, list, tuple, None, CompressedLeaf, "
         "GridLeaf and arrays; convert it (flax.nnx: nnx.to_pure_dict; a dataclass: a dict of its "
         "fields)"
     )

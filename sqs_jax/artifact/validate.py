@@ -58,7 +58,7 @@ def check_leaf(path: str, leaf: Any, depth: int = 0) -> Any:
 
     Raises:
         TypeError: If the leaf is traced, or has a dtype that a file cannot store.
-        ValueError: If it breaks an invariant of its class, or lies on other hosts.
+        ValueError: If it breaks an invariant of its class, or is sharded over several hosts.
     """
     if not isinstance(leaf, LEAVES):
         return _to_numpy(path, leaf)
@@ -129,7 +129,7 @@ def check_codebook(shape: Sequence[int], codebook: Sequence[int], dtype: np.dtyp
     stack = len(codebook) - 2
     if stack < 0 or tuple(shape[:stack]) != tuple(codebook[:stack]):
         raise ValueError(
-            f"a codebook of shape {tuple(codebook)} does not go with codes of shape "
+            f"a codebook of shape {tuple(codebook)} does not match codes of shape "
             f"{tuple(shape)}; it must be [*S, W, K] with the leading axes S of the codes"
         )
     if not jnp.issubdtype(dtype, jnp.floating):
@@ -160,7 +160,7 @@ def check_grid(
     rows = math.prod(codes[max(stacked, 0) : -1])
     if not fits or tuple(zeros) != tuple(scales) or not groups or rows % groups:
         raise ValueError(
-            f"codes of shape {tuple(codes)} do not go with scales {tuple(scales)} and zeros "
+            f"codes of shape {tuple(codes)} do not match scales {tuple(scales)} and zeros "
             f"{tuple(zeros)}; they must be [*S, *I, O] and [*S, G, O], and G must divide the rows"
         )
     if not jnp.issubdtype(dtype, jnp.floating):
@@ -173,8 +173,8 @@ def check_scaled(shape: Sequence[int], scales: Sequence[int]) -> None:
     """Raise ValueError unless the shapes of tensor and scales fit a `ScaledLeaf`."""
     if len(shape) < 2 or tuple(scales) != tuple(shape[-2:-1]):
         raise ValueError(
-            f"scales of shape {tuple(scales)} do not go with a tensor of {tuple(shape)}; there "
-            "must be one for each of its inputs, the last axis but one"
+            f"scales of shape {tuple(scales)} do not match a tensor of shape {tuple(shape)}; give "
+            "one scale per input, the last axis but one"
         )
 
 
@@ -182,8 +182,8 @@ def check_overlay(shape: Sequence[int], places: Sequence[int], values: Sequence[
     """Raise ValueError unless the three shapes fit an `OverlayLeaf`."""
     if tuple(places) != tuple(shape) or len(values) != 1:
         raise ValueError(
-            f"places of shape {tuple(places)} and values of {tuple(values)} do not go with a "
-            f"tensor of {tuple(shape)}; they must be of its shape, and of one axis"
+            f"places of shape {tuple(places)} and values of shape {tuple(values)} do not match a "
+            f"tensor of shape {tuple(shape)}; places must have this shape, and values one axis"
         )
 
 
@@ -194,8 +194,8 @@ def check_places(places: np.ndarray, values: np.ndarray) -> None:
         raise ValueError(f"places are {places.dtype}, they must be uint8; cast them")
     if places.max(initial=0) > 1 or marked != values.size:
         raise ValueError(
-            f"{marked} places are marked with up to {places.max(initial=0)}, for {values.size} "
-            "values; marks are 1, one for each value"
+            f"places has {marked} marks of up to {places.max(initial=0)} for {values.size} values; "
+            "mark the place of each value with 1"
         )
 
 
@@ -204,8 +204,9 @@ def check_product(shape: Sequence[int], left: Sequence[int], right: Sequence[int
     fits = len(left) == len(right) == 2 and len(shape) >= 1 and left[1] == right[0] > 0
     if not fits or (math.prod(shape[:-1]), shape[-1]) != (left[0], right[1]):
         raise ValueError(
-            f"factors of shapes {tuple(left)} and {tuple(right)} do not make a tensor of "
-            f"{tuple(shape)}"
+            f"factors of shapes {tuple(left)} and {tuple(right)} do not make a tensor of shape "
+            f"{tuple(shape)}; they must be [I, R] and [R, O] for [*inputs, O], I the product of "
+            "inputs"
         )
 
 
@@ -266,7 +267,7 @@ def _to_numpy(path: str, x: Any) -> np.ndarray:
         if jnp.issubdtype(x.dtype, jax.dtypes.extended):
             raise TypeError(f"{path!r}: a key array; store jax.random.key_data(key)")
         if not x.is_fully_addressable:
-            raise ValueError(f"{path!r}: the array lies on other hosts too; gather it first")
+            raise ValueError(f"{path!r}: the array is sharded over several hosts; gather it first")
     elif not isinstance(x, np.ndarray | np.generic) and not hasattr(x, "__array__"):
         raise TypeError(f"{path!r}: expected an array, not {type(x).__name__}")
     if isinstance(x, np.ma.MaskedArray):

@@ -84,11 +84,11 @@ def test_bits_are_those_of_the_parts():
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("scaled", {"scales": SCALES[:5]}, "one for each of its inputs"),
+        ("scaled", {"scales": SCALES[:5]}, "one scale per input"),
         ("scaled", {"scales": SCALES.astype(np.int32)}, "it must be floating"),
-        ("overlay", {"places": PLACES[:1]}, "of its shape"),
-        ("overlay", {"values": VALUES[1:]}, "places are marked"),
-        ("overlay", {"places": 2 * PLACES}, "marks are 1"),
+        ("overlay", {"places": PLACES[:1]}, "must have this shape"),
+        ("overlay", {"values": VALUES[1:]}, "marks of up to"),
+        ("overlay", {"places": 2 * PLACES}, "place of each value with 1"),
         ("overlay", {"places": PLACES.astype(bool)}, "places are bool, they must be uint8"),
         ("product", {"shape": (3, 4, 6)}, "do not make a tensor"),
         ("product", {"left": coded(12, 0), "right": coded(0, 5)}, "do not make a tensor"),
@@ -160,5 +160,5 @@ def test_a_transposed_leaf_needs_version_1_1_and_two_axes(tmp_path):
         sqs_jax.save(tmp_path / "m.sqs", {"k": leaf})
         assert version in (tmp_path / "m.sqs").read_bytes()[:200]
     flat = TransposedLeaf(CompressedLeaf(np.ones(8, np.uint8), BOOK))
-    with pytest.raises(ValueError, match="is not transposed; it must have two axes"):
+    with pytest.raises(ValueError, match="cannot be transposed; it must have two axes"):
         sqs_jax.save(tmp_path / "m.sqs", {"k": flat})
