@@ -190,8 +190,11 @@ def test_the_check_sees_a_breach(path: str, source: str) -> None:
         ("sqs_jax/distribution/__init__.py", "from .kl import kl"),
         ("sqs_jax/distribution/kl.py", "import jax\n@jax.tree_util.register_dataclass\nclass A: 0"),
         ("sqs_jax/distribution/kl.py", "from jax.tree_util import register_dataclass"),
-        ("sqs_jax/transform/rules.py", "import jax\nfrom ..artifact import bits\njax.tree.map(0)"),
-        ("sqs_jax/checkpoints/npz_file.py", "from sqs_jax.artifact.storage import DTYPES"),
+        (
+            "sqs_jax/transform/rules.py",
+            "import jax\nfrom ..artifact import spec\njax.tree.map(0)",
+        ),
+        ("sqs_jax/checkpoints/npz_file.py", "from sqs_jax.artifact.dtypes import DTYPES"),
         ("sqs_jax/checkpoints/msgpack_file.py", "def f():\n    from flax import serialization"),
         ("sqs_jax/checkpoints/orbax_folder.py", "def f():\n    import orbax.checkpoint as ocp"),
         ("sqs_jax/linen.py", "import flax.linen as nn\nfrom .distribution import x\nnn.Dense(1)"),

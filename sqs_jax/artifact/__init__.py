@@ -1,13 +1,11 @@
-"""What ships: codes and codebooks, their bits, and the file.
+"""Compressed models: leaves of codes and codebooks, size reports, and the file.
 
-`CompressedLeaf` and `materialize` say what a compressed tensor is; `summarize` and `inspect` count
-its bits; `save` and `load` turn a tree of them into one small file and back. This package stands
-on the ground: it knows arrays and trees of them, and nothing of how they were trained.
+`leaves` defines compressed tensors and `materialize`. `file` turns a tree of leaves into a small
+file and back, with `save` and `load`. `size_report` defines the sizes that `summarize` and
+`inspect` return. The package depends on no other package of the library: it knows trees of arrays,
+and nothing about their training.
 """
 
-from sqs_jax.artifact.bits import AttachmentSize, LeafSize, SizeReport
-from sqs_jax.artifact.composed import OverlayLeaf, ProductLeaf, ScaledLeaf, TransposedLeaf
-from sqs_jax.artifact.compressed import CompressedLeaf, GridLeaf, is_compressed, materialize
 from sqs_jax.artifact.file import (
     inspect,
     load,
@@ -16,7 +14,18 @@ from sqs_jax.artifact.file import (
     save,
     summarize,
 )
+from sqs_jax.artifact.leaves import (
+    CompressedLeaf,
+    GridLeaf,
+    OverlayLeaf,
+    ProductLeaf,
+    ScaledLeaf,
+    TransposedLeaf,
+    is_compressed,
+    materialize,
+)
 from sqs_jax.artifact.reader import SqsFile, SqsFileError
+from sqs_jax.artifact.size_report import AttachmentSize, LeafSize, SizeReport
 
 __all__ = [
     "AttachmentSize",

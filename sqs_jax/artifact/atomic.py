@@ -1,4 +1,4 @@
-"""Replace a file, or fill a folder, as a whole or not at all."""
+"""Atomic writes: a file is replaced, or a folder created, as a whole."""
 
 import contextlib
 import errno
@@ -19,14 +19,15 @@ __all__ = [
 ]
 
 _TEMPORARIES: set[str] = set()
-"""What this process is writing now, for a signal handler that ends it."""
+"""Paths of this process's unfinished writes, for a signal handler that ends the process."""
 
 
 def remove_temporaries() -> None:
-    """Remove the temporary files and folders of unfinished writes, before the process ends.
+    """Remove the temporary files and folders of unfinished writes.
 
-    For signal handlers. An exception raised there would unwind through whatever code the signal
-    met, compiled extensions too, and could be lost; ending the process after this call cannot.
+    For signal handlers that end the process after this call. An exception raised in a handler
+    would instead unwind through the interrupted code, compiled extensions included, and could be
+    lost there.
     """
     for path in list(_TEMPORARIES):
         with contextlib.suppress(OSError):
@@ -35,11 +36,13 @@ def remove_temporaries() -> None:
 
 
 def write_atomically(path: str, data: bytes) -> None:
-    """Write a file so that a reader, or a crash, sees the old content or the new, nothing between.
+    """Write a file atomically.
+
+    Readers see the complete old content or the complete new content, also after a crash.
 
     Args:
-        path: Where to write. A symbolic link is followed.
-        data: The whole content.
+        path: Path of the file. A symbolic link is followed.
+        data: Content of the file.
 
     Raises:
         OSError: As `replacing`.
@@ -50,31 +53,30 @@ def write_atomically(path: str, data: bytes) -> None:
 
 @contextlib.contextmanager
 def replacing(path: str) -> Iterator[BinaryIO]:
-    """Give a file to write to, which takes its name once it is complete.
+    """Open a temporary file that replaces `path` when the `with` block ends.
 
-    The bytes go to a temporary file in the same folder, reach the disk, and then take the name.
-    On any failure, also one in the `with` block, the temporary file is removed and what stood at
-    `path` is untouched.
+    The temporary file lies in the same folder. It is synced to disk and then renamed. On any
+    failure, also in the `with` block, the temporary file is removed and `path` stays unchanged.
 
     Args:
-        path: Where to write. A symbolic link is followed.
+        path: Path of the file. A symbolic link is followed.
 
     Yields:
         The temporary file, open for writing.
 
     Raises:
-        OSError: Of the kind the system gave (FileNotFoundError, PermissionError, ...), naming the
-            path and, where there is one, the way out.
+        OSError: The subclass that the system raised (FileNotFoundError, PermissionError, ...), with
+            `path` and, where there is one, a remedy.
     """
-    target, folder, temporary = _places(path)
-    with _explained(path, folder, temporary):
+    target, folder, temporary = _target_and_temporary(path)
+    with _explain_errors(path, folder, temporary):
         _check_file(target)
         _TEMPORARIES.add(temporary)
         try:
             with os.fdopen(_create(temporary), "wb") as file:
                 yield file
                 file.flush()
-                if os.path.exists(target):  # whoever could read it still can, and nobody else
+                if os.path.exists(target):  # keep the permissions of the file that is replaced
                     os.chmod(temporary, stat.S_IMODE(os.stat(target).st_mode))
                 os.fsync(file.fileno())
             os.replace(temporary, target)
@@ -88,29 +90,29 @@ def replacing(path: str) -> Iterator[BinaryIO]:
 
 
 def _create(path: str) -> int:
-    # O_EXCL and not tempfile: the file gets the permissions any new file here gets.
+    # Not tempfile, whose files only their owner can read: this file gets the default permissions.
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
 
 
 @contextlib.contextmanager
 def replacing_folder(path: str) -> Iterator[str]:
-    """Give a new folder to fill, which takes its name once it is complete.
+    """Create a temporary folder that is renamed to `path` when the `with` block ends.
 
-    The folder lies beside its place under a temporary name; what is in it reaches the disk before
-    it is renamed. On any failure, also one in the `with` block, it is removed with its content.
+    The temporary folder lies beside `path`. Its content is synced to disk before the rename. On any
+    failure, also in the `with` block, it is removed with its content.
 
     Args:
-        path: The folder to make. It may exist if it is empty; a symbolic link is followed.
+        path: Path of the new folder. An existing folder must be empty; a symbolic link is followed.
 
     Yields:
         The path of the temporary folder.
 
     Raises:
-        OSError: Of the kind the system gave, naming the path and the way out; FileExistsError if
-            something stands there.
+        OSError: The subclass that the system raised, with `path` and a remedy; FileExistsError if
+            there is a file or a folder with content at `path`.
     """
-    target, folder, temporary = _places(path)
-    with _explained(path, folder, temporary):
+    target, folder, temporary = _target_and_temporary(path)
+    with _explain_errors(path, folder, temporary):
         _check_new_folder(target)
         _TEMPORARIES.add(temporary)
         try:
@@ -119,7 +121,7 @@ def replacing_folder(path: str) -> Iterator[str]:
             _sync_tree(temporary)
             if os.path.isdir(target):
                 os.chmod(temporary, stat.S_IMODE(os.stat(target).st_mode))
-            os.replace(temporary, target)  # which refuses a folder that has been filled meanwhile
+            os.replace(temporary, target)  # raises if another process has filled the folder
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
@@ -129,20 +131,21 @@ def replacing_folder(path: str) -> Iterator[str]:
 
 
 def check_writable(path: str, *, folder: bool = False) -> None:
-    """Raise what `replacing` or `replacing_folder` would raise, before there is anything to write.
+    """Check that a file or folder can be written, before its content is computed.
 
     Args:
-        path: Where a file or a folder will be written.
-        folder: Whether it is a folder.
+        path: Path of the file or folder that will be written.
+        folder: True for a folder.
 
     Raises:
         OSError: As `replacing` and `replacing_folder`.
     """
-    target, parent, temporary = _places(path)
-    with _explained(path, parent, temporary):
+    target, parent, temporary = _target_and_temporary(path)
+    with _explain_errors(path, parent, temporary):
         (_check_new_folder if folder else _check_file)(target)
-        try:  # permissions alone do not tell: the disk may be read-only, or have no inode left
-            tempfile.TemporaryFile(dir=parent).close()  # without a name, where there are such files
+        # Permissions alone do not show a read-only disk, or one without free inodes.
+        try:
+            tempfile.TemporaryFile(dir=parent).close()
         except OSError as error:
             raise OSError(error.errno, error.strerror) from error
 
@@ -156,29 +159,30 @@ def _check_file(target: str) -> None:
 
 def _check_new_folder(target: str) -> None:
     if os.path.lexists(target) and not os.path.isdir(target):
-        raise FileExistsError(errno.EEXIST, "a file stands at this path")
+        raise FileExistsError(errno.EEXIST, "there is a file at this path")
     if os.path.isdir(target) and os.listdir(target):
         raise FileExistsError(errno.EEXIST, "the folder is not empty")
 
 
 @contextlib.contextmanager
-def _explained(path: str, folder: str, temporary: str) -> Iterator[None]:
-    """Let errors of the temporary file name the path that was asked for, and the remedy."""
+def _explain_errors(path: str, folder: str, temporary: str) -> Iterator[None]:
+    """Replace the temporary path in errors by `path`, and add a remedy."""
     try:
         yield
     except OSError as error:
-        inner = str(error.filename)
-        if inner.startswith(temporary + os.sep):  # of a file in the folder that is being filled
-            named = path + inner.removeprefix(temporary)
+        filename = str(error.filename)
+        if filename.startswith(temporary + os.sep):  # a file in the folder that is being filled
+            final_name = path + filename.removeprefix(temporary)
             text = (error.strerror or "").replace(temporary, path)
-            raise type(error)(error.errno, text, named) from error
+            raise type(error)(error.errno, text, final_name) from error
+        # Errors of unrelated files in the `with` block pass. A failed write has no filename.
         if error.filename not in (None, temporary):
-            raise  # of another file, in the with block; a failed write has no name
+            raise
         raise type(error)(error.errno, _explain(error, folder), path) from error
 
 
-def _places(path: str) -> tuple[str, str, str]:
-    """Return what to replace, its folder, and a temporary name in that."""
+def _target_and_temporary(path: str) -> tuple[str, str, str]:
+    """Resolve a path; return target, parent folder and temporary path in the folder."""
     target = os.path.realpath(path)
     folder, name = os.path.split(target)
     return target, folder, os.path.join(folder, f".{name[:50]}.{secrets.token_hex(8)}.tmp")
@@ -194,7 +198,7 @@ def _explain(error: OSError, folder: str) -> str:
         return f"cannot save: there is no folder {folder!r}, create it first"
     if isinstance(error, PermissionError):
         return f"cannot save: no permission to write in the folder {folder!r}"
-    return f"cannot save: {what}; what stood at this path before is untouched"
+    return f"cannot save: {what}; the previous content of this path is untouched"
 
 
 def _sync_tree(folder: str) -> None:
@@ -206,8 +210,8 @@ def _sync_tree(folder: str) -> None:
 
 
 def _sync_folder(folder: str) -> None:
-    # The rename itself must reach the disk. Some network file systems, and Windows, cannot sync
-    # a folder; the file is complete either way.
+    # This syncs the rename. Windows and some network file systems cannot sync a folder; the file is
+    # complete in either case.
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:

@@ -1,4 +1,4 @@
-"""Named byte strings beside the tensors: a tokenizer, a configuration, a licence."""
+"""Attachments: named byte strings beside the tensors, for example a tokenizer."""
 
 import dataclasses
 import unicodedata
@@ -13,28 +13,28 @@ __all__ = ["KIND", "Attachment", "check_attachment", "check_attachments", "unwra
 
 KIND = "attachment"
 MAX_NAME = 255
-"""The most bytes of UTF-8 in a name: what common file systems take."""
+"""Largest length of a name in bytes of UTF-8, the limit of common file systems."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Attachment:
-    """Bytes that are to be stored under a name, as a uint8 array `[n]`."""
+    """Content of an attachment that is to be written, a uint8 array `[n]`."""
 
     data: np.ndarray
 
 
 def check_attachments(attachments: Mapping[str, bytes] | None) -> dict[str, Attachment]:
-    """Check attachments that are to be written.
+    """Check the attachments of a file that is to be written.
 
     Args:
-        attachments: Bytes-like values by name; None stands for none.
+        attachments: Bytes-like values by name; None is an empty dict.
 
     Returns:
         The attachments by ascending name.
 
     Raises:
         TypeError: If a name is no str or a value is not bytes-like.
-        ValueError: If a name cannot be the name of a file.
+        ValueError: If a name is not valid as a file name.
     """
     if attachments is None:
         return {}
@@ -57,13 +57,13 @@ def check_attachments(attachments: Mapping[str, bytes] | None) -> dict[str, Atta
 
 
 def check_name(name: str) -> None:
-    """Raise ValueError unless a name can be the name of a file in any folder."""
+    """Raise ValueError unless `name` is valid as a file name on common file systems."""
     try:
         size = len(name.encode())
     except UnicodeEncodeError:
         size = 0
-    odd = any(c in "/\\" or unicodedata.category(c) == "Cc" for c in name)
-    if not 1 <= size <= MAX_NAME or odd or name in (".", ".."):
+    has_bad_character = any(c in "/\\" or unicodedata.category(c) == "Cc" for c in name)
+    if not 1 <= size <= MAX_NAME or has_bad_character or name in (".", ".."):
         raise ValueError(
             f"the attachment name {name!r:.300} cannot be the name of a file; use 1 to {MAX_NAME} "
             "bytes of UTF-8 without slashes, backslashes and control characters, not '.' or '..'"
@@ -71,7 +71,7 @@ def check_name(name: str) -> None:
 
 
 def check_attachment(spec: LeafSpec) -> None:
-    """Raise ValueError unless a leaf is an attachment."""
+    """Raise ValueError unless the description of a leaf is that of an attachment."""
     part = spec.parts[0] if len(spec.parts) == 1 else None
     fits = isinstance(part, SymbolsSpec) and part.alphabet == 256 and part.shape == spec.shape
     if not fits or len(spec.shape) != 1 or spec.dtype != "uint8" or spec.attributes:
@@ -79,24 +79,31 @@ def check_attachment(spec: LeafSpec) -> None:
 
 
 def wrap(index: dict[str, Any], nodes: dict[str, Any]) -> None:
-    """Put the nodes of attachments, if any, into an index.
+    """Add the nodes of attachments to an index, if there are any.
 
-    Readers of 1.0 see a tuple of the tree and a dict: they list both, and refuse an attachment by
-    its kind, when it is read. Outside of `tree` they would find streams that nothing claims, and
-    refuse the file.
+    The nodes go into `tree`, beside the tree itself. A reader of format 1.0 then sees a tuple of
+    the tree and a dict. It lists both, and refuses an attachment only when that leaf is read. With
+    nodes elsewhere, it would find bytes that no leaf claims and refuse the whole file.
+
+    Args:
+        index: Index of the file, changed in place.
+        nodes: Node of each attachment by name.
     """
     if nodes:
         index.update(tree=["t", index["tree"], nodes], attachments=True)
 
 
 def unwrap(index: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Return the skeleton of the tree, and the node of each attachment by ascending name.
+    """Split the tree of an index into the skeleton and the nodes of attachments.
 
     Args:
-        index: Of a file, not to be trusted. The skeleton and the nodes are not checked.
+        index: Index of an untrusted file.
+
+    Returns:
+        The skeleton, and the node of each attachment by ascending name, both unchecked.
 
     Raises:
-        ValueError: If it says that it has attachments, and has not, or not by proper names.
+        ValueError: If the index claims attachments and has none, or has invalid names.
     """
     skeleton = index.get("tree")
     if "attachments" not in index:
@@ -106,4 +113,4 @@ def unwrap(index: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
             for name in nodes:
                 check_name(name)
             return inner, dict(sorted(nodes.items()))
-    raise ValueError("the index has no attachments where it says so")
+    raise ValueError("the index claims attachments and has none")

@@ -5,8 +5,8 @@
     "index"             JSON, compressed in the .lzma format, and its CRC-32
     "data"              the bytes of each leaf and their CRC-32; left out if there are no leaves
 
-Both are of dtype U8. `__metadata__` is {"format": "sqs", "version": "1.0"}, or "1.1" where a file
-needs what 1.1 added.
+Both streams have dtype U8. `__metadata__` is {"format": "sqs", "version": "1.0"}, or "1.1" for a
+file that uses a feature of 1.1.
 """
 
 import json
@@ -33,18 +33,20 @@ __all__ = [
 ]
 
 VERSION = (1, 1)
-"""A reader refuses a newer first number, and reads what it knows of a newer second one."""
+"""Newest version of the format, as (major, minor). A reader refuses files of a newer major version.
+Of files of a newer minor version it reads the leaves that it knows."""
 FIRST_VERSION = (1, 0)
-"""What is written where a file needs nothing that came later: older readers take it whole."""
+"""Version of a file that uses no feature of a later version, so that older readers accept it."""
 CHECKSUM = 4
-"""Bytes of the CRC-32 behind the index and behind each leaf."""
+"""Bytes of the CRC-32 after the index and after each leaf."""
 MAX_HEADER = 1 << 16
+"""Largest header, bytes."""
 MAX_INDEX = 1 << 22
-"""The most bytes of JSON the index of a 1.0 file may unfold to."""
+"""Largest index of a 1.0 file, bytes of JSON."""
 DICTIONARY = 1 << 22
-"""Bytes that LZMA looks back in an index; a reader's decoder takes up to four times as many."""
+"""Size of the LZMA dictionary of an index, bytes; a reader accepts up to four times as much."""
 INDEX_PER_LEAF = 512
-"""Bytes of JSON more for each leaf that has bytes of its own: its name twice, shapes, figures."""
+"""Bytes of JSON that each leaf with data adds to `MAX_INDEX`: its name twice, shapes, figures."""
 
 MAGIC = {
     b"PK\x03\x04": "a zip archive (.npz or a PyTorch file)",
@@ -61,20 +63,31 @@ DAMAGED = "the file is damaged or cut short; copy it again"
 
 
 class Streams(NamedTuple):
-    """Where the two streams lie in a file: (start, end) in bytes from its beginning."""
+    """Positions of the two streams of a file, as (start, end) in bytes.
 
-    of_index: tuple[int, int]
-    data: tuple[int, int]
+    Attributes:
+        index_span: Position of the index, from the beginning of the file.
+        data_span: Position of the leaves, from the beginning of the file.
+        version: Version of the format, (major, minor).
+    """
+
+    index_span: tuple[int, int]
+    data_span: tuple[int, int]
     version: tuple[int, int]
 
 
 def write_header(
     index_bytes: int, data_bytes: int, version: tuple[int, int] = FIRST_VERSION
 ) -> bytes:
-    """Return what stands before the streams.
+    """Return the header of a file, with its length in front.
 
-    It is written here and not by safetensors, which puts the two entries of `__metadata__` in a
-    random order: the same model must be the same bytes.
+    The safetensors library is not used, because it writes the entries of `__metadata__` in random
+    order. The same model must give the same bytes.
+
+    Args:
+        index_bytes: Length of the index stream.
+        data_bytes: Length of the data stream.
+        version: Version of the format, (major, minor).
     """
     metadata = {"format": "sqs", "version": ".".join(map(str, version))}
     header: dict[str, Any] = {"__metadata__": metadata}
@@ -89,14 +102,18 @@ def write_header(
 
 
 def read_header(file: BinaryIO, file_bytes: int) -> Streams:
-    """Find the streams of a file, which is not to be trusted.
+    """Read the header of an untrusted file.
 
     Args:
-        file: At its beginning.
-        file_bytes: Its length.
+        file: File, positioned at its beginning.
+        file_bytes: Length of the file.
+
+    Returns:
+        The positions of the streams, which cover the rest of the file.
 
     Raises:
-        ValueError: If this is no sqs file that this version reads; says what it seems to be.
+        ValueError: If the file is no sqs file, or of a newer major version. The message names the
+            format that the file seems to have.
     """
     if not file_bytes:
         raise ValueError("the file is empty; it was never written, copy it again")
@@ -106,10 +123,10 @@ def read_header(file: BinaryIO, file_bytes: int) -> Streams:
     for magic, name in MAGIC.items():
         if first.startswith(magic):
             raise ValueError(f"this is {name}, not an sqs file; open it with what wrote it")
-    ours = b'"format":"sqs"' in head[:256]
-    header = _object(head) if length == len(head) else None
+    claims_sqs = b'"format":"sqs"' in head[:256]
+    header = _parse_object(head) if length == len(head) else None
     if header is None:
-        if ours:
+        if claims_sqs:
             raise ValueError(DAMAGED)
         raise ValueError(
             "this is neither an sqs file nor a whole safetensors file; give a file that "
@@ -131,7 +148,7 @@ def read_header(file: BinaryIO, file_bytes: int) -> Streams:
         start, end = end, end + size[0] if type(size[0]) is int and size[0] > 0 else 0
         offsets = [start - 8 - length, end - 8 - length]
         expected = {"dtype": "U8", "shape": size, "data_offsets": offsets}
-        # Equal as text: 1.0 and true are no offsets.
+        # Compared as text, because in Python 1 == 1.0 == True.
         if not end or json.dumps(entry, sort_keys=True) != json.dumps(expected, sort_keys=True):
             raise ValueError(f"entry {name!r} claims bytes that are not there; {DAMAGED}")
         spans[name] = start, end
@@ -140,19 +157,19 @@ def read_header(file: BinaryIO, file_bytes: int) -> Streams:
     return Streams(spans["index"], spans["data"], version)
 
 
-def _object(text: bytes) -> dict[str, Any] | None:
-    """Return a JSON object, None if the text is none or says anything twice."""
+def _parse_object(text: bytes) -> dict[str, Any] | None:
+    """Return a JSON object; None unless `text` is an object with unique names."""
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(dict(pairs)) < len(pairs):
-            raise ValueError("a name stands twice")
+            raise ValueError("a name occurs twice")
         return dict(pairs)
 
     try:
-        found = json.loads(text, object_pairs_hook=once)
+        value = json.loads(text, object_pairs_hook=unique)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return value if isinstance(value, dict) else None
 
 
 def _version(text: Any) -> tuple[int, int]:
@@ -170,12 +187,12 @@ def _version(text: Any) -> tuple[int, int]:
 
 
 def sealed(data: bytes) -> bytes:
-    """Return bytes with their CRC-32 behind them, little-endian."""
+    """Return `data` with a little-endian CRC-32 appended."""
     return data + struct.pack("<I", zlib.crc32(data))
 
 
 def unsealed(data: bytes) -> bytes:
-    """Return the bytes of `sealed`.
+    """Verify and remove the checksum that `sealed` appended.
 
     Raises:
         ValueError: If the checksum does not match.
@@ -187,24 +204,25 @@ def unsealed(data: bytes) -> bytes:
 
 
 def max_index(leaves: int) -> int:
-    """Return how many bytes of JSON the index of so many leaves may unfold to.
+    """Return the largest length of an index that a reader accepts, bytes of JSON.
 
     Args:
-        leaves: Leaves with bytes of their own, attachments included. Shared ones do not count: each
-            of the others has a checksum in the file, so that memory stays in proportion to it.
+        leaves: Number of leaves with data, attachments included. Leaves that share the data of
+            another do not count. Each leaf with data has a checksum, so that the bound stays in
+            proportion to the length of the file.
     """
     return MAX_INDEX + INDEX_PER_LEAF * leaves
 
 
 def index_text(index: dict[str, Any], leaves: int) -> bytes:
-    """Return the index as JSON.
+    """Return the JSON of an index.
 
     Args:
-        index: Its keys and values.
-        leaves: As for `max_index`.
+        index: Keys and values of the index.
+        leaves: Number of leaves with data, see `max_index`.
 
     Raises:
-        ValueError: If it is longer than a reader accepts.
+        ValueError: If the JSON is longer than a reader accepts.
     """
     text = json.dumps(index, separators=(",", ":"), sort_keys=True, allow_nan=False).encode()
     if len(text) > max_index(leaves):
@@ -218,36 +236,36 @@ def index_text(index: dict[str, Any], leaves: int) -> bytes:
 
 
 def write_index(text: bytes) -> bytes:
-    """Return the index as the bytes of a file, from its JSON."""
-    # The small literal contexts suit JSON; lzma, as numbers and names are a third shorter than in
-    # zlib's code. For the 6 to 10 MB of 36,096 leaves preset 9 takes 2 to 6 s, preset 3 a tenth to
-    # a third of that and between 16 % fewer and 18 % more bytes: little beside so many leaves.
+    """Return the index stream of a file: compressed JSON and a checksum."""
+    # LZMA codes names and numbers in a third fewer bytes than zlib; lc=1 and pb=0 suit JSON.
+    # Preset 9 takes 2 to 6 s for an index of 6 to 10 MB (36,096 leaves). Preset 3 takes a tenth to
+    # a third of that, for 16 % fewer to 18 % more bytes, which are few beside the data.
     preset = 9 if len(text) <= MAX_INDEX else 3
     coder = {"id": lzma.FILTER_LZMA1, "dict_size": DICTIONARY, "lc": 1, "pb": 0, "preset": preset}
     return sealed(lzma.compress(text, lzma.FORMAT_ALONE, filters=[coder]))
 
 
 def read_index(data: bytes, data_bytes: int) -> tuple[dict[str, Any], int]:
-    """Unfold the index, which is not to be trusted.
+    """Decompress the index of an untrusted file.
 
     Args:
-        data: Its bytes in the file.
-        data_bytes: The bytes of all leaves together, which bound how many leaves there can be.
+        data: Index stream of the file.
+        data_bytes: Length of the data stream, which bounds the number of leaves.
 
     Returns:
-        The index, and the length of its JSON, bytes.
+        The index, and the length of its JSON in bytes.
 
     Raises:
-        ValueError: If this is no index, or one that unfolds to more than a reader accepts.
+        ValueError: If `data` is no index, or its JSON is longer than a reader accepts.
     """
     unzip = lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=4 * DICTIONARY)
-    most = max_index(data_bytes // CHECKSUM)
+    limit = max_index(data_bytes // CHECKSUM)
     try:
-        text = unzip.decompress(unsealed(data), most + 1)  # the end marker is read with one more
+        text = unzip.decompress(unsealed(data), limit + 1)  # one byte more reads the end marker
     except lzma.LZMAError as error:
         raise ValueError(f"the index cannot be read ({error}); {DAMAGED}") from error
-    whole = unzip.eof and not unzip.unused_data and len(text) <= most
-    index = _object(text) if whole else None
+    complete = unzip.eof and not unzip.unused_data and len(text) <= limit
+    index = _parse_object(text) if complete else None
     if index is None:
         raise ValueError(f"the index is too long or no JSON object; {DAMAGED}")
     return index, len(text)

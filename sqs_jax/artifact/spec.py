@@ -1,7 +1,8 @@
-"""What a file says of its leaves before any of them is read: shapes, dtypes, lengths, figures.
+"""Specs: the description of each leaf in the index of a file.
 
-A leaf is an array, or of a kind that is put together from parts: symbols (small unsigned integers,
-entropy-coded), arrays, and leaves again. All that the index claims is checked here.
+A spec has shapes, dtypes, lengths and size figures, so that a reader knows a leaf before decoding
+it. A leaf is an array, or a kind of leaf with parts: symbols (small unsigned integers,
+entropy-coded), arrays, and other leaves. The functions that read specs check every value.
 """
 
 import itertools
@@ -9,8 +10,8 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Union
 
-from sqs_jax.artifact import storage
-from sqs_jax.artifact.storage import MAX_DEPTH
+from sqs_jax.artifact.dtypes import DTYPES, check_stored, code_dtype
+from sqs_jax.artifact.validate import MAX_NESTING
 
 __all__ = [
     "ArraySpec",
@@ -19,14 +20,23 @@ __all__ = [
     "SymbolsSpec",
     "has_kind",
     "parts_of",
+    "read_arrays",
     "read_spec",
-    "rows",
-    "unfolded",
+    "read_symbols",
+    "table_rows",
+    "unfolded_size",
+    "write_spec",
 ]
 
 
 class ArraySpec(NamedTuple):
-    """An array: its shape, its dtype and the dtype it is stored in."""
+    """An array in a file.
+
+    Attributes:
+        shape: Shape of the array.
+        dtype: Name of its dtype.
+        stored: Name of the dtype of its elements in the file.
+    """
 
     shape: tuple[int, ...]
     dtype: str
@@ -34,15 +44,20 @@ class ArraySpec(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """What it occupies in the file."""
-        return math.prod(self.shape) * storage.DTYPES[self.stored].itemsize
+        """Bytes of the array in the file."""
+        return math.prod(self.shape) * DTYPES[self.stored].itemsize
 
 
 class SymbolsSpec(NamedTuple):
-    """Symbols below `alphabet`, how many are not 0, and how far their bits exceed the entropy.
+    """A stream of entropy-coded symbols in a file.
 
-    `excess_bits` is 8 * nbytes less the order-0 entropy of all of them, to a tenth of a bit; it is
-    negative where a context model helps.
+    Attributes:
+        shape: Shape of the array of symbols.
+        alphabet: Number of different symbols, 1 to 65,536; a symbol is below `alphabet`.
+        nbytes: Bytes of the stream.
+        nonzero: Number of symbols that are not 0.
+        excess_bits: 8 * `nbytes` minus the order-0 entropy of the stream, to a tenth of a bit;
+            negative where a context model helps.
     """
 
     shape: tuple[int, ...]
@@ -53,17 +68,25 @@ class SymbolsSpec(NamedTuple):
 
     @property
     def entropy_bits(self) -> float:
-        """Their order-0 entropy."""
+        """Order-0 entropy of the stream, bits."""
         return 8 * self.nbytes - self.excess_bits
 
     @property
     def dtype(self) -> str:
-        """The dtype they are decoded to."""
-        return storage.code_dtype(self.alphabet - 1).name
+        """Name of the dtype of the decoded symbols."""
+        return code_dtype(self.alphabet - 1).name
 
 
 class LeafSpec(NamedTuple):
-    """A leaf of a kind: the tensor it stands for, and the parts it is put together from."""
+    """A leaf with parts in a file.
+
+    Attributes:
+        kind: Key of `leaf_codecs.CODECS`, or a kind that this version does not know.
+        shape: Shape of the tensor that the leaf stands for.
+        dtype: Name of the dtype of this tensor.
+        attributes: Values of the leaf that are no arrays, from JSON.
+        parts: Specs of the parts, in the order of their bytes.
+    """
 
     kind: str
     shape: tuple[int, ...]
@@ -73,7 +96,7 @@ class LeafSpec(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """What its parts occupy in the file."""
+        """Bytes of the parts in the file."""
         return sum(part.nbytes for part in self.parts)
 
 
@@ -81,7 +104,7 @@ Spec = Union[ArraySpec, SymbolsSpec, LeafSpec]  # noqa: UP007 (a forward referen
 
 
 def parts_of(spec: Spec) -> Iterator[ArraySpec | SymbolsSpec]:
-    """List the arrays and symbols of a leaf, in the order of their bytes."""
+    """Iterate over the arrays and symbols of a leaf, in the order of their bytes."""
     if isinstance(spec, LeafSpec):
         yield from itertools.chain.from_iterable(map(parts_of, spec.parts))
     else:
@@ -89,42 +112,46 @@ def parts_of(spec: Spec) -> Iterator[ArraySpec | SymbolsSpec]:
 
 
 def has_kind(spec: Spec, kind: str) -> bool:
-    """Return whether a leaf, or a leaf in it, is of a kind."""
+    """Return whether a leaf or a nested leaf has this kind."""
     if not isinstance(spec, LeafSpec):
         return False
     return spec.kind == kind or any(has_kind(part, kind) for part in spec.parts)
 
 
-def unfolded(spec: Spec) -> int:
-    """Count what a leaf takes in memory beyond its bytes in the file.
+def unfolded_size(spec: Spec) -> int:
+    """Return a measure of the memory that a leaf takes beyond its bytes in the file.
 
-    That is its symbols, the weights of products in it, and the bytes of integer tensors, which are
-    at least as many as their symbols.
+    Memory is bounded by this number, see `reader.max_unfolded`. It counts each symbol and each
+    weight of a product once. For an integer tensor it counts bytes, of which there are at least as
+    many as symbols.
     """
     match spec:
         case SymbolsSpec():
             return math.prod(spec.shape)
         case LeafSpec("integers"):
-            return math.prod(spec.shape) * storage.DTYPES[spec.dtype].itemsize
+            return math.prod(spec.shape) * DTYPES[spec.dtype].itemsize
         case LeafSpec():
             product = math.prod(spec.shape) if spec.kind == "product" else 0
-            return product + sum(map(unfolded, spec.parts))
+            return product + sum(map(unfolded_size, spec.parts))
     return 0
 
 
 def read_spec(
     node: Any, arrays: Iterator[ArraySpec], symbols: Iterator[SymbolsSpec], depth: int = 0
 ) -> Spec:
-    """Read one leaf's node of the index.
+    """Read the node of a leaf from the index.
 
     Args:
-        node: "d", "s", "c" or ["k", kind, shape, dtype, attributes, node, ...]; not to be trusted.
-        arrays: The index's arrays; as many are taken as the node has.
-        symbols: The index's symbols, likewise.
-        depth: Of leaves within leaves.
+        node: Untrusted JSON: "d", "s", "c" or ["k", kind, shape, dtype, attributes, node, ...].
+        arrays: Arrays of the index; the node consumes one per array of the leaf.
+        symbols: Symbol streams of the index; the node consumes one per stream of the leaf.
+        depth: Number of leaves around this one.
+
+    Returns:
+        The spec of the leaf.
 
     Raises:
-        ValueError: If this is no such node, or claims parts that the index does not have.
+        ValueError: If `node` is not such a node, or has more parts than the index.
     """
     match node:
         case "d" | "s":
@@ -137,8 +164,8 @@ def read_spec(
             book = read_spec("d", arrays, symbols)
             assert isinstance(book, ArraySpec)
             return LeafSpec("codebook", codes.shape, book.dtype, {}, (codes, book))
-        case ["k", str(kind), shape, str(dtype), dict(attributes), *parts] if depth < MAX_DEPTH:
-            if not is_shape(shape) or dtype not in storage.DTYPES:
+        case ["k", str(kind), shape, str(dtype), dict(attributes), *parts] if depth < MAX_NESTING:
+            if not is_shape(shape) or dtype not in DTYPES:
                 raise ValueError(f"a leaf of kind {kind!r:.50} has no shape or no dtype")
             children = (read_spec(part, arrays, symbols, depth + 1) for part in parts)
             return LeafSpec(kind, tuple(shape), dtype, attributes, tuple(children))
@@ -146,7 +173,7 @@ def read_spec(
 
 
 def write_spec(spec: Spec) -> Any:
-    """Return the node that `read_spec` reads."""
+    """Return the node of a leaf for the index, the inverse of `read_spec`."""
     match spec:
         case ArraySpec():
             return "d"
@@ -159,43 +186,46 @@ def write_spec(spec: Spec) -> Any:
 
 
 def read_arrays(columns: Any) -> list[ArraySpec]:
-    """Read the index's table of arrays: the columns shape, dtype, stored dtype."""
-    arrays = [ArraySpec(tuple(row[0]), *row[1:]) for row in rows(columns, "SDD")]
+    """Read the table of arrays of an index: the columns shape, dtype, stored dtype."""
+    arrays = [ArraySpec(tuple(row[0]), *row[1:]) for row in table_rows(columns, "SDD")]
     for array in arrays:
-        storage.check_stored(array.dtype, array.stored)
+        check_stored(array.dtype, array.stored)
     return arrays
 
 
 def read_symbols(columns: Any) -> list[SymbolsSpec]:
-    """Read the index's table of symbols: shape, alphabet, bytes, nonzero, excess in bits."""
-    symbols = [SymbolsSpec(tuple(row[0]), *row[1:]) for row in rows(columns, "SANNE")]
-    for entry in symbols:
-        count = math.prod(entry.shape)
-        if entry.nonzero > count or not -1 < entry.entropy_bits <= 16 * count + 1:
-            raise ValueError(f"the figures of {count} symbols in the index are out of place")
+    """Read the table of symbols of an index: shape, alphabet, bytes, nonzero, excess."""
+    symbols = [SymbolsSpec(tuple(row[0]), *row[1:]) for row in table_rows(columns, "SANNE")]
+    for stream in symbols:
+        count = math.prod(stream.shape)
+        if stream.nonzero > count or not -1 < stream.entropy_bits <= 16 * count + 1:
+            raise ValueError(f"the figures of {count} symbols in the index are invalid")
     return symbols
 
 
-def rows(columns: Any, types: str) -> list[tuple[Any, ...]]:
-    """Return a table of an index by rows, each value checked by itself.
+def table_rows(columns: Any, types: str) -> list[tuple[Any, ...]]:
+    """Return the rows of a table of the index, after checking the type of every value.
 
     Args:
-        columns: What stands in the index, not to be trusted: lists of equal length, one per
-            column; no column at all for a table without rows.
-        types: A letter per column: S is a shape, D a dtype's name, A an alphabet, N a number of
-            things, E an excess in bits.
+        columns: Untrusted JSON: one list per column, all of equal length; no column at all for a
+            table without rows.
+        types: Letter per column: S for a shape, D for the name of a dtype, A for the size of an
+            alphabet, N for a count, E for an excess in bits.
+
+    Returns:
+        The rows of the table.
 
     Raises:
-        ValueError: If this is not such a table.
+        ValueError: If `columns` is not such a table.
     """
     if not isinstance(columns, list) or len(columns) not in (0, len(types)):
         raise ValueError("a table of the index has the wrong columns")
     for column, type_ in zip(columns, types, strict=False):
         if not isinstance(column, list) or len(column) != len(columns[0]):
-            raise ValueError("the columns of a table of the index are not of one length")
+            raise ValueError("the columns of a table of the index differ in length")
         for value in column:
-            if not _IS[type_](value):
-                raise ValueError(f"{value!r:.80} in the index is out of place")
+            if not _CHECKS[type_](value):
+                raise ValueError(f"{value!r:.80} in the index is invalid")
     return list(zip(*columns, strict=True))
 
 
@@ -204,8 +234,8 @@ def _is_size(value: Any) -> bool:
 
 
 def is_shape(value: Any) -> bool:
-    """Whether this is a list of at most 64 sizes whose product is less than 2**48."""
-    # Zeros aside, so that an empty array cannot claim axes that numpy could not hold either.
+    """Return whether `value` is a list of at most 64 sizes with a product below 2**48."""
+    # The product leaves zeros out: numpy refuses an empty array of too large axes, too.
     return (
         isinstance(value, list)
         and len(value) <= 64
@@ -214,9 +244,9 @@ def is_shape(value: Any) -> bool:
     )
 
 
-_IS: dict[str, Callable[[Any], bool]] = {
+_CHECKS: dict[str, Callable[[Any], bool]] = {
     "S": is_shape,
-    "D": lambda value: isinstance(value, str) and value in storage.DTYPES,
+    "D": lambda value: isinstance(value, str) and value in DTYPES,
     "A": lambda value: type(value) is int and 1 <= value <= 1 << 16,
     "N": _is_size,
     "E": lambda value: type(value) in (int, float) and abs(value) < 1 << 52,

@@ -1,6 +1,6 @@
-"""The structure of a tree as JSON: plain containers only, never pickle.
+"""Skeletons: the structure of a tree as JSON, without pickle.
 
-A skeleton is what stays of a tree without its arrays:
+A skeleton is a tree with a short node in place of each leaf:
 
     {"key": skeleton, ...}                 dict with str keys
     ["i", [key, ...], skeleton, ...]       dict with int keys
@@ -8,7 +8,7 @@ A skeleton is what stays of a tree without its arrays:
     ["t", skeleton, ...]                   tuple
     null                                   None
     "d", "c", ["k", ...]                   a leaf, see spec.py
-    ["r", n]                               the n-th leaf again: weights that are shared
+    ["r", n]                               a leaf that shares the values of leaf number n
 
 Keys are sorted, as `jax.tree` sorts them, so equal trees have equal skeletons.
 """
@@ -19,49 +19,53 @@ from typing import Any
 import jax
 import numpy as np
 
-from sqs_jax.artifact.compressed import LEAVES
+from sqs_jax.artifact.leaves import LEAVES
 
 __all__ = ["MAX_PATHS", "flatten", "leaf_nodes", "unflatten"]
 
 MAX_DEPTH = 200
-"""The deepest tree: far beyond any model, and far below Python's own recursion limit."""
+"""Largest depth of a tree: far beyond any model, and far below Python's recursion limit."""
 MAX_PATHS = 1 << 25
-"""The most characters that the paths of all leaves have together: one long key above many leaves
-would multiply."""
+"""Largest number of characters of all paths together. Without this bound, one long key above many
+leaves would let a small file claim any amount of memory."""
 
 
 def flatten(tree: Any, describe: Callable[[str, Any], Any]) -> Any:
-    """Return a tree's skeleton, having described its leaves in the order of `jax.tree`.
+    """Return the skeleton of a tree.
 
     Args:
         tree: dicts (str keys or int keys), lists, tuples and None around compressed leaves, numpy
             arrays and scalars, JAX arrays, and array-likes with shape, dtype and `__array__`.
-        describe: (path, leaf) -> the leaf's node in the skeleton, a path being the keys joined by
-            "/".
+        describe: Function from path and leaf to the node of the leaf in the skeleton, called in the
+            order of `jax.tree`. A path is the keys joined by "/".
+
+    Returns:
+        The skeleton, JSON values.
 
     Raises:
-        TypeError: If anything else is in the tree; says where, and what to do.
+        TypeError: If the tree has any other node; the message has its path and a remedy.
         ValueError: If the tree is deeper than 200.
     """
 
     def visit(node: Any, path: tuple[str, ...]) -> Any:
-        where = "/".join(path)
+        joined = "/".join(path)
         if len(path) > MAX_DEPTH:
-            raise ValueError(f"{where[:80]!r}...: the tree is deeper than {MAX_DEPTH}")
+            raise ValueError(f"{joined[:80]!r}...: the tree is deeper than {MAX_DEPTH}")
         if node is None:
             return None
         if isinstance(node, LEAVES) or is_array(node):
-            return describe(where, node)
+            return describe(joined, node)
         if type(node) is list or type(node) is tuple:
             tag = "l" if type(node) is list else "t"
             return [tag, *(visit(child, (*path, str(i))) for i, child in enumerate(node))]
         if type(node) is not dict:
-            raise TypeError(f"{where or '(root)'!r}: {_way_out(node)}")
+            raise TypeError(f"{joined or '(root)'!r}: {_refusal(node)}")
         if not all(type(key) is str for key in node) and not all(type(key) is int for key in node):
-            odd = next(key for key in node if type(key) is not str)
+            bad_key = next(key for key in node if type(key) is not str)
+            kind = type(bad_key).__name__
             raise TypeError(
-                f"{where or '(root)'!r}: the dict key {odd!r} is of type {type(odd).__name__}; "
-                "a file keeps dicts whose keys are all str or all int, so rename the keys"
+                f"{joined or '(root)'!r}: the dict key {bad_key!r} is of type {kind}; "
+                "a file stores dicts whose keys are all str or all int, so rename the keys"
             )
         children = {key: visit(node[key], (*path, str(key))) for key in sorted(node)}
         if children and type(next(iter(children))) is int:
@@ -72,22 +76,22 @@ def flatten(tree: Any, describe: Callable[[str, Any], Any]) -> Any:
 
 
 def is_array(node: Any) -> bool:
-    """Whether a node is an array, or becomes one when it is asked to (a tensor read lazily)."""
+    """Return whether a node is an array or array-like (a tensor read lazily)."""
     lazy = all(hasattr(node, name) for name in ("shape", "dtype", "__array__"))
     return lazy or isinstance(node, np.ndarray | np.generic | jax.Array)
 
 
 def leaf_nodes(skeleton: Any) -> list[tuple[str, Any]]:
-    """Check a skeleton that was read from a file, and list its leaves.
+    """Check the containers of a skeleton from a file, and list its leaves.
 
     Args:
-        skeleton: What JSON gave, not to be trusted.
+        skeleton: Untrusted JSON.
 
     Returns:
-        (path, node) for each leaf, in order; the nodes themselves are not checked.
+        (path, node) of each leaf, in order. The nodes of the leaves are not checked.
 
     Raises:
-        ValueError: If this is not the skeleton of a tree.
+        ValueError: If `skeleton` is not the skeleton of a tree.
     """
     leaves: list[tuple[str, Any]] = []
     characters = 0
@@ -110,11 +114,11 @@ def leaf_nodes(skeleton: Any) -> list[tuple[str, Any]]:
 
 
 def unflatten(skeleton: Any, leaves: Iterator[Any]) -> Any:
-    """Rebuild the tree of a skeleton.
+    """Rebuild a tree from its skeleton.
 
     Args:
-        skeleton: A skeleton that `leaf_nodes` has checked.
-        leaves: As many leaves as it has, in order.
+        skeleton: Skeleton, which `leaf_nodes` has checked.
+        leaves: Leaves of the tree, in order.
 
     Returns:
         The tree.
@@ -123,10 +127,10 @@ def unflatten(skeleton: Any, leaves: Iterator[Any]) -> Any:
         return None
     if _is_leaf(skeleton):
         return next(leaves)
-    built = [(key, unflatten(child, leaves)) for key, child in _children(skeleton)]
+    items = [(key, unflatten(child, leaves)) for key, child in _children(skeleton)]
     if isinstance(skeleton, dict) or skeleton[0] == "i":
-        return dict(built)
-    values = [value for _, value in built]
+        return dict(items)
+    values = [value for _, value in items]
     return values if skeleton[0] == "l" else tuple(values)
 
 
@@ -136,7 +140,7 @@ def _is_leaf(node: Any) -> bool:
 
 def _children(node: Any) -> list[tuple[Any, Any]]:
     if isinstance(node, dict):
-        # A stranger's file may not be sorted; leaves are in the order of jax.tree all the same.
+        # Another writer may not sort keys; leaves are in the order of `jax.tree` all the same.
         return sorted(node.items(), key=lambda item: item[0])
     match node:
         case ["i", [*keys], *values] if len(set(map(repr, keys))) == len(keys) == len(values):
@@ -147,7 +151,8 @@ def _children(node: Any) -> list[tuple[Any, Any]]:
     raise ValueError("the tree in the index is damaged")
 
 
-def _way_out(node: Any) -> str:
+def _refusal(node: Any) -> str:
+    """Return why a file cannot store a node, and the remedy, for messages."""
     name = f"{type(node).__module__}.{type(node).__qualname__}"
     if isinstance(node, str):
         return (
@@ -170,7 +175,7 @@ def _way_out(node: Any) -> str:
         return f"the namedtuple {name} cannot be stored; convert it to dict, x._asdict()"
     if hasattr(node, "unfreeze"):
         return f"a {name} cannot be stored; convert it to dict, x.unfreeze()"
-    if not jax.tree_util.all_leaves([node]):  # a module, a train state, a class of one's own
+    if not jax.tree_util.all_leaves([node]):  # a module, a train state, a registered class
         return (
             f"a {name} cannot be stored, but its arrays can, in dict, list, tuple and None; "
             "convert it, e.g. dict(enumerate(jax.tree.leaves(x))) or a dict of its fields"
@@ -182,7 +187,7 @@ def _way_out(node: Any) -> str:
             "back after load (eqx.combine)"
         )
     return (
-        f"a {name} cannot be stored; a file keeps dict, list, tuple, None, CompressedLeaf, "
+        f"a {name} cannot be stored; a file stores dict, list, tuple, None, CompressedLeaf, "
         "GridLeaf and arrays; convert it (flax.nnx: nnx.to_pure_dict; a dataclass: a dict of its "
         "fields)"
     )

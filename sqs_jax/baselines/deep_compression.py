@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sqs_jax.artifact import CompressedLeaf
-from sqs_jax.artifact.storage import code_dtype
+from sqs_jax.artifact.dtypes import code_dtype
 from sqs_jax.baselines.grids import require_sparsity, select
 from sqs_jax.distribution.codebook import init_mixture
 from sqs_jax.distribution.windows import Windows

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from sqs_jax.artifact.atomic import write_atomically
-from sqs_jax.artifact.storage import DTYPES
+from sqs_jax.artifact.dtypes import DTYPES
 from sqs_jax.checkpoints.lazy_array import Checkpoint, LazyArray, SourceFile, check_shape
 from sqs_jax.checkpoints.tensor_names import MAX_DEPTH
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sqs_jax.artifact.storage import DTYPES
+from sqs_jax.artifact.dtypes import DTYPES
 from sqs_jax.checkpoints.lazy_array import (
     Checkpoint,
     CheckpointError,

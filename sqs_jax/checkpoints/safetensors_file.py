@@ -25,7 +25,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from sqs_jax.artifact.atomic import replacing
-from sqs_jax.artifact.storage import DTYPES
+from sqs_jax.artifact.dtypes import DTYPES
 from sqs_jax.checkpoints.lazy_array import (
     Checkpoint,
     CheckpointError,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from sqs_jax.artifact import SqsFile
-from sqs_jax.artifact.compressed import materialize
+from sqs_jax.artifact.leaves import materialize
 from sqs_jax.artifact.reader import Leaf
 from sqs_jax.checkpoints import LazyArray
 from sqs_jax.cli.console import say

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import sqs_jax
 from sqs_jax.artifact.atomic import replacing_folder
-from sqs_jax.artifact.bits import printable
-from sqs_jax.artifact.storage import rounding_dtype
+from sqs_jax.artifact.dtypes import rounding_dtype
+from sqs_jax.artifact.text_table import printable
 from sqs_jax.checkpoints import Checkpoint, copy_other_files, flat_names, open_checkpoint
 from sqs_jax.checkpoints.huggingface_folder import layout_without
 from sqs_jax.checkpoints.other_files import list_other_files

@@ -11,7 +11,7 @@ from types import FrameType
 from rich.control import Control
 
 from sqs_jax.artifact.atomic import remove_temporaries
-from sqs_jax.artifact.bits import printable
+from sqs_jax.artifact.text_table import printable
 
 __all__ = ["complain", "end_cleanly_on_signals", "flush", "say", "standard_streams"]
 

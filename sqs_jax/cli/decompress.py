@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sqs_jax.artifact.atomic import replacing_folder
-from sqs_jax.artifact.bits import printable
+from sqs_jax.artifact.text_table import printable
 from sqs_jax.checkpoints import (
     copy_other_files,
     write_msgpack,

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from sqs_jax.artifact import CompressedLeaf, SqsFile
-from sqs_jax.artifact.bits import format_table, printable
 from sqs_jax.artifact.coding import entropy_bits, histogram
-from sqs_jax.artifact.compressed import materialize
+from sqs_jax.artifact.leaves import materialize
 from sqs_jax.artifact.reader import Leaf
 from sqs_jax.artifact.spec import LeafSpec, SymbolsSpec
+from sqs_jax.artifact.text_table import format_table, printable
 from sqs_jax.checkpoints import flat_names, open_checkpoint
 from sqs_jax.cli.common import add_command, counted, lazy_tensors, open_sqs, print_json
 from sqs_jax.cli.console import say

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqs_jax.artifact import SizeReport
 from sqs_jax.artifact.atomic import write_atomically
-from sqs_jax.artifact.bits import printable
+from sqs_jax.artifact.text_table import printable
 from sqs_jax.cli.common import add_command, counted, open_sqs, print_json
 from sqs_jax.cli.console import say
 from sqs_jax.cli.outputs import check_output

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sqs_jax.artifact import CompressedLeaf
-from sqs_jax.artifact.storage import NARROW, narrow, round_dense
+from sqs_jax.artifact.dtypes import NARROW, narrow, round_dense
 from sqs_jax.distribution.points import Source, read_sources
 from sqs_jax.distribution.power_diagram import side_by_side
 from sqs_jax.distribution.quantiser import (

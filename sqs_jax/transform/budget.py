@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from sqs_jax.artifact import CompressedLeaf, summarize
+from sqs_jax.artifact.dtypes import DTYPES, rounding_dtype
 from sqs_jax.artifact.file import SHARED_FROM
-from sqs_jax.artifact.storage import DTYPES, rounding_dtype
 from sqs_jax.transform.allocation import Allocation
 from sqs_jax.transform.alternatives import Choice, Tensor, as_array, read_tensor
 from sqs_jax.transform.rules import (

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sqs_jax.artifact.compressed import MAX_VALUES
+from sqs_jax.artifact.leaves import MAX_VALUES
 from sqs_jax.distribution import SubDistribution, Windows
 
 

@@ -1,18 +1,18 @@
-"""A place for a file, and a file of every form of leaf."""
+"""Fixtures: the path of a file, and a file with every form of leaf."""
 
 import numpy as np
 import pytest
 
-from sqs_jax.artifact import CompressedLeaf, kinds, save
+from sqs_jax.artifact import CompressedLeaf, leaf_codecs, save
 from sqs_jax.artifact import container as box
-from sqs_jax.artifact.recent import Recent
+from sqs_jax.artifact.digest_cache import DigestCache
 from tests.artifact.trees import model, structured
 
 
 @pytest.fixture(autouse=True)
-def nothing_coded_before(monkeypatch):
-    """Let no test find what another has coded."""
-    monkeypatch.setattr(kinds, "_RECENT", Recent(1 << 20))
+def empty_cache(monkeypatch):
+    """Empty the cache of coded leaves before each test."""
+    monkeypatch.setattr(leaf_codecs, "_CACHE", DigestCache(1 << 20))
 
 
 @pytest.fixture
@@ -29,11 +29,11 @@ def original(tmp_path_factory):
     save(path, tree, metadata={"a": 1})
     data = path.read_bytes()
     with open(path, "rb") as file:
-        return tree, data, box.read_header(file, len(data)).data[0]
+        return tree, data, box.read_header(file, len(data)).data_span[0]
 
 
 @pytest.fixture
 def saved(path, original):
-    """A file of every form of leaf: its tree, its bytes, and where its data begin."""
+    """Save a file with every form of leaf; return tree, bytes and start of the data."""
     path.write_bytes(original[1])
     return original

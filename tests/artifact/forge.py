@@ -1,4 +1,4 @@
-"""Files with whatever content, right lengths and checksums around it, and their refusal."""
+"""Forged files: any content with valid lengths and checksums, and their refusal."""
 
 import json
 import lzma
@@ -13,7 +13,7 @@ BYTES = 200 << 20
 
 
 def refuse(path, data, says=None, *, by=(load, inspect, read_metadata)):
-    """The readers refuse these bytes, by name, and in little memory."""
+    """Assert that readers refuse bytes in little memory, with the path in the error."""
     path.write_bytes(data)
     for read in by:
         with pytest.raises(SqsFileError, match=says) as error:
@@ -32,9 +32,9 @@ def assemble(index, leaves, *, packed=False):
     """Return the bytes of a file.
 
     Args:
-        index: Anything that JSON can write, or the JSON itself, as bytes.
-        leaves: The bytes of each leaf, without checksums.
-        packed: Whether `index` is bytes that are compressed already.
+        index: Value that JSON can represent, or the JSON itself as bytes.
+        leaves: Bytes of the data of each leaf, without checksums.
+        packed: True if `index` is compressed bytes already.
     """
     text = index if isinstance(index, bytes) else json.dumps(index).encode()
     head = box.sealed(text if packed else lzma.compress(text, lzma.FORMAT_ALONE))
@@ -51,19 +51,19 @@ def parts(path):
         listed = [*file.leaves, *file._attachments.values()]
         own = [leaf for leaf in listed if leaf.shared_with is None]
     leaves = [data[leaf.offset : leaf.offset + leaf.spec.nbytes] for leaf in own]
-    start, end = streams.data
-    return box.read_index(data[slice(*streams.of_index)], end - start)[0], leaves
+    start, end = streams.data_span
+    return box.read_index(data[slice(*streams.index_span)], end - start)[0], leaves
 
 
 def forge(path, change):
-    """Return the bytes of a file after `change(index, leaves)`, checksums and all."""
+    """Return the bytes of a file after `change(index, leaves)`, with valid checksums."""
     index, leaves = parts(path)
     change(index, leaves)
     return assemble(index, leaves)
 
 
 def put(value, *keys):
-    """Return a change of one place in the index."""
+    """Return a change for `forge` that sets a value of the index by its keys."""
 
     def change(index, leaves):
         node = index

@@ -1,7 +1,7 @@
-"""A reader of the file format 1.1, written from docs/file_format.md without `sqs_jax`.
+"""A reader of file format 1.1, written from docs/file_format.md without `sqs_jax`.
 
-It shows what a reader in another language has to do, one symbol at a time, and trusts the file
-beyond its checksums. `FORMS` collects which forms it met, for tests that want to meet them all.
+It shows the steps of a reader in another language, symbol by symbol, and trusts the file
+beyond its checksums. `FORMS` collects the forms that were read, for tests of full coverage.
 """
 
 import json
@@ -20,7 +20,7 @@ FORMS = set()
 
 
 class Bytes:
-    """A byte string and a position in it, also within a byte."""
+    """A cursor in a byte string, with a position in bits."""
 
     def __init__(self, data):
         self.data, self.at, self.bit = data, 0, 0
@@ -160,7 +160,7 @@ def read_context(source, shape, alphabet):
 
 
 def read_integers(shape, dtype, minimum, planes):
-    """Sum up byte planes, one Python integer at a time: exact, whatever the dtype."""
+    """Sum byte planes in Python integers, which are exact for every dtype."""
     FORMS.add("integers")
     array = np.full(prod(shape), minimum, object)
     for j, plane in enumerate(planes):

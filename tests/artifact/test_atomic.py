@@ -1,4 +1,4 @@
-"""A file or a folder appears whole or not at all."""
+"""Atomic writes: a file or folder appears as a whole."""
 
 import errno
 import os
@@ -9,7 +9,7 @@ import pytest
 from sqs_jax.artifact.atomic import replacing, replacing_folder, write_atomically
 
 
-def test_a_file_is_there_once_it_is_complete(tmp_path):
+def test_a_file_appears_only_when_complete(tmp_path):
     path = tmp_path / "m"
     path.write_bytes(b"old")
     path.chmod(0o640)
@@ -24,7 +24,7 @@ def test_a_file_is_there_once_it_is_complete(tmp_path):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, GeneratorExit])
-def test_a_failure_in_the_block_leaves_what_was_there(error, tmp_path):
+def test_a_failure_in_the_block_keeps_the_old_content(error, tmp_path):
     path = tmp_path / "m"
     for before in ([], ["m"]):
         with pytest.raises(error), replacing(str(path)) as file:
@@ -38,8 +38,8 @@ def test_a_failure_in_the_block_leaves_what_was_there(error, tmp_path):
 
 
 @pytest.mark.parametrize("context", [replacing, replacing_folder])
-def test_whose_error_it_is(context, tmp_path):
-    """A write that fails has no name, and gets the target's; another file's error keeps its own."""
+def test_errors_name_the_right_file(context, tmp_path):
+    """A failed write gets the target's name; errors of other files keep their names."""
     path = tmp_path / "m"
     with pytest.raises(OSError, match=r"No space.*untouched.*m'") as error, context(str(path)):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -53,7 +53,7 @@ def test_whose_error_it_is(context, tmp_path):
         raise AssertionError("not reached")
 
 
-def test_a_folder_is_there_once_it_is_complete(tmp_path):
+def test_a_folder_appears_only_when_complete(tmp_path):
     path = tmp_path / "folder"
     for mode in (0o755, 0o700):
         with replacing_folder(str(path)) as temporary:
@@ -71,7 +71,7 @@ def test_a_folder_is_there_once_it_is_complete(tmp_path):
 def test_a_folder_replaces_nothing(tmp_path):
     path = tmp_path / "m"
     path.write_bytes(b"mine")
-    says = r"a file stands.*give the name of a new folder.*m'"
+    says = r"there is a file.*give the name of a new folder.*m'"
     with pytest.raises(FileExistsError, match=says), replacing_folder(str(path)):
         raise AssertionError("not reached")
     assert path.read_bytes() == b"mine"

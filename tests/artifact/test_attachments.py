@@ -1,4 +1,4 @@
-"""Named bytes beside the tree: exact, counted, checked, and no trouble to readers of 1.0."""
+"""Attachments: exact, counted, checked, and readable beside by readers of 1.0."""
 
 import json
 
@@ -29,7 +29,7 @@ def attached(path):
     return path
 
 
-def test_attachments_come_back_beside_the_tree(attached):
+def test_attachments_are_read_beside_the_tree(attached):
     assert read_attachments(attached) == ATTACHMENTS
     assert list(read_attachments(attached)) == sorted(ATTACHMENTS)
     assert same(load(attached), TREE) and read_metadata(attached) == {"a": 1}
@@ -76,7 +76,7 @@ def test_any_tree_has_attachments(tree, path):
     ]
 
 
-def test_they_count_in_the_bytes_of_the_file(attached):
+def test_attachments_count_in_the_bytes_of_the_file(attached):
     size = attached.stat().st_size
     report = inspect(attached)
     assert report == summarize(TREE, metadata={"a": 1}, attachments=ATTACHMENTS)
@@ -101,7 +101,7 @@ NAMES += ["x" * 256, "é" * 128]
 
 
 @pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))
-def test_names_that_no_file_can_have_are_refused_by_writer_and_reader(name, attached):
+def test_invalid_file_names_are_refused_by_writer_and_reader(name, attached):
     data = attached.read_bytes()
     with pytest.raises(ValueError, match=r"attachment name .* cannot be the name of a file"):
         save(attached, TREE, attachments={name: b"x"})
@@ -113,7 +113,7 @@ def test_names_that_no_file_can_have_are_refused_by_writer_and_reader(name, atta
     refuse(attached, forge(attached, rename), "cannot be the name of a file")
 
 
-def test_names_that_a_file_can_have(path):
+def test_valid_file_names(path):
     names = ["x" * 255, "日" * 85, "...", " ", "a b.json", ".hidden", "C:", "\u202e", "-", "~"]
     attachments = {name: name.encode() for name in names}
     save(path, [], attachments=attachments)
@@ -132,25 +132,25 @@ def test_names_that_a_file_can_have(path):
     ],
     ids=range(6),
 )
-def test_what_is_no_mapping_of_bytes_is_refused(attachments, says, path):
+def test_attachments_must_be_a_mapping_of_bytes(attachments, says, path):
     with pytest.raises(TypeError, match=says):
         save(path, TREE, attachments=attachments)
     with pytest.raises(TypeError, match=says):
         summarize(TREE, attachments=attachments)
 
 
-def test_they_count_towards_what_a_file_may_unfold_to(path, monkeypatch):
+def test_attachments_count_towards_the_unfolded_size(path, monkeypatch):
     zeros = bytes(100_000)
     save(path, {}, attachments={"zeros": zeros})
     assert read_attachments(path) == {"zeros": zeros} and path.stat().st_size < 400
-    monkeypatch.setattr("sqs_jax.artifact.file.most_codes", lambda _: len(zeros) - 1)
-    monkeypatch.setattr("sqs_jax.artifact.reader.most_codes", lambda _: len(zeros) - 1)
+    monkeypatch.setattr("sqs_jax.artifact.file.max_unfolded", lambda _: len(zeros) - 1)
+    monkeypatch.setattr("sqs_jax.artifact.reader.max_unfolded", lambda _: len(zeros) - 1)
     refuse(path, path.read_bytes(), "more weights", by=(load, inspect, read_attachments))
     with pytest.raises(ValueError, match="attachments of one byte repeated"):
         save(path, {}, attachments={"zeros": zeros})
 
 
-def test_damage_is_noticed_where_it_is_read(attached):
+def test_damage_is_noticed_when_the_attachment_is_read(attached):
     with SqsFile(attached) as file:
         at = file._attachments["tokenizer.json"].offset
     data = bytearray(attached.read_bytes())
@@ -165,7 +165,7 @@ def test_damage_is_noticed_where_it_is_read(attached):
 
 
 def test_a_reader_of_1_0_sees_a_pair_and_refuses_the_second_half_by_kind(attached):
-    """It passes over the key of the index, and knows no such kind, here under another name."""
+    """A reader of 1.0 ignores the key `attachments` and does not know the kind."""
 
     def of_1_0(index, leaves):
         del index["attachments"]
@@ -211,7 +211,7 @@ LIES = [
 ]
 
 
-def test_forging_by_itself_is_not_what_is_refused(attached):
+def test_an_unchanged_forged_file_is_accepted(attached):
     attached.write_bytes(forge(attached, lambda index, leaves: None))
     assert same(load(attached), TREE) and read_attachments(attached) == ATTACHMENTS
 
@@ -223,7 +223,7 @@ def test_forging_by_itself_is_not_what_is_refused(attached):
 
 
 @pytest.mark.parametrize("lie", LIES, ids=range(len(LIES)))
-def test_a_lying_index(lie, attached):
+def test_false_claims_in_the_index_are_refused(lie, attached):
     index, _ = parts(attached)
     assert index["symbols"][0][3] == [0]  # two planes, then attachments by name
     refuse(attached, forge(attached, lie), by=(load, inspect, read_attachments))

@@ -1,7 +1,7 @@
-"""Files that fuzzing found or that once were trouble: refused, or loaded.
+"""A corpus of files, many from fuzzing: each is refused, or loaded as recorded.
 
-A file's name says which, and why it is kept. tests/fuzz/fuzz_file.py is where most come from, and
-what limits their time.
+The name of a file states its outcome and the reason for keeping it. Most come from
+tests/fuzz/fuzz_file.py, which also limits the time that reading takes.
 """
 
 from pathlib import Path

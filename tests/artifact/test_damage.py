@@ -1,4 +1,4 @@
-"""Damaged files, lying headers, and files of other formats: refused by name, in little memory."""
+"""Damaged files, false headers, other formats: refused by path, in little memory."""
 
 import io
 import json
@@ -114,21 +114,21 @@ def test_a_missing_file_a_folder_and_a_forbidden_file_stay_themselves(path, tmp_
 
 
 def header(start, **changes):
-    """Change the header of a file's bytes: `changes` by key, "meta_..." for its metadata."""
+    """Return a change of a file's header by key; "meta_..." are keys of its metadata."""
 
     def change(data):
         length = struct.unpack("<Q", data[:8])[0]
-        found = json.loads(data[8 : 8 + length])
+        fields = json.loads(data[8 : 8 + length])
         for key, value in changes.items():
             if key.startswith("meta_"):
-                found["__metadata__"][key[5:]] = value
+                fields["__metadata__"][key[5:]] = value
             elif value is None:
-                del found[key]
+                del fields[key]
             elif isinstance(value, dict):
-                found[key] = {**found.get(key, {}), **value}
+                fields[key] = {**fields.get(key, {}), **value}
             else:
-                found[key] = value
-        text = json.dumps(found, separators=(",", ":")).encode()
+                fields[key] = value
+        text = json.dumps(fields, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         return struct.pack("<Q", len(text)) + text + data[8 + length :]
 
@@ -198,22 +198,22 @@ HEADERS = [
 
 
 @pytest.mark.parametrize("changes", HEADERS, ids=range(len(HEADERS)))
-def test_a_lying_header(changes, path, saved):
+def test_false_claims_in_the_header_are_refused(changes, path, saved):
     refuse(path, header(0, **changes)(saved[1]))
 
 
 def test_numbers_of_the_header_are_integers(path, saved):
     data = saved[1]
     length = struct.unpack("<Q", data[:8])[0]
-    found = json.loads(data[8 : 8 + length])
-    size = found["index"]["shape"][0]
-    assert found["index"]["data_offsets"] == [0, size]
+    fields = json.loads(data[8 : 8 + length])
+    size = fields["index"]["shape"][0]
+    assert fields["index"]["data_offsets"] == [0, size]
     for wrong in ([False, size], [0.0, size], [0, float(size)]):
         refuse(path, header(0, index={"data_offsets": wrong})(data), "not there")
     refuse(path, header(0, index={"shape": [float(size)]})(data), "not there")
 
 
-def test_a_header_that_says_something_twice(path, saved):
+def test_a_header_with_a_repeated_name_is_refused(path, saved):
     data = saved[1]
     length = struct.unpack("<Q", data[:8])[0]
     text = data[8 : 8 + length].rstrip()

@@ -1,4 +1,4 @@
-"""The file: what goes in comes out, in the same bytes; whatever else is on the disk is refused."""
+"""Files: exact round trips, reproducible bytes, and refusal of unwritable input."""
 
 import base64
 import math
@@ -20,7 +20,7 @@ from sqs_jax.artifact import (
     summarize,
 )
 from sqs_jax.artifact.coding import CHUNK
-from sqs_jax.artifact.storage import DTYPES
+from sqs_jax.artifact.dtypes import DTYPES
 from tests.artifact import reference_reader as reference
 from tests.artifact.trees import compressed, model, run_python, same, structured
 
@@ -52,7 +52,7 @@ def test_jax_arrays_and_key_order_do_not_change_the_bytes(path):
     assert path.read_bytes() == data
 
 
-def test_a_fresh_process_loads_it_and_writes_the_same_bytes(path, tmp_path):
+def test_a_fresh_process_loads_the_file_and_writes_the_same_bytes(path, tmp_path):
     save(path, model(), metadata={"run": "é"})
     code = (
         "import sys, numpy as np, jax; from sqs_jax.artifact import *;"
@@ -66,7 +66,7 @@ def test_a_fresh_process_loads_it_and_writes_the_same_bytes(path, tmp_path):
     assert other.read_bytes() == path.read_bytes()
 
 
-def test_it_is_a_safetensors_file_of_byte_streams(path):
+def test_a_file_is_a_safetensors_file_of_byte_streams(path):
     save(path, model())
     entries = safetensors.numpy.load_file(path)
     assert list(entries) == ["data", "index"] or list(entries) == ["index", "data"]
@@ -137,7 +137,7 @@ def stored_bytes(tree, **kwargs):
     return summarize(tree, **kwargs).leaves[0].file_bits // 8
 
 
-def test_values_are_stored_in_the_narrowest_dtype_that_holds_them_exactly():
+def test_values_are_stored_in_the_narrowest_exact_dtype():
     def nbytes(values, dtype=np.float32):
         return stored_bytes([np.asarray(values, dtype)])
 
@@ -200,7 +200,7 @@ def test_other_dense_dtypes_are_refused(dtype, path):
 # Metadata.
 
 
-def test_metadata_travels(path):
+def test_metadata_are_read_back(path):
     metadata = {"accuracy": 0.915, "labels": ["a", None, True], "nested": {"é/\0": 10**30}}
     save(path, model(), metadata=metadata)
     assert read_metadata(path) == metadata and same(load(path), model())
@@ -237,7 +237,7 @@ def test_an_index_no_reader_would_accept_is_not_written(path):
 # Weights of any value, and arrays that are not there yet.
 
 
-def test_values_that_are_not_finite_travel(path):
+def test_values_that_are_not_finite_are_read_back(path):
     odd = np.float32([np.nan, np.inf, -np.inf, -0.0, 1e-45, 3e38])
     tree = {
         "dense": odd,
@@ -257,7 +257,7 @@ def test_values_that_are_not_finite_travel(path):
 
 
 class Lazy:
-    """An array that is read when it is asked for, and not before."""
+    """An array-like that counts how often `__array__` reads the array."""
 
     def __init__(self, array):
         self.array, self.shape, self.dtype, self.reads = array, array.shape, array.dtype, 0
@@ -343,7 +343,7 @@ def test_a_failure_before_the_rename_leaves_nothing(path, tmp_path, monkeypatch)
         assert os.listdir(tmp_path) == ["m.sqs"] and path.read_bytes() == old
 
 
-def test_where_a_file_cannot_be_written(tmp_path):
+def test_errors_name_why_a_file_cannot_be_written(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"create it first.*no/such/m.sqs"):
         save(tmp_path / "no" / "such" / "m.sqs", {})
     with pytest.raises(IsADirectoryError, match="folder"):
@@ -377,12 +377,12 @@ def test_a_file_of_version_1_0_stays_readable(path):
 
 
 def golden():
-    """A leaf of each form: one table, a context model (shared), packed; stacked and windows."""
+    """Return leaves of each form: a table, a shared context model, packed; stacked."""
     i, j = np.ogrid[:40, :30]
     quiet = ((7 * i * i + 3 * j * j) % 31 % 5 * (i % 3 == 0)).astype(np.uint8)
     tied = CompressedLeaf(quiet, np.float32([[0.1, -0.1, 0.3, 9]]))
-    one = (np.arange(600) ** 2 % 997 // 400).astype(np.uint8).reshape(2, 10, 30)
-    stacked = CompressedLeaf(one, np.float32([[[1.5], [-2]], [[0.25], [np.inf]]]))
+    stacked_codes = (np.arange(600) ** 2 % 997 // 400).astype(np.uint8).reshape(2, 10, 30)
+    stacked = CompressedLeaf(stacked_codes, np.float32([[[1.5], [-2]], [[0.25], [np.inf]]]))
     packed = CompressedLeaf(np.arange(8, dtype=np.uint8), np.float64([[1, 2, 3, 4], [5, 6, 7, 8]]))
     dense = [np.arange(4, dtype=np.int16), np.float64(0.5), np.zeros((0, 2), jnp.bfloat16)]
     return {

@@ -1,4 +1,4 @@
-"""How long an index may be: as long as its leaves need, and no longer."""
+"""The bound on the length of an index: enough for any model, and no more."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from tests.artifact.trees import same
 
 
 def test_the_names_of_a_large_mixture_of_experts_fit_twice(path):
-    """36,096 tensors, and metadata that list every name with its shard."""
+    """A model has 36,096 tensors; its metadata list every name with a shard."""
     names = [
         f"model.layers.{layer}.mlp.experts.{expert}.{kind}_proj.weight"
         for layer in range(94)
@@ -32,7 +32,7 @@ def test_the_names_of_a_large_mixture_of_experts_fit_twice(path):
 
 
 def test_the_limit_is_exact(path, monkeypatch):
-    """One byte less and the index is of version 1.0; more than its leaves allow is refused."""
+    """A file has version 1.0 below `MAX_INDEX`; an index beyond the bound is refused."""
     for module in ("container", "file"):
         monkeypatch.setattr(f"sqs_jax.artifact.{module}.MAX_INDEX", 1000)
     monkeypatch.setattr(container, "INDEX_PER_LEAF", 10)
@@ -57,8 +57,8 @@ def test_the_limit_is_exact(path, monkeypatch):
     refuse(path, assemble(text, leaves), "1031 bytes is too long for 3 leaves")
 
 
-def test_what_a_reader_unfolds_is_bounded_by_the_bytes_of_the_file(path):
-    """Before it knows how many leaves there are: one for each checksum that there is room for."""
+def test_the_index_is_bounded_by_the_bytes_of_the_file(path):
+    """The data stream bounds the number of leaves, as each leaf has a checksum."""
     index = {"tree": None, "arrays": [], "symbols": []}
     for leaves, says in (([], "too long or no JSON"), ([b"x" * 9000], "too long for 1 leaves")):
         nodes = ["d"] * len(leaves)
@@ -70,7 +70,7 @@ def test_what_a_reader_unfolds_is_bounded_by_the_bytes_of_the_file(path):
     refuse(path, assemble(index, leaves), "too long or no JSON")
 
 
-def test_the_message_says_what_to_do_and_it_works(path):
+def test_the_remedy_of_the_message_works(path):
     large = {"vocabulary": "x" * (1 << 23)}
     with pytest.raises(ValueError) as error:
         save(path, {}, metadata=large)

@@ -1,4 +1,4 @@
-"""SqsFile: leaf by leaf, in the memory of one leaf; and files that are replaced while read."""
+"""SqsFile: reading leaf by leaf in bounded memory, and files replaced while read."""
 
 import subprocess
 import sys
@@ -51,7 +51,7 @@ def test_a_bare_leaf_and_an_empty_tree(path):
         file.read("")
 
 
-def test_the_tree_of_whatever_is_asked_for(path):
+def test_tree_with_a_function_of_each_leaf(path):
     tree = {"a": [np.ones(3), compressed((4, 5))], "b": ({1: np.int8(2)}, None)}
     save(path, tree)
     with SqsFile(path) as file:
@@ -104,7 +104,7 @@ def test_shared_leaves_are_one_object_and_cost_bytes_once(path):
 
 
 def test_memory_is_that_of_one_leaf(path):
-    """A whole model of 8 leaves is never held."""
+    """Reading 8 leaves takes the memory of a single leaf."""
     rng = np.random.default_rng(0)
     size = 1 << 18
     tree = {f"d{i}": rng.normal(size=size).astype(np.float32) for i in range(6)}
@@ -123,15 +123,15 @@ def test_memory_is_that_of_one_leaf(path):
         for leaf in file.leaves:
             assert file.read(leaf.path) is not None
 
-    one = 4 * size
+    leaf_bytes = 4 * size
     load(path)
     with SqsFile(path) as file:
-        assert peak(lambda: leaf_by_leaf(file)) < 2.1 * one  # its bytes, and the array
-        assert peak(file.check) < 2.1 * one  # its bytes, with and without their checksum
-        assert peak(file.report) < one // 10
-        assert peak(file.tree) > 6 * one
-    dictionary = 4 << 20  # of the index's lzma
-    assert peak(lambda: read_metadata(path)) < dictionary + one // 10
+        assert peak(lambda: leaf_by_leaf(file)) < 2.1 * leaf_bytes  # bytes and array
+        assert peak(file.check) < 2.1 * leaf_bytes  # bytes with and without checksum
+        assert peak(file.report) < leaf_bytes // 10
+        assert peak(file.tree) > 6 * leaf_bytes
+    dictionary = 4 << 20  # of the index's LZMA decoder
+    assert peak(lambda: read_metadata(path)) < dictionary + leaf_bytes // 10
 
 
 def test_damage_in_one_leaf_leaves_the_others_readable(path):
@@ -153,7 +153,7 @@ def test_damage_in_one_leaf_leaves_the_others_readable(path):
 
 
 @pytest.mark.parametrize("workers", [0, -1, True, "2", 2.0, None])
-def test_workers_are_a_number(workers, path):
+def test_invalid_workers_are_refused(workers, path):
     save(path, {})
     with pytest.raises(ValueError, match=r"workers is .*int >= 1") as error:
         SqsFile(path, workers=workers)

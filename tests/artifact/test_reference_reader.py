@@ -1,4 +1,4 @@
-"""An independent reader, written from the documentation, reads the same as `load`."""
+"""The independent reader, written from the documentation, agrees with `load`."""
 
 import numpy as np
 import pytest
@@ -6,13 +6,13 @@ import pytest
 from sqs_jax.artifact import (
     CompressedLeaf,
     coding,
-    kinds,
+    leaf_codecs,
     load,
     read_attachments,
     read_metadata,
     save,
 )
-from sqs_jax.artifact.storage import DTYPES
+from sqs_jax.artifact.dtypes import DTYPES
 from tests.artifact import reference_reader as reference
 from tests.artifact.forge import assemble
 from tests.artifact.trees import compressed, integers, model, structured
@@ -91,7 +91,7 @@ CASES = {
 
 
 def agree(got, want):
-    """`got` is what `load` returns, `want` what the reference reader does."""
+    """Assert that `got` from `load` equals `want` from the reference reader."""
     if isinstance(got, CompressedLeaf):
         assert want[0] == "codebook"
         return agree([got.codes, got.codebook], list(want[1:]))
@@ -117,7 +117,7 @@ def check(path, forms):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_it_agrees_with_load(name, path):
+def test_the_reference_reader_agrees_with_load(name, path):
     assert reference.CHUNK == coding.CHUNK
     tree, forms = CASES[name]
     save(path, tree, metadata={"ключ": [1, None]})
@@ -134,7 +134,7 @@ def test_it_agrees_with_load(name, path):
 
 @pytest.mark.parametrize("chunk", [64, 80, 512])
 @pytest.mark.parametrize("name", ["convolution", "matrices", "packed", "tables"])
-def test_it_agrees_on_streams_of_several_chunks(name, chunk, path, monkeypatch):
+def test_the_reference_reader_agrees_on_several_chunks(name, chunk, path, monkeypatch):
     monkeypatch.setattr("sqs_jax.artifact.coding.stream.CHUNK", chunk)
     monkeypatch.setattr(reference, "CHUNK", chunk)
     tree, forms = CASES[name]
@@ -142,8 +142,8 @@ def test_it_agrees_on_streams_of_several_chunks(name, chunk, path, monkeypatch):
     check(path, {"chunks"} if name != "packed" else forms)
 
 
-def test_it_agrees_on_a_kind_that_is_made_of_parts(path, monkeypatch):
-    """Grouped integers with scales, and a leaf within a leaf: kinds that may come."""
+def test_the_reference_reader_agrees_on_a_kind_with_parts(path, monkeypatch):
+    """Kinds of later versions are readable, as grouped integers with nested leaves."""
     codes = compressed((6, 4))
     values = np.random.default_rng(0).integers(0, 300, (6, 4)).astype(np.uint16)
     scales = np.array([0.5, 2, 3], np.float32)
@@ -162,8 +162,8 @@ def test_it_agrees_on_a_kind_that_is_made_of_parts(path, monkeypatch):
     def together(spec, parts):
         return [spec.kind, list(spec.shape), spec.dtype, spec.attributes, *parts]
 
-    known = kinds.Kind(type(None), lambda leaf: None, together, lambda spec: None)
-    monkeypatch.setitem(kinds.KINDS, "sum", known)
+    codec = leaf_codecs.LeafCodec(type(None), lambda leaf: None, together, lambda spec: None)
+    monkeypatch.setitem(leaf_codecs.CODECS, "sum", codec)
     got, (want, *_) = load(path)["a"], reference.read_file(path.read_bytes())
     assert got[:4] == list(want["a"][:4]) == ["sum", [6, 4], "float32", {"group": 2}]
     assert want["b"] is want["a"]

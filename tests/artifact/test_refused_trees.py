@@ -1,4 +1,4 @@
-"""Trees that a file cannot keep: refused by path, with what to do instead."""
+"""Trees that a file cannot store: refused with the path and a remedy."""
 
 import collections
 import dataclasses
@@ -56,7 +56,7 @@ NODES = [
 
 
 @pytest.mark.parametrize(("node", "says"), NODES, ids=range(len(NODES)))
-def test_what_a_file_cannot_keep_is_named_with_the_way_out(node, says, path):
+def test_refusals_name_the_path_and_a_remedy(node, says, path):
     with pytest.raises(TypeError, match=r"'a/1'.*" + says):
         save(path, {"a": [np.ones(1), node]})
     assert not path.exists()

@@ -1,4 +1,4 @@
-"""Trees, and a fresh process, that the tests of this folder share."""
+"""Helpers: trees of every form of leaf, their comparison, and a fresh process."""
 
 import subprocess
 import sys
@@ -34,7 +34,7 @@ def model(seed=0):
 
 
 def same(a, b):
-    """Equal trees: structure, shapes, dtypes and every bit."""
+    """Assert that trees are equal: structure, shapes, dtypes and every bit."""
     assert jax.tree.structure(a) == jax.tree.structure(b)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         x, y = np.asarray(x), np.asarray(y)
@@ -54,7 +54,7 @@ def run_python(code, *args, check=True):
 
 
 def structured(shape, components=4, axes=(0, 1), seed=0):
-    """Codes that are pruned by rows and columns: some are quiet, some are not."""
+    """Return codes whose sparsity differs by row and column."""
     rng = np.random.default_rng(seed)
     keep = np.ones(shape)
     for axis in axes:
@@ -65,7 +65,7 @@ def structured(shape, components=4, axes=(0, 1), seed=0):
 
 
 def integers(seed=0):
-    """Integer tensors that are stored as byte planes: of every dtype, and what networks have."""
+    """Return integer tensors that become byte planes: every dtype, masks, positions."""
     rng = np.random.default_rng(seed)
     tree = {
         "positions": np.arange(512)[None],

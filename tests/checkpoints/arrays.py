@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from sqs_jax.artifact.storage import DTYPES
+from sqs_jax.artifact.dtypes import DTYPES
 
 
 def array(name, shape=(3, 4), seed=0):

@@ -10,7 +10,7 @@ import pytest
 from flax import serialization
 from flax.training.train_state import TrainState
 
-from sqs_jax.artifact.storage import DTYPES
+from sqs_jax.artifact.dtypes import DTYPES
 from sqs_jax.checkpoints import CheckpointError, open_checkpoint
 from tests.checkpoints.arrays import array, same, state
 

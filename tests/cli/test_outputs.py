@@ -58,7 +58,7 @@ WRONG = {
     "a file for a folder": lambda tmp: (
         tmp / "hf",
         tmp / "in/model.safetensors",
-        "a file stands",
+        "there is a file",
     ),
     "inside": lambda tmp: (tmp / "hf", tmp / "hf" / "out", "lies in the input"),
     "inside by a link": lambda tmp: (tmp / "hf", tmp / "link" / "out", "lies in the input"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import safetensors
 
-from sqs_jax.artifact.storage import DTYPES
+from sqs_jax.artifact.dtypes import DTYPES
 from sqs_jax.checkpoints import flat_names, open_checkpoint
 from tests.cli.checkpoints import run, weights, write
 

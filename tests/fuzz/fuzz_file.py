@@ -50,7 +50,7 @@ FEW += [
 ]
 KEYS = ["attachments", "minimum", "a/b", "..", "", "\0", "\ud800", "x" * 256, "tree", "é"]
 
-reader.most_codes = lambda file_bytes: (1 << 18) + 64 * file_bytes
+reader.max_unfolded = lambda file_bytes: (1 << 18) + 64 * file_bytes
 stream.CHUNK = 1 << 12
 
 
@@ -191,8 +191,8 @@ def unforged(data: bytes) -> bytes:
     FILE.write_bytes(data)
     with artifact.SqsFile(FILE) as file, open(FILE, "rb") as raw:
         streams = container.read_header(raw, len(data))
-        packed = data[slice(*streams.of_index)]
-        index, _ = container.read_index(packed, streams.data[1] - streams.data[0])
+        packed = data[slice(*streams.index_span)]
+        index, _ = container.read_index(packed, streams.data_span[1] - streams.data_span[0])
         listed = [*file.leaves, *file._attachments.values()]
         own = [leaf for leaf in listed if leaf.shared_with is None]
         parts = [data[leaf.offset : leaf.offset + leaf.spec.nbytes] for leaf in own]

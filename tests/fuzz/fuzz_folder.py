@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from flax import serialization
 
 import sqs_jax
-from sqs_jax.artifact.storage import DTYPES
+from sqs_jax.artifact.dtypes import DTYPES
 from sqs_jax.checkpoints import write_safetensors
 from sqs_jax.cli import main
 

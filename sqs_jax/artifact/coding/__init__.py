@@ -1,8 +1,8 @@
-"""Codes of one tensor to bytes and back: knows numpy and constriction, nothing of models or files.
+"""Entropy coding of a tensor's codes, with numpy and constriction.
 
-`stream` chooses the shortest of three forms: fixed-length codes, asymmetric numeral systems (ANS)
-with one frequency table, or ANS with a table per context. docs/file_format.md states each of them
-to the bit.
+`stream` chooses the shortest of four forms: fixed-length codes, asymmetric numeral systems (ANS)
+with one frequency table, ANS with a table per context, or LZMA. docs/file_format.md specifies every
+bit. The package knows nothing of models or files.
 """
 
 from sqs_jax.artifact.coding.stream import (

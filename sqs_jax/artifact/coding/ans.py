@@ -1,58 +1,71 @@
-"""Asymmetric numeral systems (ANS): symbols to 32-bit words and back, by constriction."""
+"""Asymmetric numeral systems (ANS), with constriction: symbols as 32-bit words."""
 
 from typing import Any
 
 import constriction
 import numpy as np
 
-from sqs_jax.artifact.coding.table import PRECISION
+from sqs_jax.artifact.coding.frequency_table import PRECISION
 
-# Compiled submodules, which cannot be imported from.
+# Attributes of compiled submodules, which `from ... import` does not find.
 AnsCoder = constriction.stream.stack.AnsCoder
 Categorical = constriction.stream.model.Categorical
 
 __all__ = ["Model", "coder_of", "words_of"]
 
 STEP = 1 << 14
-"""Symbols per call of the coder. What it returns stays in the cache, and what other processes send
-can be read between calls, which hold Python's lock."""
-MOST_PAIRED = 64
-"""The most present symbols that are coded two at a time: their pairs fit a table of 4,096."""
+"""Symbols per call of the coder: few enough for results to stay in the CPU cache. A call holds the
+global interpreter lock; between calls, threads can receive the results of other processes."""
+MAX_PAIRED_SYMBOLS = 64
+"""Largest number of present symbols that are coded in pairs: a table of 4,096 pairs."""
 
 
 class Model:
-    """Code symbols whose frequencies are known.
+    """An ANS model of symbols with known frequencies.
 
-    Where `paired`, two symbols take one step of the coder, at the product of their frequencies: the
-    same bits, in half the steps. The last symbol of an odd number is then followed by the first
-    present one.
+    A paired model codes two symbols in one step, at the product of their frequencies. It takes the
+    same bits in half the steps. An odd number of symbols is padded with the first present symbol.
+
+    Attributes:
+        present: Symbols with a frequency above 0, ascending, int64 array `[n]`.
+        paired: True if symbols are coded in pairs.
     """
 
     def __init__(self, frequencies: np.ndarray, *, paired: bool) -> None:
-        """Prepare for an int64 array `[alphabet]`, the sum a power of two of at most 2**24."""
+        """Create a model.
+
+        Args:
+            frequencies: int64 array `[alphabet]`; the sum is a power of two of at most 2**24.
+            paired: True to code symbols in pairs if their number and frequencies allow it.
+        """
         self.present = np.flatnonzero(frequencies)
         bits = int(frequencies.sum()).bit_length() - 1
-        self.paired = paired and 2 * bits <= PRECISION and self.present.size <= MOST_PAIRED
+        self.paired = paired and 2 * bits <= PRECISION and self.present.size <= MAX_PAIRED_SYMBOLS
         self._alphabet = frequencies.size
         shares = frequencies[self.present]
         if self.paired:
             shares = np.outer(shares, shares).ravel()
             bits *= 2
-        # Without `perfect`, constriction gives each of n symbols 1 of 2**24 and divides the rest
-        # in proportion to the probabilities, rounding down. Frequencies less 1, which sum to
-        # 2**24 - n, make the scale exactly 1, and integers below 2**24 are exact in any float:
-        # nothing depends on the platform's arithmetic or on constriction's search.
+        # With `perfect=False`, constriction gives each of n symbols 1 of 2**24 and divides the rest
+        # in proportion to the probabilities, rounding down. The frequencies minus 1 sum to
+        # 2**24 - n, so the scale of this division is exactly 1. Integers below 2**24 are exact in
+        # float64: nothing depends on the platform's arithmetic or on constriction's search.
         exact = ((shares << (PRECISION - bits)) - 1).astype(np.float64)
         self._model = Categorical(exact, lazy=False, perfect=False) if exact.size > 1 else None
 
     def encode(self, coder: Any, symbols: np.ndarray) -> None:
-        """Push symbols `[N]`, all of them present, so that `decode` pops them in order."""
+        """Push symbols onto the coder, for `decode` to pop in order.
+
+        Args:
+            coder: constriction's `AnsCoder`.
+            symbols: Unsigned array `[N]` of present symbols.
+        """
         if self._model is None or not symbols.size:
             return
         rank = np.zeros(self._alphabet, np.int32)
         rank[self.present] = np.arange(self.present.size)
         width = 2 * STEP if self.paired else STEP
-        # ANS is a stack: what is coded last is decoded first.
+        # ANS is a stack: the symbol coded last is decoded first.
         for start in reversed(range(0, symbols.size, width)):
             ranks = rank[symbols[start : start + width]]
             if self.paired:
@@ -61,10 +74,14 @@ class Model:
             coder.encode_reverse(ranks, self._model)
 
     def decode(self, coder: Any, out: np.ndarray) -> None:
-        """Pop as many symbols as `out`, `[N]`, has places.
+        """Pop symbols from the coder.
+
+        Args:
+            coder: constriction's `AnsCoder`.
+            out: Unsigned array `[N]` that is filled with the symbols.
 
         Raises:
-            ValueError: If an odd number of symbols is not followed by the first present one.
+            ValueError: If the padding of an odd number of symbols is not the first present symbol.
         """
         if self._model is None:
             out[:] = self.present[0]
@@ -76,7 +93,7 @@ class Model:
                 np.take(symbols, coder.decode(self._model, part.size), out=part, mode="clip")
             return
         size = symbols.size
-        # Two symbols looked up as one integer of twice the width.
+        # A pair of symbols is looked up as one integer of twice the width, in one gather.
         pair = np.dtype(f"u{2 * out.dtype.itemsize}")
         pairs = np.stack([np.repeat(symbols, size), np.tile(symbols, size)], 1).view(pair)[:, 0]
         even = out[: out.size - out.size % 2].view(pair)
@@ -91,15 +108,15 @@ class Model:
 
 
 def words_of(coder: Any) -> bytes:
-    """Return what was pushed, little-endian words without the zero bytes of the last one."""
+    """Return the words of a coder, little-endian, without trailing zero bytes."""
     return bytes(coder.get_compressed().astype("<u4").tobytes().rstrip(b"\0"))
 
 
 def coder_of(words: bytes) -> Any:
-    """Return a coder to pop from.
+    """Return a coder that pops the symbols of `words`, the inverse of `words_of`.
 
     Raises:
-        ValueError: If the last byte is zero: `words_of` writes none.
+        ValueError: If the last byte is zero; `words_of` strips zeros.
     """
     if words.endswith(b"\0"):
         raise ValueError("bytes are left over after a symbol stream")

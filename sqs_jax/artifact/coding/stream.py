@@ -1,15 +1,15 @@
-"""Codes of a tensor to bytes and back, at their order-0 entropy or below.
+"""Symbol streams: codes of a tensor as bytes, at the order-0 entropy or below.
 
-One call codes one tensor. The first byte says how:
+A stream has the shortest of these forms, which its first byte states:
 
     (no bytes)     no codes
     128 + width    fixed-length codes of `width` bits, most significant bit first, zero-padded
-    0..24          ANS with one table; the byte is the table's first, its number of bits
-    32             LZMA, where long stretches repeat
-    64, 65         ANS with a table per context, the steps being trailing or leading axes
+    0..24          ANS with one table; the byte is the first of the table, its precision in bits
+    32             LZMA, for long repeats
+    64, 65         ANS with a table per context; the steps are the trailing or leading axes
 
-whichever is shortest. ANS streams are cut in chunks of `CHUNK` codes, each decodable by itself, so
-that many processes can share the work: `map` may be an executor's.
+ANS streams are split into chunks of `CHUNK` codes. Chunks are decoded independently, so that
+several processes can share the work, with an executor's `map`.
 """
 
 import itertools
@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from sqs_jax.artifact.coding import ans, context, repeats
-from sqs_jax.artifact.coding.table import (
+from sqs_jax.artifact.coding import ans, context_model, dictionary_coder
+from sqs_jax.artifact.coding.frequency_table import (
     PRECISION,
     best_table,
     best_tables,
@@ -34,27 +34,28 @@ from sqs_jax.artifact.coding.table import (
 __all__ = ["CHUNK", "decode", "encode", "encode_all", "entropy_bits", "histogram", "repetitive"]
 
 MAX_ALPHABET = 1 << 16
+# First bytes of the forms.
 PACKED = 128
-REPEATS = 32
+LZMA = 32
 CONTEXT = 64
 CHUNK = 1 << 19
-"""Codes per chunk of a stream; also bounds the memory beside it (a multiple of 8)."""
-_SAMPLES, _SAMPLE = 4, 1 << 14
+"""Codes per chunk of a stream, a multiple of 8; also bounds the working memory."""
+_SAMPLES, _SAMPLE_SIZE = 4, 1 << 14
 
 Map = Callable[..., Any]
 
 
 def encode(codes: np.ndarray, alphabet: int, *, text: bool = False, map: Map = map) -> bytes:
-    """Code a tensor's codes, in about their order-0 entropy or less.
+    """Code the codes of a tensor at about their order-0 entropy or below.
 
     Args:
-        codes: Unsigned integer array, every code below `alphabet`.
-        alphabet: The number of different codes there can be, 1 to 65,536.
-        text: Whether to try the dictionary coder also where no long blocks repeat.
-        map: What maps a function over chunks, in order: an executor's, for several processes.
+        codes: Unsigned integer array of any shape, every code below `alphabet`.
+        alphabet: Number of different codes, 1 to 65,536.
+        text: True to try the dictionary coder even if no long blocks repeat.
+        map: Function like `map` that codes chunks in order, such as an executor's.
 
     Returns:
-        The coded stream. It holds neither shape nor alphabet: `decode` must be told both.
+        The stream. It contains neither shape nor alphabet, which `decode` needs.
 
     Raises:
         ValueError: If the codes are not unsigned, or not all below `alphabet`.
@@ -63,11 +64,16 @@ def encode(codes: np.ndarray, alphabet: int, *, text: bool = False, map: Map = m
 
 
 def encode_all(streams: Sequence[tuple[np.ndarray, int, bool]], map: Map = map) -> list[bytes]:
-    """Code many tensors' codes: small ones in less time, and in the same bytes.
+    """Code the codes of many tensors, to the same bytes as `encode`.
+
+    For small tensors this takes less time than `encode`.
 
     Args:
-        streams: The arguments codes, alphabet and text of `encode`.
-        map: As for `encode`.
+        streams: Arguments codes, alphabet and text of `encode` for each tensor.
+        map: Function like `map`, as for `encode`.
+
+    Returns:
+        The stream of each tensor.
 
     Raises:
         ValueError: As `encode`.
@@ -76,13 +82,15 @@ def encode_all(streams: Sequence[tuple[np.ndarray, int, bool]], map: Map = map) 
         if codes.dtype.kind != "u":
             raise ValueError(f"symbols must be unsigned integers, not {codes.dtype}")
     counts = [histogram(codes.reshape(-1), alphabet) for codes, alphabet, _ in streams]
-    filled = [i for i, (codes, _, _) in enumerate(streams) if codes.size]
-    counted = [counts[i] for i in filled]
-    contexts = context.worth_fitting([streams[i][0] for i in filled], counted)
+    nonempty = [i for i, (codes, _, _) in enumerate(streams) if codes.size]
+    nonempty_counts = [counts[i] for i in nonempty]
+    try_contexts = context_model.worth_fitting([streams[i][0] for i in nonempty], nonempty_counts)
     data = [b""] * len(streams)
-    for i, table, worth in zip(filled, best_tables(counted), contexts, strict=True):
+    for i, table, try_context in zip(
+        nonempty, best_tables(nonempty_counts), try_contexts, strict=True
+    ):
         codes, _, text = streams[i]
-        data[i] = _encode(codes, text, counts[i], table, worth, map)
+        data[i] = _encode(codes, text, counts[i], table, try_context, map)
     return data
 
 
@@ -91,34 +99,47 @@ def _encode(
     text: bool,
     counts: np.ndarray,
     one_table: tuple[np.ndarray, bytes, float],
-    contexts: bool,
+    try_contexts: bool,
     map: Map,
 ) -> bytes:
-    """Code a stream, of which the best table is known and whether contexts may help."""
+    """Code a non-empty stream.
+
+    Args:
+        codes: Codes of the tensor.
+        text: True to try the dictionary coder even if no long blocks repeat.
+        counts: Count of each symbol, int64 array `[alphabet]`.
+        one_table: Result of `best_table` for `counts`.
+        try_contexts: False if a context model cannot be shorter than one table.
+        map: Function like `map`, as for `encode`.
+    """
     flat = codes.reshape(-1)
     frequencies, table, size = one_table
-    if table[0] > PRECISION // 2 and np.count_nonzero(counts) <= ans.MOST_PAIRED:
-        # Coarse enough to be coded in pairs, which takes half the steps.
+    if table[0] > PRECISION // 2 and np.count_nonzero(counts) <= ans.MAX_PAIRED_SYMBOLS:
+        # A table of this precision can code symbols in pairs, in half the steps.
         coarse = best_table(counts, PRECISION // 2)
         if coarse[2] <= 1.0005 * size:
             frequencies, table, size = coarse
     present = np.flatnonzero(counts)
     width = max(1, int(present[-1]).bit_length())
-    packed = 1 + math.ceil(flat.size * width / 8)
-    data = None  # the shortest form other than packed and with one table
-    least = min(size, packed)
-    if contexts and present.size > 1 and (fitted := context.fit(codes, counts)) is not None:
-        model, words = fitted
+    packed_size = 1 + math.ceil(flat.size * width / 8)
+    data = None  # shortest stream of the forms that are coded to learn their length
+    shortest = min(size, packed_size)
+    if (
+        try_contexts
+        and present.size > 1
+        and (fitted := context_model.fit(codes, counts)) is not None
+    ):
+        model, word_bytes = fitted
         header = _write_context(model)
-        if len(header) + words < least:
+        if len(header) + word_bytes < shortest:
             data = _encode_contexts(header, model, codes, map)
-    if text or repeats.repeats(flat):
-        least = min(least, len(data)) if data else least
-        repeated = bytes([REPEATS]) + repeats.encode(flat, counts.size)
-        data = repeated if len(repeated) < least else data
-    if data is not None and len(data) < min(size, packed):
+    if text or dictionary_coder.has_repeats(flat):
+        shortest = min(shortest, len(data)) if data else shortest
+        lzma_data = bytes([LZMA]) + dictionary_coder.encode(flat, counts.size)
+        data = lzma_data if len(lzma_data) < shortest else data
+    if data is not None and len(data) < min(size, packed_size):
         return data
-    if packed <= size:
+    if packed_size <= size:
         return bytes([PACKED + width]) + b"".join(_pack(part, width) for part in _chunks(flat))
     starts = range(0, flat.size, CHUNK)
     jobs = [flat[start : start + CHUNK] for start in starts], [frequencies] * len(starts)
@@ -128,19 +149,19 @@ def _encode(
 def decode(
     data: bytes, shape: tuple[int, ...], alphabet: int, dtype: DTypeLike, *, map: Map = map
 ) -> np.ndarray:
-    """Return the codes that `encode` coded.
+    """Decode a stream that `encode` coded.
 
-    Safe on hostile bytes: ends after as many codes as the shape has, and allocates these and a
-    bounded working space. A few bytes can stand for any number of codes, so whoever takes `shape`
-    from a stranger has to bound it. A shape that is too large, or bytes that are missing, are not
-    always noticed: past its end an ANS stream goes on with the first code. Checksums are for that.
+    Untrusted bytes are safe: decoding ends after the codes of `shape`, and allocates these and a
+    bounded working space. A few bytes can stand for any number of codes, so callers have to bound
+    an untrusted `shape`. A wrong shape or missing bytes are not always detected, because past its
+    end an ANS stream yields the first present code. The checksums of a file detect both.
 
     Args:
-        data: What `encode` returned.
-        shape: Of the codes.
-        alphabet: As given to `encode`.
-        dtype: An unsigned integer dtype that can hold `alphabet - 1`.
-        map: As for `encode`.
+        data: Stream from `encode`.
+        shape: Shape of the codes.
+        alphabet: Number of different codes that was passed to `encode`.
+        dtype: Unsigned integer dtype that represents `alphabet - 1`.
+        map: Function like `map` that decodes chunks, as for `encode`.
 
     Returns:
         Array of this shape and dtype, every code below `alphabet`.
@@ -164,10 +185,10 @@ def decode(
         frequencies, end = read_table(data, 0, alphabet)
         sizes = [part.size for part in _chunks(np.empty(count, np.void))]
         words = _split(data, end, len(sizes))
-        several = [frequencies] * len(sizes), [np.dtype(dtype)] * len(sizes)
-        flat = _gather(count, dtype, map(_decode_static, words, sizes, *several))
-    elif data[0] == REPEATS:
-        flat = repeats.decode(data[1:], count, alphabet, dtype)
+        constants = [frequencies] * len(sizes), [np.dtype(dtype)] * len(sizes)
+        flat = _concatenate(count, dtype, map(_decode_static, words, sizes, *constants))
+    elif data[0] == LZMA:
+        flat = dictionary_coder.decode(data[1:], count, alphabet, dtype)
     elif data[0] - CONTEXT in (0, 1):
         return _decode_contexts(data, shape, alphabet, dtype, map)
     else:
@@ -176,29 +197,31 @@ def decode(
 
 
 def repetitive(symbols: np.ndarray) -> bool:
-    """Return whether the dictionary coder is likely to beat an entropy coder, by a sample.
+    """Return whether the dictionary coder is likely to beat an entropy coder.
 
     Args:
         symbols: uint8 array of any shape.
 
     Returns:
-        True for up to 64 KiB, where trying takes 20 ms. Else whether four stretches of 16 KiB take
-        fewer bytes than their order-0 entropy.
+        True up to 64 KiB, for which the dictionary coder takes 20 ms. For more, True if it codes
+        four samples of 16 KiB below their order-0 entropy.
     """
     flat = symbols.reshape(-1)
-    if flat.size <= _SAMPLES * _SAMPLE:
+    if flat.size <= _SAMPLES * _SAMPLE_SIZE:
         return True
-    starts = np.linspace(0, flat.size - _SAMPLE, _SAMPLES).astype(np.int64)
-    sample = np.concatenate([flat[start : start + _SAMPLE] for start in starts.tolist()])
-    return 8 * len(repeats.encode(sample, 256, preset=1)) < entropy_bits(histogram(sample, 256))
+    starts = np.linspace(0, flat.size - _SAMPLE_SIZE, _SAMPLES).astype(np.int64)
+    sample = np.concatenate([flat[start : start + _SAMPLE_SIZE] for start in starts.tolist()])
+    return 8 * len(dictionary_coder.encode(sample, 256, preset=1)) < entropy_bits(
+        histogram(sample, 256)
+    )
 
 
 def histogram(symbols: np.ndarray, alphabet: int) -> np.ndarray:
-    """Count each symbol.
+    """Count each symbol of a stream.
 
     Args:
         symbols: Unsigned integer array `[N]`.
-        alphabet: The number of different symbols there can be, 1 to 65,536.
+        alphabet: Number of different symbols, 1 to 65,536.
 
     Returns:
         int64 array `[alphabet]`, which sums to N.
@@ -216,7 +239,7 @@ def histogram(symbols: np.ndarray, alphabet: int) -> np.ndarray:
 
 
 def entropy_bits(counts: np.ndarray) -> float:
-    """Return the order-0 entropy N * H of a stream with these symbol counts, in bits."""
+    """Return the order-0 entropy N * H of symbol counts `[alphabet]`, bits."""
     present = counts[counts > 0]
     return float(present @ np.log2(present.sum() / present)) if present.size > 1 else 0.0
 
@@ -230,7 +253,7 @@ def _chunks(flat: np.ndarray) -> Iterator[np.ndarray]:
     return (flat[start : start + CHUNK] for start in range(0, flat.size, CHUNK))
 
 
-# Chunks of ANS words. The length of the only chunk is not stored.
+# Chunks of ANS words. Their lengths precede them, unless there is a single chunk.
 
 
 def _join(chunks: list[bytes]) -> bytes:
@@ -248,7 +271,7 @@ def _split(data: bytes, start: int, count: int) -> list[bytes]:
     return [data[a:b] for a, b in itertools.pairwise(ends)]
 
 
-def _gather(count: int, dtype: DTypeLike, parts: Iterator[np.ndarray]) -> np.ndarray:
+def _concatenate(count: int, dtype: DTypeLike, parts: Iterator[np.ndarray]) -> np.ndarray:
     out, end = np.empty(count, dtype), 0
     for part in parts:
         out[end : end + part.size] = part.reshape(-1)
@@ -273,16 +296,18 @@ def _decode_static(words: bytes, count: int, frequencies: np.ndarray, dtype: Any
     return out
 
 
-# A table per context. Chunks are ranges of pairs, so that a code and its past are in one.
+# A table per context. Chunks are ranges of pairs, so that a code and its past share a chunk.
 
 
 def _pairs_per_chunk(steps: int) -> int:
     return CHUNK // steps
 
 
-def _encode_contexts(header: bytes, model: context.Context, codes: np.ndarray, map: Map) -> bytes:
-    shape = context.view(codes.shape, model.leading)
-    assert shape is not None  # the model was fitted to it
+def _encode_contexts(
+    header: bytes, model: context_model.Context, codes: np.ndarray, map: Map
+) -> bytes:
+    shape = context_model.view(codes.shape, model.leading)
+    assert shape is not None  # a model exists only for a valid view
     viewed = codes.reshape(shape[2], -1).T if model.leading else codes.reshape(-1, shape[2])
     step = _pairs_per_chunk(shape[2])
     starts = range(0, len(viewed), step)
@@ -290,7 +315,7 @@ def _encode_contexts(header: bytes, model: context.Context, codes: np.ndarray, m
     return header + _join(list(map(_encode_chunk, [model] * len(parts), parts, starts)))
 
 
-def _encode_chunk(model: context.Context, codes: np.ndarray, start: int) -> bytes:
+def _encode_chunk(model: context_model.Context, codes: np.ndarray, start: int) -> bytes:
     return model.encode(codes, start)
 
 
@@ -298,8 +323,8 @@ def _decode_contexts(
     data: bytes, shape: tuple[int, ...], alphabet: int, dtype: DTypeLike, map: Map
 ) -> np.ndarray:
     leading = data[0] == CONTEXT + 1
-    viewed = context.view(shape, leading)
-    if viewed is None or alphabet > context.MAX_ALPHABET:
+    viewed = context_model.view(shape, leading)
+    if viewed is None or alphabet > context_model.MAX_ALPHABET:
         raise ValueError(f"codes of shape {shape} and {alphabet} values have no such contexts")
     model, end = _read_context(data, viewed, alphabet)
     rows, columns, steps = viewed
@@ -307,32 +332,35 @@ def _decode_contexts(
     starts = range(0, rows * columns, step)
     sizes = [min(step, rows * columns - start) for start in starts]
     words = _split(data, end, len(starts))
-    several = [model] * len(starts), [steps] * len(starts), [np.dtype(dtype)] * len(starts)
-    flat = _gather(
-        rows * columns * steps, dtype, map(_decode_chunk, words, starts, sizes, *several)
+    constants = [model] * len(starts), [steps] * len(starts), [np.dtype(dtype)] * len(starts)
+    flat = _concatenate(
+        rows * columns * steps, dtype, map(_decode_chunk, words, starts, sizes, *constants)
     )
     pairs = flat.reshape(rows * columns, steps)
     return np.ascontiguousarray(pairs.T if leading else pairs).reshape(shape)
 
 
 def _decode_chunk(
-    words: bytes, start: int, size: int, model: context.Context, steps: int, dtype: Any
+    words: bytes, start: int, size: int, model: context_model.Context, steps: int, dtype: Any
 ) -> np.ndarray:
     out = np.empty((size, steps), dtype)
     model.decode(words, start, out)
     return out
 
 
-def _write_context(model: context.Context) -> bytes:
-    """Write a context model: numbers, five short streams, tables. See docs/file_format.md."""
+def _write_context(model: context_model.Context) -> bytes:
+    """Return the bytes of a context model: numbers, five short streams, and tables.
+
+    docs/file_format.md specifies them.
+    """
     lists = [
-        *((level, context.MAX_LEVEL) for level in model.levels),
-        (model.activity, context.MAX_ACTIVITY),
+        *((level, context_model.MAX_LEVEL) for level in model.levels),
+        (model.activity, context_model.MAX_ACTIVITY),
         (model.table_of, len(model.tables)),
     ]
-    # A stream of zeros is left out.
+    # A stream of zeros is left out, with a length of 0.
     streams = [encode(x.astype(np.uint16), size) if x.any() else b"" for x, size in lists]
-    numbers = [model.bias + context.MAX_LEVEL, model.low, model.width, len(model.tables)]
+    numbers = [model.bias + context_model.MAX_LEVEL, model.low, model.width, len(model.tables)]
     head = write_numbers([*numbers, *map(len, streams)])
     tables = [write_table(frequencies) for frequencies in model.tables]
     return bytes([CONTEXT + model.leading]) + head + b"".join(streams) + b"".join(tables)
@@ -340,17 +368,30 @@ def _write_context(model: context.Context) -> bytes:
 
 def _read_context(
     data: bytes, viewed: tuple[int, int, int], alphabet: int
-) -> tuple[context.Context, int]:
-    """Read a context model of codes viewed as `[A, B, P]`; returns it and where it ends."""
+) -> tuple[context_model.Context, int]:
+    """Read a context model from an untrusted stream.
+
+    Args:
+        data: Stream, with the byte of its form.
+        viewed: View A, B, P of the codes.
+        alphabet: Number of different codes.
+
+    Returns:
+        The model, and the position after it.
+
+    Raises:
+        ValueError: If there is no such model.
+    """
     numbers, end = read_numbers(data, 1, 9)
     bias, low, width, tables, *lengths = numbers.tolist()
-    if not (1 <= tables <= context.CONTEXTS and width):
+    if not (1 <= tables <= context_model.CONTEXTS and width):
         raise ValueError(f"a context model of {tables} tables, width {width}")
     if sum(lengths) > len(data) - end:
         raise ValueError("a context model is cut short")
-    counts = [*viewed, alphabet, context.CONTEXTS]
-    sizes = [*[context.MAX_LEVEL] * 3, context.MAX_ACTIVITY, tables]
-    lists = [np.zeros(count, np.uint8) for count in counts]  # as long as a tensor may be
+    counts = [*viewed, alphabet, context_model.CONTEXTS]
+    sizes = [*[context_model.MAX_LEVEL] * 3, context_model.MAX_ACTIVITY, tables]
+    # Levels have the length of the view's axes, which the shape of the tensor bounds.
+    lists = [np.zeros(count, np.uint8) for count in counts]
     for i, (length, size) in enumerate(zip(lengths, sizes, strict=True)):
         if length:
             lists[i][:] = decode(data[end : end + length], (counts[i],), size, np.uint8)
@@ -360,10 +401,10 @@ def _read_context(
         table, end = read_table(data, end, alphabet)
         frequencies.append(table)
     *levels, activity, table_of = lists
-    model = context.Context(
+    model = context_model.Context(
         leading=data[0] == CONTEXT + 1,
         levels=tuple(levels),
-        bias=bias - context.MAX_LEVEL,
+        bias=bias - context_model.MAX_LEVEL,
         low=low,
         width=width,
         activity=activity,

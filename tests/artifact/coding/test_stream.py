@@ -1,4 +1,4 @@
-"""Symbol streams: exact, close to the entropy, the same everywhere, safe on any bytes."""
+"""Symbol streams: exact, near the entropy, reproducible, and safe on any bytes."""
 
 import hashlib
 import itertools
@@ -8,7 +8,7 @@ import pytest
 from loky import get_reusable_executor
 
 from sqs_jax.artifact.coding import CHUNK, decode, encode, encode_all, entropy_bits, histogram
-from sqs_jax.artifact.coding.table import read_numbers, read_table
+from sqs_jax.artifact.coding.frequency_table import read_numbers, read_table
 from tests.artifact.trees import run_python, structured
 
 
@@ -81,7 +81,7 @@ def streams():
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_symbols_come_back(name, streams):
+def test_symbols_are_read_back(name, streams):
     symbols, alphabet = CASES[name]
     for dtype in {symbols.dtype, np.dtype(np.uint16)}:
         again = decode(streams[name], symbols.shape, alphabet, dtype)
@@ -191,7 +191,7 @@ def test_a_chunk_decodes_by_itself(name, streams):
         np.testing.assert_array_equal(again, part)
 
 
-def test_lying_chunk_lengths_are_refused(streams):
+def test_wrong_chunk_lengths_are_refused(streams):
     (symbols, alphabet), data = CASES["over several chunks"], streams["over several chunks"]
     _, end = read_table(data, 0, alphabet)
     lengths, at = read_numbers(data, end, 3)
@@ -296,7 +296,7 @@ def test_any_bytes_give_symbols_or_a_value_error(streams):
     assert good > 50
 
 
-def test_rows_that_come_again_take_a_dictionary_coder():
+def test_repeated_rows_use_the_dictionary_coder():
     rows = pruned(64 * 400, 0.4, 4).reshape(400, 64)
     again = np.concatenate([rows, rows[np.random.default_rng(1).integers(0, 400, 400)]])
     again[::50, 3] = 1  # nearly the same is enough
@@ -312,7 +312,7 @@ def test_rows_that_come_again_take_a_dictionary_coder():
         decode(data, again.shape, 4, np.uint8)
 
 
-def test_streams_that_are_coded_together_have_the_bytes_they_have_alone():
+def test_encode_all_gives_the_bytes_of_encode():
     rng = np.random.default_rng(0)
     streams = []
     for shape in ((16, 16), (3,), (3, 3, 8, 8), (0, 5), (16, 16), (40, 9), (1, 1)):

@@ -1,4 +1,4 @@
-"""An index that lies, with all checksums right: refused by name, in little memory and time."""
+"""Forged indexes with valid checksums: refused by path, in little memory and time."""
 
 import json
 import lzma
@@ -80,11 +80,11 @@ LIES = [
 
 
 @pytest.mark.parametrize("lie", LIES, ids=range(len(LIES)))
-def test_a_lying_index(lie, path, saved):
+def test_false_claims_in_the_index_are_refused(lie, path, saved):
     refuse(path, forge(path, lie), by=(load, inspect))
 
 
-def test_forging_by_itself_is_not_what_is_refused(path, saved):
+def test_an_unchanged_forged_file_is_accepted(path, saved):
     index, leaves = parts(path)
     assert index["symbols"][0][0] == [60, 20, 3, 3] and index["symbols"][1][0] == 5
     assert index["tree"]["tied"] == ["l", "d", ["r", 9]] and index["tree"]["context"] == "c"
@@ -97,7 +97,7 @@ def test_forging_by_itself_is_not_what_is_refused(path, saved):
     assert again["tied"][1] is again["batch_stats"][0]
 
 
-def test_what_is_said_twice(path, saved):
+def test_repeated_names_in_the_index_are_refused(path, saved):
     index, leaves = parts(path)
     text = json.dumps(index)
     for old, new in [
@@ -131,7 +131,7 @@ def test_an_index_that_is_no_lzma(path, saved):
 # Bombs.
 
 
-def test_bombs_stay_small(path, saved):
+def test_compression_bombs_take_little_memory(path, saved):
     deep = []
     for _ in range(500):
         deep = ["l", deep]
@@ -150,12 +150,12 @@ def test_bombs_stay_small(path, saved):
     refuse(path, assemble({**index, "tree": empty}, leaves), "longer than the tree")
 
 
-def test_a_leaf_of_many_names_is_read_once(path, monkeypatch):
+def test_a_leaf_shared_by_many_paths_is_read_once(path, monkeypatch):
     save(path, [np.arange(2000.0)])
     path.write_bytes(forge(path, put(["l", "d", *[["r", 0]] * 10_000], "tree")))
     read = []
-    checked = SqsFile._checked
-    monkeypatch.setattr(SqsFile, "_checked", lambda *a: [checked(*a), read.append(a)][0])
+    checked = SqsFile._verified
+    monkeypatch.setattr(SqsFile, "_verified", lambda *a: [checked(*a), read.append(a)][0])
     leaves = load(path)
     assert len(leaves) == 10_001 and all(leaf is leaves[0] for leaf in leaves) and len(read) == 1
     assert inspect(path).weights == 2000 and len(read) == 2
@@ -173,8 +173,8 @@ def test_an_lzma_header_that_asks_for_memory(path, saved):
         refuse(path, assemble(wrong, leaves, packed=True), "index")
 
 
-def test_few_bytes_unfold_to_no_more_than_is_allowed(path):
-    """A stream of one symbol takes three bytes and can claim any size; so much is believed."""
+def test_the_unfolded_size_of_few_bytes_is_bounded(path):
+    """A stream of a repeated symbol takes three bytes and can claim any size."""
     save(path, [CompressedLeaf(np.zeros(100, np.uint8), np.ones((1, 4), np.float32))])
     plain = path.read_bytes()
     refuse(path, forge(path, put([1 << 40], "symbols", 0, 0)), "more weights", by=(load, inspect))
@@ -190,12 +190,12 @@ def test_few_bytes_unfold_to_no_more_than_is_allowed(path):
     refuse(path, assemble(many, leaves * 900), "more weights", by=(load, inspect))
 
 
-def test_save_refuses_what_load_would(path, monkeypatch):
+def test_save_and_load_refuse_the_same_files(path, monkeypatch):
     leaf = CompressedLeaf(np.zeros(10_000, np.uint8), np.ones((1, 4), np.float32))
     save(path, [leaf])
     data = path.read_bytes()
-    monkeypatch.setattr("sqs_jax.artifact.file.most_codes", lambda file_bytes: 9_999)
-    monkeypatch.setattr("sqs_jax.artifact.reader.most_codes", lambda file_bytes: 9_999)
+    monkeypatch.setattr("sqs_jax.artifact.file.max_unfolded", lambda file_bytes: 9_999)
+    monkeypatch.setattr("sqs_jax.artifact.reader.max_unfolded", lambda file_bytes: 9_999)
     with pytest.raises(ValueError, match="more than a reader accepts"):
         save(path, [leaf])
     with pytest.raises(SqsFileError, match="more weights"):
@@ -209,7 +209,7 @@ def test_save_refuses_what_load_would(path, monkeypatch):
 
 
 def first_codes(stream):
-    """Replace the codes of the first codebook leaf, index and checksums along with them."""
+    """Return a change that replaces the codes of the first codebook leaf."""
 
     def change(index, leaves):
         size = index["symbols"][2][0]

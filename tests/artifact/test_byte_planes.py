@@ -1,13 +1,22 @@
-"""Integer tensors as byte planes: exact for every dtype, tiny where they are regular."""
+"""Byte planes: exact for every integer dtype, and short for regular integers."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sqs_jax.artifact import SqsFile, SqsFileError, coding, inspect, kinds, load, save, summarize
-from sqs_jax.artifact.integers import NAMES, from_planes, limits, planes_of
+from sqs_jax.artifact import (
+    SqsFile,
+    SqsFileError,
+    coding,
+    inspect,
+    leaf_codecs,
+    load,
+    save,
+    summarize,
+)
+from sqs_jax.artifact.byte_planes import NAMES, from_planes, limits, planes_of
+from sqs_jax.artifact.dtypes import DTYPES
 from sqs_jax.artifact.spec import LeafSpec, SymbolsSpec
-from sqs_jax.artifact.storage import DTYPES
 from tests.artifact.forge import assemble, forge, put, refuse
 from tests.artifact.trees import integers, same
 
@@ -18,13 +27,13 @@ def version(path):
 
 
 def array_of(values, dtype):
-    """Return Python integers as an array, also of the dtypes that numpy cannot convert to."""
+    """Return Python integers as an array of any integer dtype, also below a byte."""
     wide = np.array(values, np.uint64 if max(values) > 2**63 - 1 else np.int64)
     return wide.astype(DTYPES[dtype])
 
 
 @pytest.mark.parametrize("dtype", sorted(NAMES))
-def test_planes_are_the_digits_of_what_exceeds_the_minimum(dtype):
+def test_planes_are_the_bytes_of_differences_to_the_minimum(dtype):
     low, high = limits(dtype)
     rng = np.random.default_rng(0)
     cases = [[low], [high], [low, high], [high, low, high], [low, low + 1], [high - 1, high]]
@@ -80,7 +89,7 @@ def test_a_tree_of_integers_comes_back_as_plain_arrays(path):
     ],
     ids=range(6),
 )
-def test_what_is_regular_takes_next_to_nothing(array, most, path):
+def test_regular_integers_take_few_bytes(array, most, path):
     save(path, [array])
     assert inspect(path).leaves[0].file_bits <= 8 * most
     assert same(load(path), [array])
@@ -103,7 +112,7 @@ def test_small_and_random_integers_stay_arrays_of_version_1_0(tree, path):
         assert [leaf.file_bytes for leaf in file.leaves] == [np.asarray(x).nbytes for x in tree]
 
 
-def test_figures_are_those_of_a_dense_leaf_but_for_entropy_and_file():
+def test_entropy_and_file_alone_differ_from_a_dense_leaf():
     values = np.repeat([5, 6, 7, 8], 256)
     (leaf,) = summarize([values.astype(np.int16)]).leaves
     assert (leaf.components, leaf.windows, leaf.compressed) == (None, None, False)
@@ -116,7 +125,7 @@ def test_figures_are_those_of_a_dense_leaf_but_for_entropy_and_file():
     assert "dense" in str(summarize([values]))
 
 
-def test_integers_that_come_again_are_coded_and_stored_once(path, monkeypatch):
+def test_equal_integers_are_coded_and_stored_once(path, monkeypatch):
     coded = []
     encode = coding.encode_all
     monkeypatch.setattr(coding, "encode_all", lambda *a: [coded.extend(a[0]), encode(*a)][1])
@@ -128,20 +137,20 @@ def test_integers_that_come_again_are_coded_and_stored_once(path, monkeypatch):
 
 
 def test_integers_never_make_a_file_that_a_reader_refuses(path, monkeypatch):
-    """Their bytes count towards what a file may unfold to, unless they are stored as arrays."""
+    """Integers are stored as plain arrays if their planes exceed the reader's bound."""
     tree = [np.zeros(1000, np.int64)]
     for most in (8000, 7999):
         for module in ("file", "reader"):
-            name = f"sqs_jax.artifact.{module}.most_codes"
+            name = f"sqs_jax.artifact.{module}.max_unfolded"
             monkeypatch.setattr(name, lambda file_bytes, most=most: most)
         save(path, tree)
         assert same(load(path), tree) and version(path) == ((1, 1) if most == 8000 else (1, 0))
 
 
-def test_a_reader_without_the_kind_refuses_it_by_name_and_when_it_is_read(path, monkeypatch):
+def test_a_reader_without_the_kind_refuses_the_leaf_by_name(path, monkeypatch):
     tree = {"ids": np.arange(500), "kernel": np.ones(3, np.float32)}
     save(path, tree)
-    monkeypatch.delitem(kinds.KINDS, "integers")
+    monkeypatch.delitem(leaf_codecs.CODECS, "integers")
     assert inspect(path).leaves[0].original_bytes == 4000
     with SqsFile(path) as file:
         assert same(file.read("kernel"), tree["kernel"])
@@ -184,7 +193,7 @@ LIES = [
 
 @pytest.fixture
 def two_planes(path):
-    """A file of one leaf of the integers -5, 5, ..., 985, in two planes, as packed symbols."""
+    """Save the integers -5, 5, ..., 985 as two planes of packed symbols."""
     index = {
         "tree": ["l", node()],
         "arrays": [],
@@ -205,12 +214,12 @@ def test_planes_that_another_writer_coded_are_read(two_planes):
 
 
 @pytest.mark.parametrize("lie", LIES, ids=range(len(LIES)))
-def test_a_lying_leaf_of_integers(lie, two_planes):
+def test_invalid_integer_leaves_are_refused(lie, two_planes):
     refuse(two_planes, forge(two_planes, put(lie, "tree", 1)), by=(load, inspect))
 
 
 @pytest.mark.parametrize(("column", "value"), [(0, [50]), (0, [100, 1]), (1, 257), (1, 65_536)])
-def test_a_lying_plane(column, value, two_planes):
+def test_invalid_planes_are_refused(column, value, two_planes):
     refuse(two_planes, forge(two_planes, put(value, "symbols", column, 0)), by=(load, inspect))
 
 
@@ -243,7 +252,7 @@ def test_a_value_beyond_a_dtype_below_a_byte_is_refused(dtype, path):
 
 
 def test_planes_count_as_the_bytes_of_the_tensor(two_planes):
-    """So that eight bytes in memory need eight times the permission of one symbol."""
+    """An int64 counts eight times as much as a symbol towards the unfolded size."""
     plain = two_planes.read_bytes()
     for count, fits in ((1 << 10, True), (1 << 24, False)):
         two_planes.write_bytes(plain)

@@ -1,26 +1,26 @@
-"""What was coded last is not coded again."""
+"""The cache of coded leaves: equal leaves are coded once."""
 
 import ml_dtypes
 import numpy as np
 
-from sqs_jax.artifact import CompressedLeaf, coding, kinds, load, save, summarize
-from sqs_jax.artifact.recent import Recent, digest
+from sqs_jax.artifact import CompressedLeaf, coding, leaf_codecs, load, save, summarize
+from sqs_jax.artifact.digest_cache import DigestCache, digest
 from tests.artifact.trees import structured
 
 
 def _tree(count=5):
     rng = np.random.default_rng(0)
     codes = [rng.integers(4, size=(20, 30), dtype=np.uint8) for _ in range(count)]
-    return {f"layer{i}": CompressedLeaf(each, np.float32([[1, 2, 3]]))
-            for i, each in enumerate(codes)}  # fmt: skip
+    return {f"layer{i}": CompressedLeaf(layer, np.float32([[1, 2, 3]]))
+            for i, layer in enumerate(codes)}  # fmt: skip
 
 
-def test_a_file_that_was_weighed_is_not_coded_again(path, monkeypatch):
+def test_save_after_summarize_codes_nothing(path, monkeypatch):
     tree = _tree()
-    monkeypatch.setattr(kinds, "_RECENT", Recent(0))
+    monkeypatch.setattr(leaf_codecs, "_CACHE", DigestCache(0))
     save(path, tree)
     whole = path.read_bytes()
-    monkeypatch.setattr(kinds, "_RECENT", Recent(1 << 20))
+    monkeypatch.setattr(leaf_codecs, "_CACHE", DigestCache(1 << 20))
     coded, encode = [], coding.encode_all
     monkeypatch.setattr(coding, "encode_all", lambda *a: [coded.extend(a[0]), encode(*a)][1])
     assert summarize(tree).file_bytes == len(whole)
@@ -29,7 +29,7 @@ def test_a_file_that_was_weighed_is_not_coded_again(path, monkeypatch):
     assert len(coded) == 5 and path.read_bytes() == whole
 
 
-def test_what_changed_in_place_is_coded_again(path):
+def test_leaves_changed_in_place_are_coded_again(path):
     tree = _tree()
     summarize(tree)
     tree["layer2"].codes[3, 4] ^= 1
@@ -46,11 +46,11 @@ def test_equal_leaves_of_one_file_are_coded_once(path, monkeypatch):
     monkeypatch.setattr(coding, "encode_all", lambda *a: [coded.extend(a[0]), encode(*a)][1])
     save(path, [leaf] * 3)
     assert len(coded) == 1
-    for each in load(path):
-        np.testing.assert_array_equal(each.codes, leaf.codes)
+    for loaded in load(path):
+        np.testing.assert_array_equal(loaded.codes, leaf.codes)
 
 
-def test_digests_differ_by_all_that_bytes_depend_on():
+def test_digests_depend_on_dtype_shape_and_values():
     codes = structured((12, 12))
     values = [
         (codes, 5, False),
@@ -68,8 +68,8 @@ def test_digests_differ_by_all_that_bytes_depend_on():
     assert digest((np.ascontiguousarray(codes.T), 5)) == digest((codes.T, 5))
 
 
-def test_the_oldest_go_first():
-    recent = Recent(10)
+def test_the_oldest_entries_are_evicted_first():
+    recent = DigestCache(10)
     for key, size in ((b"a", 4), (b"b", 4), (b"c", 4), (b"d", 11)):
         recent.add(key, [key], size)
     assert [recent.get(key) for key in (b"a", b"b", b"c", b"d")] == [None, [b"b"], [b"c"], None]

@@ -1,4 +1,4 @@
-"""CompressedLeaf and materialize: the codes are the model, whatever holds the arrays."""
+"""CompressedLeaf and materialize: numpy, JAX and jit agree with the definition."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def make(shape=(6, 5), stack=(), windows=2, components=3, dtype=np.float32, seed
 
 
 def by_hand(leaf):
-    """The definition, one weight at a time."""
+    """Compute the weights of a leaf by the definition, in a loop."""
     out = np.zeros(leaf.codes.shape, leaf.codebook.dtype)
     stack = leaf.codebook.ndim - 2
     for index in np.ndindex(leaf.codes.shape):

@@ -1,4 +1,4 @@
-"""The four figures against closed forms, and their sums against the file."""
+"""Size reports: figures against closed forms, and sums against the file."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from tests.artifact.trees import structured
 
 
 def exact(counts, windows=1, components=4, dtype=np.float32):
-    """A leaf that has exactly these counts of the codes 0, 1, 2, ..."""
+    """Return a leaf with exact counts of the codes 0, 1, 2, ..."""
     codes = np.repeat(np.arange(len(counts), dtype=np.uint8), counts)
     codes = np.random.default_rng(0).permutation(codes)
     book = np.random.default_rng(1).normal(size=(windows, components)).astype(dtype)
@@ -66,7 +66,7 @@ def test_stacked_codebooks_all_count():
 
 
 def test_shared_leaves_count_once():
-    """As weights, as bits and as bytes of the file."""
+    """A shared leaf counts once in weights, bits and bytes of the file."""
     leaf, bias = exact([512, 256, 256, 0, 0]), np.linspace(0, 1, 2000)
     once, twice = summarize([leaf, bias]), summarize([leaf, bias, leaf, bias.copy()])
     for name in ("weights", "kept", "original_bytes", "paper_bits", "fixed_bits", "entropy_bits"):
@@ -79,7 +79,7 @@ def test_shared_leaves_count_once():
     assert summarize([small] * 2).weights == 200  # not worth a second look
 
 
-def test_entropy_is_that_of_the_symbols_also_where_contexts_beat_it():
+def test_entropy_is_of_order_0_even_if_contexts_are_shorter():
     leaf = CompressedLeaf(structured((200, 90)), np.ones((1, 4), np.float32))
     (size,) = summarize([leaf]).leaves
     counts = np.bincount(leaf.codes.reshape(-1))
@@ -88,7 +88,7 @@ def test_entropy_is_that_of_the_symbols_also_where_contexts_beat_it():
     assert size.file_bits < 0.95 * size.entropy_bits
 
 
-def test_totals_are_sums_and_the_file_is_the_file(tmp_path):
+def test_totals_are_sums_and_file_bytes_are_those_on_disk(tmp_path):
     tree = {
         "x": exact([512, 128, 128, 128, 128]),
         "y": exact([700, 100, 100, 50, 50]),
@@ -114,7 +114,7 @@ def test_totals_are_sums_and_the_file_is_the_file(tmp_path):
     assert report.paper_bits < report.entropy_bits < report.file_bits
 
 
-def test_the_file_of_a_rounded_model_is_inspected_as_it_is(tmp_path):
+def test_inspect_reports_the_rounded_sizes(tmp_path):
     tree = {"bias": np.random.default_rng(0).normal(size=1000).astype(np.float32)}
     path = tmp_path / "m.sqs"
     save(path, tree, dense_dtype="bfloat16")

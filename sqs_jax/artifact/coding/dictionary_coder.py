@@ -1,7 +1,8 @@
-"""Codes that repeat earlier ones at length, as the rows of tokens that were never trained do: LZMA.
+"""Dictionary coding with LZMA, for codes with long repeats.
 
-Where the same stretch of codes comes again, a dictionary coder says so in a few bits, whatever its
-entropy. It is slow, and elsewhere longer than an entropy coder: only tried where blocks repeat.
+The embedding rows of tokens that never occurred in training are equal, for example. A dictionary
+coder takes a few bits for a repeated sequence, whatever its entropy. It is slow, and longer than an
+entropy coder for other codes, so it is tried only where blocks repeat.
 """
 
 import functools
@@ -10,25 +11,26 @@ import lzma
 import numpy as np
 from numpy.typing import DTypeLike
 
-__all__ = ["decode", "encode", "repeats"]
+__all__ = ["decode", "encode", "has_repeats"]
 
 _FILTER = {"id": lzma.FILTER_LZMA1, "dict_size": 1 << 22, "lc": 0, "lp": 0, "pb": 0}
 _BLOCK = 32
-_BUSY = 4  # zeros repeat in any pruned tensor: only blocks with so many other codes tell
-_SHARE = 0.05
+_MIN_NONZERO = 4  # blocks of mostly zeros repeat in any pruned tensor, and do not count
+_MIN_REPEATED = 0.05
 
 
-def repeats(flat: np.ndarray) -> bool:
-    """Whether more than a twentieth of the blocks of codes `[N]` has been there before."""
+def has_repeats(flat: np.ndarray) -> bool:
+    """Return whether more than a twentieth of the blocks of codes `[N]` are repeated."""
     blocks = flat[: flat.size - flat.size % _BLOCK].reshape(-1, _BLOCK)
-    busy = blocks[np.count_nonzero(blocks, axis=1) >= _BUSY]
-    words = np.ascontiguousarray(busy).view(np.uint64)
+    blocks = blocks[np.count_nonzero(blocks, axis=1) >= _MIN_NONZERO]
+    words = np.ascontiguousarray(blocks).view(np.uint64)
     if not words.size:
         return False
-    # A sum with odd factors, modulo 2**64: equal blocks for sure, others hardly ever.
-    hashes = np.sort(words @ _odd_factors(words.shape[1]))  # many times as fast as np.unique
+    # The hash is a sum with odd factors modulo 2**64. Sorting hashes is many times as fast as
+    # np.unique of the blocks.
+    hashes = np.sort(words @ _odd_factors(words.shape[1]))
     distinct = 1 + np.count_nonzero(hashes[1:] != hashes[:-1])
-    return bool(distinct < (1 - _SHARE) * hashes.size)
+    return bool(distinct < (1 - _MIN_REPEATED) * hashes.size)
 
 
 @functools.cache
@@ -44,10 +46,19 @@ def encode(flat: np.ndarray, alphabet: int, preset: int = 9 | lzma.PRESET_EXTREM
 
 
 def decode(data: bytes, count: int, alphabet: int, dtype: DTypeLike) -> np.ndarray:
-    """Return the `count` symbols of a stream.
+    """Decode a stream that `encode` coded.
+
+    Args:
+        data: Bytes of the stream.
+        count: Number of symbols.
+        alphabet: Number of different symbols, 1 to 65,536.
+        dtype: Unsigned dtype of the result.
+
+    Returns:
+        The symbols, an array `[count]`.
 
     Raises:
-        ValueError: If the stream is not exactly one of so many symbols below `alphabet`.
+        ValueError: If the stream does not have exactly `count` symbols, all below `alphabet`.
     """
     stored = _stored(alphabet)
     unzip = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=[_FILTER])
@@ -56,8 +67,8 @@ def decode(data: bytes, count: int, alphabet: int, dtype: DTypeLike) -> np.ndarr
         rest = b"" if unzip.eof else unzip.decompress(b"", 1)  # reads the end marker
     except (lzma.LZMAError, EOFError) as error:
         raise ValueError(f"a symbol stream is no LZMA stream ({error})") from error
-    whole = len(raw) == count * stored.itemsize and not rest and not unzip.unused_data
-    if not (whole and unzip.eof):
+    complete = len(raw) == count * stored.itemsize and not rest and not unzip.unused_data
+    if not (complete and unzip.eof):
         raise ValueError("a symbol stream does not end where its symbols do")
     symbols = np.frombuffer(raw, stored).astype(dtype)
     if symbols.max() >= alphabet:

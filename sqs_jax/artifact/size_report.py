@@ -1,4 +1,4 @@
-"""Four ways to count the bits of a compressed model, side by side.
+"""Size reports: four ways to count the bits of a compressed model, side by side.
 
 | figure  | bits of a leaf of N weights               | what it is                               |
 |---------|-------------------------------------------|------------------------------------------|
@@ -6,38 +6,34 @@
 |         |                                           | no codebook, nothing that stays dense    |
 | fixed   | N + kept * ceil(log2 W*K) + codebook      | bitmap, packed codes, codebook           |
 | entropy | N * H(code), code in {0 = pruned, 1..W*K} | order-0 bound of a static coder          |
-| file    | 8 * bytes on disk                         | the only one to be called compression    |
+| file    | 8 * bytes on disk                         | the only figure to call compression      |
 
-A dense leaf counts its own dtype under fixed and entropy; one of integers that is stored as byte
-planes, the entropy of its planes. A leaf of grids has log2 of its levels
-per weight as the published rate, no mask, and the scales and zeros of its groups. Scales of inputs
-are free in the published rate, for other layers are said to take them; a weight that is kept as it
-is has 32 bits; factors count together, and a product has no zeros. See "Bits" in
-docs/math.md.
+Other leaves count as follows (see "Bits" in docs/math.md):
+
+- A dense leaf counts its own dtype under fixed and entropy. Integers that are stored as byte planes
+  count the entropy of the planes.
+- A `GridLeaf` of L levels has log2 L bits per weight as the published rate. It has no mask; fixed
+  and entropy add the scales and zeros of its groups.
+- The scales of a `ScaledLeaf` are free in the published rate: AWQ folds them into other layers.
+- Each outlier of an `OverlayLeaf` has 32 bits in the published rate.
+- A `ProductLeaf` counts both factors; none of its weights is pruned.
 """
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from sqs_jax.artifact.dtypes import DTYPES
 from sqs_jax.artifact.spec import ArraySpec, LeafSpec, Spec, SymbolsSpec
-from sqs_jax.artifact.storage import DTYPES
+from sqs_jax.artifact.text_table import format_table
 
-__all__ = [
-    "AttachmentSize",
-    "LeafSize",
-    "SizeReport",
-    "format_table",
-    "leaf_size",
-    "printable",
-]
+__all__ = ["AttachmentSize", "LeafSize", "SizeReport", "leaf_size"]
 
 FIGURES = ("paper", "fixed", "entropy", "file")
 
 
 class _PerWeight:
-    """Give the four totals of a leaf or a model per weight, in bits."""
+    """Mixin: the four figures of a leaf or a model per weight, in bits."""
 
     @property
     def paper_bits_per_weight(self) -> float:
@@ -56,28 +52,30 @@ class _PerWeight:
         return self._per_weight("file")
 
     def _per_weight(self, figure: str) -> float:
-        # By name: a field of one heir is a property of the other, which no annotation can say.
+        # By name, because `weights` is a field of `LeafSize` and a property of `SizeReport`, which
+        # no annotation of this class covers.
         weights, bits = (getattr(self, name) for name in ("weights", f"{figure}_bits"))
         return bits / weights if weights else 0.0
 
 
 @dataclasses.dataclass(frozen=True)
 class LeafSize(_PerWeight):
-    """Say what one leaf weighs.
+    """Sizes of a leaf.
 
     Attributes:
-        path: The leaf's keys joined by "/".
+        path: Keys of the leaf joined by "/".
         shape: Shape of the parameter.
         dtype: Name of the parameter's dtype.
-        weights: N, the number of weights; 0 for a leaf that shares the values of an earlier one.
-        kept: The number of codes that are not 0; N for a dense leaf or one of grids.
-        components: K, or the levels of a grid; None for a dense leaf.
-        windows: W, or the groups of an output; None for a dense leaf.
-        original_bytes: The parameter as an array of its dtype.
-        paper_bits, fixed_bits, entropy_bits: The figures of this module's table, for the leaf,
-            entropy to a tenth of a bit.
-        file_bits: What the leaf occupies in the file's streams, codebook included; its share of
-            header and index is not.
+        weights: Number N of weights; 0 for a leaf that shares the values of an earlier leaf.
+        kept: Number of non-zero codes; N for a dense leaf or a `GridLeaf`.
+        components: Components K of a window, or levels of a grid; None for a dense leaf.
+        windows: Windows W, or groups per output of a grid; None for a dense leaf.
+        original_bytes: Bytes of the parameter as an array of its dtype.
+        paper_bits: Published rate, see the table of this module.
+        fixed_bits: Bits with fixed-length codes.
+        entropy_bits: Bits at the order-0 entropy, to a tenth of a bit.
+        file_bits: Bits of the leaf in the data of the file, codebook included; header and index are
+            not.
     """
 
     path: str
@@ -95,23 +93,23 @@ class LeafSize(_PerWeight):
 
     @property
     def compressed(self) -> bool:
-        """Whether the leaf has codes."""
+        """True if the leaf has codes."""
         return self.components is not None
 
     @property
     def sparsity(self) -> float:
-        """The fraction of weights that are pruned."""
+        """Fraction of weights that are pruned."""
         return 1 - self.kept / self.weights if self.weights else 0.0
 
 
 @dataclasses.dataclass(frozen=True)
 class AttachmentSize:
-    """Say what one attachment weighs.
+    """Sizes of an attachment.
 
     Attributes:
-        name: The attachment's name.
-        original_bytes: Its length.
-        file_bytes: What it occupies in the file's streams.
+        name: Name of the attachment.
+        original_bytes: Length before coding.
+        file_bytes: Length in the data of the file.
     """
 
     name: str
@@ -121,13 +119,15 @@ class AttachmentSize:
 
 @dataclasses.dataclass(frozen=True)
 class SizeReport(_PerWeight):
-    """Say what a whole model weighs: totals over leaves, and the bytes of the whole file.
+    """Sizes of a whole model: per leaf, in total, and as a file.
+
+    `str` of a report is a table for a terminal.
 
     Attributes:
         leaves: One `LeafSize` per leaf, in tree order.
-        file_bytes: The whole file: streams, index, header and attachments.
-        attachments: One `AttachmentSize` per attachment, by name. They count in `file_bytes` and in
-            the file's bits, and in no other total.
+        file_bytes: Bytes of the whole file: header, index, leaves and attachments.
+        attachments: One `AttachmentSize` per attachment, by name. Attachments count in `file_bytes`
+            and `file_bits`, and in no other total.
     """
 
     leaves: tuple[LeafSize, ...]
@@ -136,47 +136,47 @@ class SizeReport(_PerWeight):
 
     @property
     def weights(self) -> int:
-        """All weights of the model, dense leaves included."""
+        """Number of weights of the model, dense leaves included."""
         return sum(leaf.weights for leaf in self.leaves)
 
     @property
     def compressed_weights(self) -> int:
-        """The weights of compressed leaves."""
+        """Number of weights of compressed leaves."""
         return sum(leaf.weights for leaf in self.leaves if leaf.compressed)
 
     @property
     def kept(self) -> int:
-        """The weights of compressed leaves that are not pruned."""
+        """Number of weights of compressed leaves that are not pruned."""
         return sum(leaf.kept for leaf in self.leaves if leaf.compressed)
 
     @property
     def sparsity(self) -> float:
-        """The fraction of the compressed leaves' weights that are pruned."""
+        """Fraction of the compressed leaves' weights that are pruned."""
         return 1 - self.kept / self.compressed_weights if self.compressed_weights else 0.0
 
     @property
     def original_bytes(self) -> int:
-        """Every leaf as an array of its dtype."""
+        """Bytes of all leaves as arrays of their dtypes."""
         return sum(leaf.original_bytes for leaf in self.leaves)
 
     @property
     def ratio(self) -> float:
-        """`original_bytes / file_bytes`: the compression of the whole file."""
+        """Compression of the whole file, `original_bytes / file_bytes`."""
         return self.original_bytes / self.file_bytes
 
     @property
     def paper_bits(self) -> float:
-        """kept * log2 K, summed over compressed leaves."""
+        """Published rate: kept * log2 K, summed over compressed leaves."""
         return math.fsum(leaf.paper_bits for leaf in self.leaves)
 
     @property
     def fixed_bits(self) -> int:
-        """Bitmaps, packed codes, codebooks and dense leaves."""
+        """Bits of bitmaps, packed codes, codebooks and dense leaves."""
         return sum(leaf.fixed_bits for leaf in self.leaves)
 
     @property
     def entropy_bits(self) -> float:
-        """N * H(code) summed over compressed leaves, and the dense leaves."""
+        """N * H(code) of the compressed leaves, plus the bits of the dense leaves."""
         return math.fsum(leaf.entropy_bits for leaf in self.leaves)
 
     @property
@@ -185,24 +185,24 @@ class SizeReport(_PerWeight):
         return 8 * self.file_bytes
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the report as plain Python values, for JSON: totals, leaves and attachments."""
+        """Return totals, leaves and attachments as plain Python values, for JSON."""
         names = ["weights", "compressed_weights", "kept", "sparsity", "original_bytes", "ratio"]
         names += [f"{figure}_bits" for figure in FIGURES]
         names += [f"{figure}_bits_per_weight" for figure in FIGURES]
         leaves = [{**dataclasses.asdict(leaf), "shape": list(leaf.shape)} for leaf in self.leaves]
         totals = {name: getattr(self, name) for name in names}
         attachments = list(map(dataclasses.asdict, self.attachments))
-        listed = {"leaves": leaves, "attachments": attachments}
-        return {"file_bytes": self.file_bytes, **totals, **listed}
+        lists = {"leaves": leaves, "attachments": attachments}
+        return {"file_bytes": self.file_bytes, **totals, **lists}
 
     def __str__(self) -> str:
         head = ["path", "shape", "dtype", "W x K", "weights", "sparsity", *FIGURES]
         head += ["bytes", "share"]
         rows = [[*_row(leaf), *self._share(leaf.file_bits)] for leaf in self.leaves]
         rest = self.file_bits - sum(leaf.file_bits for leaf in self.leaves)
-        for entry in self.attachments:
-            bits = 8 * entry.file_bytes
-            about = [entry.name, str(entry.original_bytes), "uint8", "attachment"]
+        for attachment in self.attachments:
+            bits = 8 * attachment.file_bytes
+            about = [attachment.name, str(attachment.original_bytes), "uint8", "attachment"]
             rows.append([*about, *[""] * 6, *self._share(bits)])
             rest -= bits
         rows.append(["header, index, checksums", *[""] * 9, *self._share(rest)])
@@ -221,61 +221,35 @@ class SizeReport(_PerWeight):
         return [f"{bits // 8:,}", f"{bits / self.file_bits:.1%}"]
 
 
-def format_table(
-    head: Sequence[str], rows: Iterable[list[str]], left: int, total: list[str] | None = None
-) -> str:
-    """Return a table of text, the first `left` columns aligned to the left, the others right."""
-    table = [list(head), *rows, *([total] if total else [])]
-    table = [list(map(printable, row)) for row in table]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in table
-    ]
-    rule = "-" * max(map(len, lines))
-    lines[1:1] = [rule]
-    if total:
-        lines[-1:-1] = [rule]
-    return "\n".join(lines)
-
-
-def printable(text: str) -> str:
-    """Escape what a terminal would obey: names in a stranger's file may hold anything."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
 def leaf_size(path: str, spec: Spec, file_bytes: int, *, shared: bool = False) -> LeafSize:
-    """Count the bits of one leaf.
+    """Count the bits of a leaf.
 
     Args:
-        path: The leaf's keys joined by "/".
-        spec: The leaf, as a file describes it.
-        file_bytes: What the leaf occupies in the file's streams.
-        shared: Whether it was counted before, at another path.
+        path: Keys of the leaf joined by "/".
+        spec: Description of the leaf in the index.
+        file_bytes: Bytes of the leaf in the data of the file.
+        shared: True if an earlier leaf has the same values, and is counted for both.
 
     Returns:
-        The leaf's four figures, in bits.
+        The sizes of the leaf; all but `file_bits` are 0 if it is shared.
     """
     count = 0 if shared else math.prod(spec.shape)
     itemsize = DTYPES[spec.dtype].itemsize
-    found = _figures(spec)
+    figures = _figures(spec)
     if shared:
-        found = _Figures(0, found.windows, found.components, 0.0, 0, 0.0)
+        figures = _Figures(0, figures.windows, figures.components, 0.0, 0, 0.0)
     return LeafSize(
         path=path,
         shape=spec.shape,
         dtype=spec.dtype,
         weights=count,
-        kept=found.kept,
-        components=found.components,
-        windows=found.windows,
+        kept=figures.kept,
+        components=figures.components,
+        windows=figures.windows,
         original_bytes=count * itemsize,
-        paper_bits=found.paper,
-        fixed_bits=found.fixed,
-        entropy_bits=found.entropy,
+        paper_bits=figures.paper,
+        fixed_bits=figures.fixed,
+        entropy_bits=figures.entropy,
         file_bits=8 * file_bytes,
     )
 
@@ -290,7 +264,7 @@ class _Figures(NamedTuple):
 
 
 def _figures(spec: Spec) -> _Figures:
-    """Count a leaf's bits, its parts' added up."""
+    """Count the bits of a leaf as the sum over its parts."""
     count = math.prod(spec.shape)
     dense = 8 * count * DTYPES[spec.dtype].itemsize
     match spec:
@@ -302,9 +276,9 @@ def _figures(spec: Spec) -> _Figures:
             return _Figures(codes.nonzero, windows, components, paper, fixed, codes.entropy_bits)
         case LeafSpec("grid", parts=(SymbolsSpec() as codes, scales, SymbolsSpec() as zeros)):
             windows, components = scales.shape[-2], codes.alphabet
-            groups, held = math.prod(scales.shape), _bits_of_scales(scales)
-            fixed = (count + groups) * (components - 1).bit_length() + int(held)
-            entropy = codes.entropy_bits + zeros.entropy_bits + held
+            groups, scale_bits = math.prod(scales.shape), _bits_of_scales(scales)
+            fixed = (count + groups) * (components - 1).bit_length() + int(scale_bits)
+            entropy = codes.entropy_bits + zeros.entropy_bits + scale_bits
             return _Figures(
                 count, windows, components, count * math.log2(components), fixed, entropy
             )
@@ -313,7 +287,7 @@ def _figures(spec: Spec) -> _Figures:
             return inner._replace(fixed=inner.fixed + values, entropy=inner.entropy + values)
         case LeafSpec("overlay", parts=(leaf, SymbolsSpec() as places, ArraySpec() as values_spec)):
             inner, values = _figures(leaf), _stored_bits(values_spec)
-            outliers = 32 * places.nonzero  # a value and its column in 16 bits each, as published
+            outliers = 32 * places.nonzero  # SpQR's rate: 16 bits of value and 16 of column index
             return inner._replace(
                 paper=inner.paper + outliers,
                 fixed=inner.fixed + outliers,
@@ -323,8 +297,8 @@ def _figures(spec: Spec) -> _Figures:
             return _figures(leaf)
         case LeafSpec("product", parts=(left, right)):
             a, b = _figures(left), _figures(right)
-            together = (a.paper + b.paper, a.fixed + b.fixed, a.entropy + b.entropy)
-            return _Figures(count, a.windows, a.components, *together)
+            sums = (a.paper + b.paper, a.fixed + b.fixed, a.entropy + b.entropy)
+            return _Figures(count, a.windows, a.components, *sums)
         case LeafSpec("integers", parts=planes):
             return _Figures(count, None, None, 0.0, dense, math.fsum(map(_symbol_bits, planes)))
     return _Figures(count, None, None, 0.0, dense, float(dense))

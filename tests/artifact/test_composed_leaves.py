@@ -1,4 +1,4 @@
-"""Leaves made of leaves: closed forms, the file, its figures, and what does not fit."""
+"""Composed leaves: closed forms, files, size figures, and refused parts."""
 
 import dataclasses
 
@@ -33,35 +33,35 @@ LEAVES = {
 }
 
 
-def wanted(leaf):
+def closed_form(leaf):
     if isinstance(leaf, ScaledLeaf):
-        return np.einsum("hio,i->hio", wanted(leaf.leaf), leaf.scales.astype("f8"))
+        return np.einsum("hio,i->hio", closed_form(leaf.leaf), leaf.scales.astype("f8"))
     if isinstance(leaf, OverlayLeaf):
-        weights = wanted(leaf.leaf)
+        weights = closed_form(leaf.leaf)
         weights[np.nonzero(leaf.places)] = leaf.values
         return weights
     if isinstance(leaf, ProductLeaf):
-        return (wanted(leaf.left) @ wanted(leaf.right)).reshape(leaf.shape)
+        return (closed_form(leaf.left) @ closed_form(leaf.right)).reshape(leaf.shape)
     if isinstance(leaf, TransposedLeaf):
-        return np.einsum("hoi->hio", wanted(leaf.leaf))
+        return np.einsum("hoi->hio", closed_form(leaf.leaf))
     return sqs_jax.materialize(leaf).astype("f8")
 
 
 @pytest.mark.parametrize("name", LEAVES)
-def test_they_stand_for_what_they_say(name, tmp_path):
+def test_composed_leaves_equal_their_closed_forms(name, tmp_path):
     leaf = LEAVES[name]
     tree = {"kernel": leaf, "bias": np.ones(5, np.float32)}
-    found = sqs_jax.materialize(tree)["kernel"]
-    assert found.shape == KERNEL.shape and found.dtype == np.float32
-    np.testing.assert_allclose(found, wanted(leaf), rtol=1e-6, atol=1e-6)
+    dense = sqs_jax.materialize(tree)["kernel"]
+    assert dense.shape == KERNEL.shape and dense.dtype == np.float32
+    np.testing.assert_allclose(dense, closed_form(leaf), rtol=1e-6, atol=1e-6)
     on_device = jax.jit(sqs_jax.materialize)(jax.tree.map(jnp.asarray, tree))["kernel"]
-    np.testing.assert_allclose(on_device, found, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(on_device, dense, rtol=1e-6, atol=1e-6)
     written = sqs_jax.save(tmp_path / "m.sqs", tree)
     again = sqs_jax.load(tmp_path / "m.sqs")
     assert jax.tree.structure(again) == jax.tree.structure(tree)
-    for one, other in zip(jax.tree.leaves(again), jax.tree.leaves(tree), strict=True):
-        np.testing.assert_array_equal(one, other)
-        assert one.dtype == other.dtype
+    for loaded, saved in zip(jax.tree.leaves(again), jax.tree.leaves(tree), strict=True):
+        np.testing.assert_array_equal(loaded, saved)
+        assert loaded.dtype == saved.dtype
     assert sqs_jax.inspect(tmp_path / "m.sqs").file_bytes == written
     assert sqs_jax.summarize(tree).file_bytes == written
 
@@ -77,25 +77,25 @@ def test_bits_are_those_of_the_parts():
         sqs_jax.summarize({"k": part}).leaves[0]
         for part in (LEAVES["product"].left, LEAVES["product"].right)
     ]
-    assert sizes["product"].fixed_bits == sum(each.fixed_bits for each in factors)
+    assert sizes["product"].fixed_bits == sum(factor.fixed_bits for factor in factors)
     assert sizes["product"].weights == KERNEL.size
 
 
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("scaled", {"scales": SCALES[:5]}, "one for each of its inputs"),
+        ("scaled", {"scales": SCALES[:5]}, "one scale per input"),
         ("scaled", {"scales": SCALES.astype(np.int32)}, "it must be floating"),
-        ("overlay", {"places": PLACES[:1]}, "of its shape"),
-        ("overlay", {"values": VALUES[1:]}, "places are marked"),
-        ("overlay", {"places": 2 * PLACES}, "marks are 1"),
+        ("overlay", {"places": PLACES[:1]}, "must have this shape"),
+        ("overlay", {"values": VALUES[1:]}, "marks of up to"),
+        ("overlay", {"places": 2 * PLACES}, "place of each value with 1"),
         ("overlay", {"places": PLACES.astype(bool)}, "places are bool, they must be uint8"),
         ("product", {"shape": (3, 4, 6)}, "do not make a tensor"),
         ("product", {"left": coded(12, 0), "right": coded(0, 5)}, "do not make a tensor"),
         ("product", {"right": coded(3, 5)}, "do not make a tensor"),
     ],
 )
-def test_what_does_not_fit_is_refused(name, changes, message, tmp_path):
+def test_parts_that_do_not_fit_are_refused(name, changes, message, tmp_path):
     leaf = dataclasses.replace(LEAVES[name], **changes)
     with pytest.raises(ValueError, match=f"'kernel': .*{message}"):
         sqs_jax.save(tmp_path / "x.sqs", {"kernel": leaf})
@@ -109,17 +109,17 @@ def nested(depth):
     return {"kernel": leaf}
 
 
-def test_what_is_saved_can_be_loaded_however_deep(tmp_path):
+def test_leaves_nested_to_the_limit_can_be_loaded(tmp_path):
     sqs_jax.save(tmp_path / "m.sqs", nested(8))
-    found = sqs_jax.materialize(sqs_jax.load(tmp_path / "m.sqs"))["kernel"]
-    np.testing.assert_array_equal(found, sqs_jax.materialize(GRID))
-    with pytest.raises(ValueError, match="'kernel': leaves lie 8 deep in leaves"):
+    dense = sqs_jax.materialize(sqs_jax.load(tmp_path / "m.sqs"))["kernel"]
+    np.testing.assert_array_equal(dense, sqs_jax.materialize(GRID))
+    with pytest.raises(ValueError, match="'kernel': leaves are nested deeper than the 8 levels"):
         sqs_jax.save(tmp_path / "x.sqs", nested(9))
 
 
 @pytest.mark.parametrize("size", [8, 1 << 15])
-def test_a_product_counts_towards_what_a_file_may_unfold_to(size, tmp_path):
-    """Whatever lies in it: arrays too, and products whose own product is small."""
+def test_a_product_counts_towards_the_unfolded_size(size, tmp_path):
+    """Products of arrays count, and products nested in a small product."""
     column, row = np.ones((size, 1), np.float32), np.ones((1, size), np.float32)
     square = ProductLeaf(column, row, (size, size))
     trees = {"square": square, "hidden": ProductLeaf(square, column, (size, 1))}
@@ -127,8 +127,8 @@ def test_a_product_counts_towards_what_a_file_may_unfold_to(size, tmp_path):
         path = tmp_path / f"{name}.sqs"
         if size == 8:
             sqs_jax.save(path, {"k": leaf})
-            found = sqs_jax.materialize(sqs_jax.load(path))["k"]
-            np.testing.assert_array_equal(found, np.full(leaf.shape, size ** (name == "hidden")))
+            dense = sqs_jax.materialize(sqs_jax.load(path))["k"]
+            np.testing.assert_array_equal(dense, np.full(leaf.shape, size ** (name == "hidden")))
             continue
         with pytest.raises(ValueError, match=r"codes in a file of .* more than a reader accepts"):
             sqs_jax.save(path, {"k": leaf})
@@ -138,14 +138,14 @@ def test_a_reader_refuses_what_a_writer_would(tmp_path, monkeypatch):
     size = 1 << 15
     column, row = np.ones((size, 1), np.float32), np.ones((1, size), np.float32)
     tree = {"k": ProductLeaf(column, row, (size, size))}
-    monkeypatch.setattr("sqs_jax.artifact.file.most_codes", lambda _: 1 << 40)
+    monkeypatch.setattr("sqs_jax.artifact.file.max_unfolded", lambda _: 1 << 40)
     sqs_jax.save(tmp_path / "m.sqs", tree)
     with pytest.raises(sqs_jax.SqsFileError, match="more weights than a file of this size"):
         sqs_jax.load(tmp_path / "m.sqs")
 
 
 def test_an_overlay_counts_its_places_in_the_writer_too(tmp_path, monkeypatch):
-    monkeypatch.setattr("sqs_jax.artifact.file.most_codes", lambda _: 2 * KERNEL.size)
+    monkeypatch.setattr("sqs_jax.artifact.file.max_unfolded", lambda _: 2 * KERNEL.size)
     with pytest.raises(ValueError, match="more than a reader accepts"):
         sqs_jax.save(tmp_path / "m.sqs", {"k": LEAVES["overlay"]})  # codes, zeros and places
 
@@ -160,5 +160,5 @@ def test_a_transposed_leaf_needs_version_1_1_and_two_axes(tmp_path):
         sqs_jax.save(tmp_path / "m.sqs", {"k": leaf})
         assert version in (tmp_path / "m.sqs").read_bytes()[:200]
     flat = TransposedLeaf(CompressedLeaf(np.ones(8, np.uint8), BOOK))
-    with pytest.raises(ValueError, match="is not transposed; it must have two axes"):
+    with pytest.raises(ValueError, match="cannot be transposed; it must have two axes"):
         sqs_jax.save(tmp_path / "m.sqs", {"k": flat})

@@ -1,10 +1,10 @@
-"""Frequency tables: exact, never losing a symbol, nearly as short as any, safe on any bytes."""
+"""Frequency tables: exact, complete, nearly optimal, and safe on any bytes."""
 
 import numpy as np
 import pytest
 
-from sqs_jax.artifact.coding import table
-from sqs_jax.artifact.coding.table import best_table, quantize, read_table, write_table
+from sqs_jax.artifact.coding import frequency_table
+from sqs_jax.artifact.coding.frequency_table import best_table, quantize, read_table, write_table
 
 RNG = np.random.default_rng(0)
 
@@ -45,7 +45,7 @@ def test_frequencies_are_exact_and_never_lose_a_symbol(name):
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_tables_come_back(name):
+def test_tables_are_read_back(name):
     counts = COUNTS[name]
     least = int(np.count_nonzero(counts) - 1).bit_length()
     for bits in range(least, 25, 1 if counts.size <= 1000 else 7):
@@ -86,13 +86,18 @@ def test_the_best_table_is_near_the_optimum(name):
     assert size <= 1.001 * exhaustive + 1
 
 
-def test_golomb_codes_are_as_long_as_they_are_said_to_be():
+def test_lengths_of_golomb_codes():
     values = [0, 1, 2, 7, 30, 2**15, 2**24]
-    lengths = table._golomb_bits(np.asarray(values), np.arange(16))
+    lengths = frequency_table._golomb_bits(np.asarray(values), np.arange(16))
     for order in range(16):
-        assert lengths[order] == sum(len(table._golomb(value, order)) for value in values)
-    assert [table._golomb(value, 0) for value in (0, 1, 2, 6)] == ["1", "010", "011", "00111"]
-    assert table._golomb(6, 2) == "01010"
+        assert lengths[order] == sum(len(frequency_table._golomb(value, order)) for value in values)
+    assert [frequency_table._golomb(value, 0) for value in (0, 1, 2, 6)] == [
+        "1",
+        "010",
+        "011",
+        "00111",
+    ]
+    assert frequency_table._golomb(6, 2) == "01010"
 
 
 def test_too_many_symbols_for_a_table_are_refused():
@@ -100,16 +105,16 @@ def test_too_many_symbols_for_a_table_are_refused():
         best_table(np.ones(5, np.int64), 2)
 
 
-def test_numbers_come_back():
+def test_numbers_are_read_back():
     numbers = [0, 1, 127, 128, 300, 2**14 - 1, 2**14, 2**21, 2**28 - 1]
-    data = table.write_numbers(numbers)
-    again, end = table.read_numbers(b"x" + data + b"rest", 1, len(numbers))
+    data = frequency_table.write_numbers(numbers)
+    again, end = frequency_table.read_numbers(b"x" + data + b"rest", 1, len(numbers))
     assert again.tolist() == numbers and end == 1 + len(data)
-    assert table.write_numbers([5, 300]) == bytes([5, 300 % 128 + 128, 2])
-    assert table.read_numbers(b"", 0, 0)[1] == 0
+    assert frequency_table.write_numbers([5, 300]) == bytes([5, 300 % 128 + 128, 2])
+    assert frequency_table.read_numbers(b"", 0, 0)[1] == 0
     for data, count in [(b"\x01", 2), (b"\x80", 1), (b"", 1), (b"\xff\xff\xff\xff\x01", 1)]:
         with pytest.raises(ValueError, match="numbers"):
-            table.read_numbers(data, 0, count)
+            frequency_table.read_numbers(data, 0, count)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +124,7 @@ def test_numbers_come_back():
         (bytes([5, 0]), "cut short"),
         (bytes([25, 0, 128]), "of 25 bits"),
         (bytes([5, 32, 128]), "form 32"),
-        (bytes([5, 0, 0, 0, 0, 0]), "cut short or none"),
+        (bytes([5, 0, 0, 0, 0, 0]), "cut short or invalid"),
         (bytes([5, 0, 0b00110000]), "for 5"),  # last = 5
         (bytes([5, 0, 0b11000000]), "left over"),
         (bytes([5, 0, 0b01010000]), "absent"),  # last = 1, frequency 0
@@ -127,7 +132,7 @@ def test_numbers_come_back():
         (bytes([5, 16, 0b01001000]), "past its end"),  # last = 1, one absent before it
     ],
 )
-def test_what_is_no_table_is_refused(data, says):
+def test_invalid_tables_are_refused(data, says):
     with pytest.raises(ValueError, match=says):
         read_table(data, 0, 5)
 

@@ -1,8 +1,8 @@
-"""Integer tensors as byte planes: regular ones take next to nothing.
+"""Byte planes: entropy-coded storage of integer and bool tensors.
 
-A tensor is its minimum, and what each value exceeds it by, written in base 256: plane j holds the
-digits of 256**j. Planes are symbol streams: each takes its shortest form, and position ids, masks
-and groups are long repeats.
+A tensor is stored as its minimum and the differences of its values to the minimum. Plane j holds
+byte j of each difference, the low byte first. Each plane is one symbol stream in its shortest form.
+Position ids, masks and group indices repeat at length and take a few bytes.
 """
 
 import dataclasses
@@ -11,8 +11,8 @@ import math
 import numpy as np
 
 from sqs_jax.artifact import coding
+from sqs_jax.artifact.dtypes import DTYPES
 from sqs_jax.artifact.spec import LeafSpec, SymbolsSpec
-from sqs_jax.artifact.storage import DTYPES
 
 __all__ = [
     "KIND",
@@ -27,9 +27,9 @@ __all__ = [
 KIND = "integers"
 NAMES = frozenset(name for name in DTYPES if name == "bool" or "int" in name)
 ENTRY = 64
-"""Bytes that a leaf of this kind is taken to add to the index: measured, 50 to 61 for the first one
-of a file, and 5 to 17 for each further one."""
-_INCOMPRESSIBLE = 0.98
+"""Upper estimate of the bytes that a leaf of this kind adds to the compressed index. Measured: 50
+to 61 for the first leaf of a file, and 5 to 17 for each further leaf."""
+_INCOMPRESSIBLE = 0.98  # entropy per stored byte, from which on byte planes gain nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,12 +59,12 @@ def planes_of(array: np.ndarray) -> tuple[int, list[np.ndarray]]:
         array: Non-empty array of an integer dtype or bool, any shape.
 
     Returns:
-        The minimum, and uint8 arrays of the array's shape, low plane first: as many as the largest
-        difference to the minimum has bytes, at least one.
+        The minimum, and uint8 arrays of the shape of `array`, low plane first. Their number is the
+        number of bytes of the largest difference, at least one.
     """
     size = array.dtype.itemsize
     dtype = np.dtype(f"{'i' if array.dtype.name[0] == 'i' else 'u'}{size}")
-    values = array.reshape(-1).astype(dtype)  # the dtypes below a byte have no arithmetic
+    values = array.reshape(-1).astype(dtype)  # numpy has no arithmetic for int2, int4 and bool
     minimum = int(values.min())
     offsets = values.view(f"u{size}")
     offsets -= offsets.dtype.type(minimum % 256**size)  # modulo 256**size: exact for any range
@@ -74,11 +74,11 @@ def planes_of(array: np.ndarray) -> tuple[int, list[np.ndarray]]:
 
 
 def from_planes(spec: LeafSpec, planes: list[np.ndarray]) -> np.ndarray:
-    """Rebuild an integer array.
+    """Rebuild an integer array from its byte planes.
 
     Args:
-        spec: A leaf that `check_integers` has checked.
-        planes: Unsigned arrays of its shape, values below 256, low plane first.
+        spec: Description of a leaf, which `check_integers` has accepted.
+        planes: Unsigned arrays of the leaf's shape, values below 256, low plane first.
 
     Returns:
         A writable array of the leaf's shape and dtype.
@@ -100,7 +100,7 @@ def from_planes(spec: LeafSpec, planes: list[np.ndarray]) -> np.ndarray:
 
 
 def check_integers(spec: LeafSpec) -> None:
-    """Raise ValueError unless a leaf's parts are the byte planes of an integer tensor."""
+    """Raise ValueError unless the parts of a leaf are byte planes of integers."""
     if spec.dtype not in NAMES or not 1 <= len(spec.parts) <= DTYPES[spec.dtype].itemsize:
         raise ValueError(f"{len(spec.parts)} planes of integers of dtype {spec.dtype}")
     for plane in spec.parts:
@@ -116,10 +116,10 @@ def check_integers(spec: LeafSpec) -> None:
 
 
 def worth_coding(array: np.ndarray) -> bool:
-    """Return whether byte planes may make an array smaller, by a quick look.
+    """Return a quick estimate of whether byte planes make an array smaller.
 
-    Random integers, such as packed 4-bit codes, are recognized without the dictionary coder, which
-    takes a second for 2 MB.
+    The entropy of the planes rules out random integers, such as packed 4-bit codes. The dictionary
+    coder would need a second for 2 MB of such integers.
     """
     if not is_integer(array) or array.nbytes <= ENTRY:
         return False

@@ -1,17 +1,17 @@
-"""The context model: shorter where codes have structure, never longer, safe on any bytes."""
+"""The context model: shorter for structured codes, never longer, and safe."""
 
 import tracemalloc
 
 import numpy as np
 import pytest
 
-from sqs_jax.artifact.coding import context, decode, encode, entropy_bits, histogram, stream
-from sqs_jax.artifact.coding.table import read_numbers, write_numbers
+from sqs_jax.artifact.coding import context_model, decode, encode, entropy_bits, histogram, stream
+from sqs_jax.artifact.coding.frequency_table import read_numbers, write_numbers
 from tests.artifact.trees import structured
 
 
 def quiet_kernels(rows, columns, kernel, last, seed=0):
-    """Codes of a convolution of which some kernels are nearly empty and some are full."""
+    """Return codes of a convolution with nearly empty kernels and full kernels."""
     rng = np.random.default_rng(seed)
     keep = rng.choice([0.02, 0.6], (rows * columns, 1))
     codes = rng.integers(1, 5, (rows * columns, kernel * kernel))
@@ -23,7 +23,7 @@ def quiet_kernels(rows, columns, kernel, last, seed=0):
 
 
 def wide(shape, alphabet, seed=0):
-    """Many symbols; some rows use few of them, some all."""
+    """Return codes of a large alphabet, of which some rows use a small part."""
     rng = np.random.default_rng(seed)
     scale = rng.choice([1 / 40, 1 / 4], (shape[0], *[1] * (len(shape) - 1)))
     codes = alphabet / 2 + rng.normal(size=shape) * scale * alphabet
@@ -52,14 +52,14 @@ def streams():
 
 
 @pytest.mark.parametrize("name", STRUCTURED)
-def test_structure_is_used(name, streams, monkeypatch):
+def test_contexts_shorten_structured_codes(name, streams, monkeypatch):
     codes, alphabet, form, share = STRUCTURED[name]
     data = streams[name]
     np.testing.assert_array_equal(decode(data, codes.shape, alphabet, codes.dtype), codes)
     assert data[0] == form
     bound = entropy_bits(histogram(codes.reshape(-1), alphabet)) / 8
     assert len(data) < share * bound
-    monkeypatch.setattr(context, "fit", lambda *_: None)
+    monkeypatch.setattr(context_model, "fit", lambda *_: None)
     assert bound < len(encode(codes, alphabet))
 
 
@@ -83,24 +83,29 @@ PLAIN = {
 
 
 @pytest.mark.parametrize("name", [*PLAIN, *STRUCTURED])
-def test_it_never_makes_a_stream_longer(name, monkeypatch):
+def test_contexts_never_make_a_stream_longer(name, monkeypatch):
     codes, alphabet = {**PLAIN, **STRUCTURED}[name][:2]
     data = encode(codes, alphabet)
     np.testing.assert_array_equal(decode(data, codes.shape, alphabet, codes.dtype), codes)
-    monkeypatch.setattr(context, "fit", lambda *_: None)
+    monkeypatch.setattr(context_model, "fit", lambda *_: None)
     plain = encode(codes, alphabet)
     assert len(data) < len(plain) if data[0] in (64, 65) else data == plain
-    if alphabet > context.MAX_ALPHABET or codes.ndim < 2:
+    if alphabet > context_model.MAX_ALPHABET or codes.ndim < 2:
         assert data == plain
 
 
 def test_views():
-    assert context.view((5, 6), False) == (5, 6, 1) and context.view((5, 6), True) is None
-    assert context.view((5, 6, 2, 3), False) == (5, 6, 6)
-    assert context.view((5, 6, 2, 3), True) == (2, 3, 30)
-    assert context.view((7,), False) is None and context.view((), False) is None
-    assert context.view((2, 2, 65), False) is None and context.view((65, 2, 2), True) is None
-    assert context.view((64, 2, 2), True) == (2, 2, 64)
+    assert (
+        context_model.view((5, 6), False) == (5, 6, 1) and context_model.view((5, 6), True) is None
+    )
+    assert context_model.view((5, 6, 2, 3), False) == (5, 6, 6)
+    assert context_model.view((5, 6, 2, 3), True) == (2, 3, 30)
+    assert context_model.view((7,), False) is None and context_model.view((), False) is None
+    assert (
+        context_model.view((2, 2, 65), False) is None
+        and context_model.view((65, 2, 2), True) is None
+    )
+    assert context_model.view((64, 2, 2), True) == (2, 2, 64)
 
 
 @pytest.mark.parametrize("name", ["rows", "kernels", "kernels, last"])
@@ -113,7 +118,7 @@ def test_a_chunk_decodes_by_itself(name, chunk, monkeypatch):
         assert chunk == 72
         return
     np.testing.assert_array_equal(decode(data, codes.shape, alphabet, np.uint8), codes)
-    rows, columns, steps = context.view(codes.shape, form == 65)
+    rows, columns, steps = context_model.view(codes.shape, form == 65)
     pairs = codes.reshape(steps, -1).T if form == 65 else codes.reshape(-1, steps)
     model, end = stream._read_context(data, (rows, columns, steps), alphabet)
     starts = range(0, len(pairs), chunk // steps)
@@ -173,7 +178,7 @@ def forged(numbers, lists=b"", tables=b"\0\0\x80", form=64):
     ],
     ids=range(17),
 )
-def test_a_forged_model(data, shape, says):
+def test_forged_context_models(data, shape, says):
     if says is None:
         assert not decode(data, shape, 5, np.uint8).any()
         return
@@ -182,7 +187,7 @@ def test_a_forged_model(data, shape, says):
 
 
 def test_memory_is_that_of_the_codes():
-    """A tensor of one column has as many rows as codes, and a model as many levels."""
+    """The model of a single column has a level per code, and bounded memory."""
     count = 1 << 22
     data = forged([32, 0, 1, 1, 0, 0, 0, 0, 0])
     lengths = b"\0" * -(-count // stream.CHUNK)
@@ -194,11 +199,11 @@ def test_memory_is_that_of_the_codes():
         assert peak < 3 * count + 64 * stream.CHUNK
 
 
-def test_the_model_is_written_as_it_is_read(streams):
+def test_writing_a_model_inverts_reading(streams):
     codes, alphabet, *_ = STRUCTURED["kernels"]
-    viewed = context.view(codes.shape, False)
+    viewed = context_model.view(codes.shape, False)
     model, end = stream._read_context(streams["kernels"], viewed, alphabet)
     assert stream._write_context(model) == streams["kernels"][:end]
     numbers, _ = read_numbers(streams["kernels"], 1, 9)
     assert numbers[3] == len(model.tables) > 1
-    assert max(map(np.max, model.levels)) < context.MAX_LEVEL
+    assert max(map(np.max, model.levels)) < context_model.MAX_LEVEL
