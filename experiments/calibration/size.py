@@ -64,10 +64,12 @@ def compress(
         tree, options = shipped(ships, other_collections(variables), config)
         with progress("size of the file"):
             size = sqs_jax.summarize(jax.tree.map(np.asarray, tree), **options).file_bytes
-        if largest < size <= budget:
+        if size <= budget:
+            if size <= largest:  # more room gave nothing: no file lies between
+                break
             largest, best = size, found
-        if _ENOUGH * budget <= size <= budget:
-            break
+            if size >= _ENOUGH * budget:
+                break
         room += budget - size
         if size > budget:
             room = int(0.999 * room)  # what follows the codes' order takes more now
