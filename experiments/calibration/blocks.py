@@ -1,4 +1,4 @@
-"""Compress a network from inputs alone, stage by stage; finished stages are kept on the disk."""
+"""Compress a network from inputs alone, stage by stage, saving finished stages."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -58,8 +58,8 @@ def recode_stages(
       model: the network.
       variables: its weights, on the host or still in their files.
       compressed: its params, compressed without inputs.
-      batches: of examples.
-      folder: of the stages that are done; those that are there are not done again.
+      batches: Batches of examples.
+      folder: Folder of finished stages; stages found there are loaded, not done again.
       method: how a few kernels are compressed that have the same inputs.
 
     Returns:
@@ -100,7 +100,7 @@ def _recode_stage(
     method: Method,
     advance: Advance,
 ) -> Any:
-    """Go through the layers of a stage; those that are still to come are dense."""
+    """Compress the layers of a stage in their order; later layers stay dense until then."""
     current, there = jax.device_put(dense), jax.device_put(dense)
     ours, theirs = batches
     found, weights = flat_leaves(compressed), flat_leaves(dense)

@@ -100,9 +100,9 @@ def _batches(train: Dataset, config: Any) -> int:
 def _divergences(
     model: nn.Module, dense: Any, train: Dataset, config: Any
 ) -> Callable[[Any], np.ndarray]:
-    """Return what measures KL(dense || other) of each of other variables' predictions, nats.
+    """Build a function from variables to KL(dense || variables) of each held-out prediction.
 
-    For the batches that follow those of the calibration.
+    Nats; on the batches that follow those of the calibration.
     """
     count = _batches(train, config)
 
