@@ -40,9 +40,8 @@ def _reliability(bins: dict[str, Any]) -> str:
     """Draw accuracy against confidence; a calibrated network is on the diagonal."""
     picture, axes = panel(360, 260, "Reliability: accuracy, %", left=48, bottom=44)
     axes.plot([0, 100], [0, 100], color=QUIET, lw=1, ls=(0, (4, 3)))
-    last = {
-        name.split(",")[0]: name for name in bins
-    }  # keeps the largest number of draws per network
+    # Later names replace earlier ones, so that the largest number of draws remains per network.
+    last = {name.split(",")[0]: name for name in bins}
     for i, name in enumerate(last.values()):
         sure, right, _ = np.transpose(bins[name])
         axes.plot(100 * sure, 100 * right, "o-", ms=4, lw=1.4, color=line_color(i), label=name)

@@ -205,11 +205,8 @@ def test_labels_of_lazy_images_are_cached(tmp_path: Path) -> None:
         images, labels = read_split(builder, "train", 8)
         assert isinstance(images, LazyImages) and images.shape == (4, 8, 8, 3)
         np.testing.assert_array_equal(labels, range(4))
-    assert [decoders is not None for decoders in passes] == [
-        True,
-        False,
-        False,
-    ]  # labels are read without decoding
+    # Only the first pass reads labels, without decoding the images.
+    assert [decoders is not None for decoders in passes] == [True, False, False]
     np.save(tmp_path / "train_labels.npy", np.arange(3))  # stale cache
     assert len(read_split(builder, "train", 8)[1]) == 4
 

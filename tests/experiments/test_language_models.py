@@ -202,7 +202,5 @@ def test_a_real_llama_continues_a_story_greedily() -> None:
     assert tokenizer.decode(ids) == story and ids[0] == 1
     best = model.apply(variables, jnp.asarray([ids]))[0].argmax(-1)
     start = len(tokenizer.encode("Once upon a time").ids)
-    assert (
-        best[start - 1 : -1].tolist() == ids[start:]
-    )  # the most probable tokens are the text itself
+    assert best[start - 1 : -1].tolist() == ids[start:]
     assert tokenizer.decode(tokenizer.encode("naïve ☃ 5!").ids) == "naïve ☃ 5!"
