@@ -120,7 +120,7 @@ def _outputs(
 def test_set(dataset: str, data: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Read the first test images, uint8 [count, 32, 32, 3], and their labels.
 
-    From cifar10.npz or cifar100.npz, see experiments/data/files.py; or a chunk of images as
+    From cifar10.npz or cifar100.npz, see experiments/data/npz_file.py; or a chunk of images as
     `read_images` has it, and the labels beside it.
     """
     plain = data / f"{dataset}.npz"
