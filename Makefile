@@ -10,7 +10,7 @@ SKETCHES := $(foreach name,budget.compress_to_budget objective.elbo recoding.rec
   transform.spike_slab_gmm,sqs_jax/transform/$(firstword $(subst ., ,$(name))).py::sqs_jax.transform.$(name))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-scale lint format clean
+.PHONY: help demo test test-scale lint docs dist format clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [PYTHON=python3.12]"
@@ -37,12 +37,21 @@ lint: $(STAMP) ## check style, formatting and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy $(PACKAGES)
 
+docs: $(VENV)/.installed-docs ## build the documentation site; warnings are errors
+	@echo "Building the site, which runs the tutorial: one minute."
+	@$(BIN)/python -m sphinx -q -b html -n -W --keep-going docs docs/_build/html
+	@echo "Open docs/_build/html/index.html."
+
+dist: $(VENV)/.installed-dist ## build sdist and wheel, and try the wheel in an empty environment
+	@echo "Building the archives and installing the wheel: one to three minutes."
+	@.ci/dist $(BIN)/python
+
 format: $(STAMP) ## format the code and apply the safe fixes
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
 clean: ## remove the environment, caches and build outputs; runs/ stays
-	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf $(VENV) build dist docs/_build *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	@find . -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # A broken environment (an interrupted install, a removed Python) is made anew, any other is updated.
@@ -54,4 +63,10 @@ $(STAMP): requirements.txt pyproject.toml
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -r requirements.txt
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+# What only one target needs, so that the others install less.
+$(VENV)/.installed-%: requirements-%.txt $(STAMP)
+	@echo "Installing what \`make $*\` needs into $(VENV)."
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -r $<
 	@touch $@

@@ -177,7 +177,7 @@ class SizeReport(_PerWeight):
 
     @property
     def paper_bits(self) -> float:
-        """Published rate: kept * log2 K, summed over compressed leaves."""
+        """Published rate, kept * log2 K, summed over compressed leaves."""
         return math.fsum(leaf.paper_bits for leaf in self.leaves)
 
     @property
