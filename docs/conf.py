@@ -42,7 +42,8 @@ autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
-napoleon_use_ivar = True  # attributes as a list, because dataclass fields have entries already
+napoleon_use_ivar = True  # a list: dataclass fields are no entries of their own
+napoleon_attr_annotations = False
 
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
