@@ -1,6 +1,7 @@
-"""Sphinx extension that converts docstrings to reStructuredText before napoleon reads them.
+"""Sphinx extension that converts docstrings to reStructuredText.
 
-Docstrings are plain text with code in single backticks; `|x|`, `*S` and `theta_` mean themselves.
+The conversion runs before napoleon. Docstrings are plain text with code in single backticks;
+`|x|`, `*S` and `theta_` mean themselves.
 """
 
 import re
@@ -13,7 +14,7 @@ _MARKUP = re.compile(r"(?<!\\)[*|](?!\s)|(?<=\w)_(?!\w)")
 
 
 def to_restructured_text(text: str) -> str:
-    """Convert a docstring: names to references, other code to literals, symbols to themselves."""
+    """Convert names to references, other code to literals and symbols to themselves."""
     return "".join(_converted(text))
 
 

@@ -1,4 +1,4 @@
-"""The documentation site has every public name in its reference, and every page in its index."""
+"""The documentation site has every public name and every page in its index."""
 
 import importlib.util
 import json

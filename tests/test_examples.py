@@ -1,4 +1,4 @@
-"""Every public name has an example; `make test` runs them by pytest's --doctest-modules."""
+"""Every public name has an example in its docstring; `make test` runs the examples."""
 
 import inspect
 from types import ModuleType

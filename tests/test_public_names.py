@@ -1,4 +1,4 @@
-"""The version, and public names: those of earlier releases still import."""
+"""Public names of earlier releases still import, and the version is the package's."""
 
 import importlib
 import importlib.metadata

@@ -25,7 +25,7 @@ def fenced(page: Path, language: str) -> list[str]:
 
 
 def commands(page: Path) -> list[list[str]]:
-    """Return the words of each shell command of a page; `\\` joins lines, comments are dropped."""
+    """Return the words of each shell command of a page, without comments."""
     lines = "\n".join(fenced(page, "sh")).replace("\\\n", " ").splitlines()
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
