@@ -54,10 +54,8 @@ def test_tutorial_is_stored_without_outputs() -> None:
     assert code and all(not cell["outputs"] and cell["execution_count"] is None for cell in code)
 
 
-@pytest.mark.parametrize("page", ["results", "lab_notebook"])
-def test_results_are_one_page_and_the_rest_is_in_the_notebook(page: str) -> None:
-    lines = (DOCS / f"{page}.md").read_text().splitlines()
-    assert (len(lines) <= 150) == (page == "results")
+def test_results_are_short() -> None:
+    assert len((DOCS / "results.md").read_text().splitlines()) <= 150
 
 
 @pytest.mark.parametrize(
