@@ -23,15 +23,15 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 import sqs_jax
-from experiments.calibration.blocks import examples_of
+from experiments.atomic_files import write_json
+from experiments.calibration.batch_statistics import check_choice, with_statistics
+from experiments.calibration.bit_allocation import compress
+from experiments.calibration.blockwise import examples_of
 from experiments.calibration.page import write_calibration
-from experiments.calibration.size import compress
-from experiments.calibration.statistics import check_choice, with_statistics
 from experiments.export import shipped
-from experiments.files import write_json
 from experiments.memory import explained
-from experiments.outcome import evaluate_files, show
-from experiments.problem import TOKENIZER, described, load_problem, starting_variables
+from experiments.task.evaluation import evaluate_files, show
+from experiments.task.task import TOKENIZER, described, load_task, starting_variables
 from experiments.training.workdir import claim_workdir, hold_workdir
 from sqs_jax.progress import progress
 
@@ -43,7 +43,7 @@ def calibrate(config: Any, workdir: Path) -> dict[str, Any]:
       ValueError, FileNotFoundError: for a config that cannot be run.
     """
     check_choice(config)
-    problem = load_problem(config, workdir)
+    problem = load_task(config, workdir)
     variables = starting_variables(problem, config)
     if not config.sqs.target_bytes:
         raise ValueError("config.sqs.target_bytes is 0; give the bytes that the file may take.")

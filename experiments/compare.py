@@ -31,15 +31,15 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 import sqs_jax
-from experiments.calibration.statistics import check_choice, with_statistics
+from experiments.atomic_files import write_json
+from experiments.calibration.batch_statistics import check_choice, with_statistics
 from experiments.comparison import trained
 from experiments.comparison.page import write_comparison
 from experiments.comparison.peers import METHODS, compress
 from experiments.evaluate import predict
 from experiments.export import shipped
-from experiments.files import write_json
-from experiments.problem import described, load_problem, starting_variables
 from experiments.scores import metrics
+from experiments.task.task import described, load_task, starting_variables
 from experiments.training.workdir import claim_workdir, hold_workdir
 from experiments.trees import flat_leaves
 from sqs_jax.progress import progress, track
@@ -69,7 +69,7 @@ def run_point(config: Any, method: str, workdir: Path, setting: int = 0) -> dict
             print(error)
             return found
     else:
-        problem = load_problem(config, workdir)
+        problem = load_task(config, workdir)
         with progress("reading the weights"):
             variables = jax.tree.map(np.asarray, starting_variables(problem, config))
         if method == "dense":
@@ -213,7 +213,7 @@ def main(_: Any) -> None:
         raise app.UsageError(f"--methods: {', '.join(unknown)}; there are {', '.join(methods)}.")
     sizes = [int(size) for size in given.bytes]
     if given.bits:
-        problem = load_problem(config, workdir)
+        problem = load_task(config, workdir)
         params = starting_variables(problem, config)["params"]
         count = sum(leaf.size for leaf in jax.tree.leaves(params))
         sizes += [int(float(bits) * count / 8) for bits in given.bits]

@@ -22,7 +22,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 import sqs_jax
-from experiments.files import write_json
+from experiments.atomic_files import write_json
 from experiments.pages.page import table, write_page
 from experiments.pages.panels import COLORS, QUIET, panel, styled, svg
 from sqs_jax.progress import track

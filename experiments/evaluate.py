@@ -17,10 +17,10 @@ import numpy as np
 from absl import app, flags, logging
 
 import sqs_jax
+from experiments.atomic_files import write_json
 from experiments.data import Dataset
-from experiments.files import write_json
-from experiments.problem import load_problem
 from experiments.scores import Judgement, fingerprint, judge, metrics
+from experiments.task.task import load_task
 from experiments.training.workdir import read_config
 from sqs_jax.progress import progress
 
@@ -100,7 +100,7 @@ def evaluate(workdir: Path, networks: Iterable[str] = ()) -> dict[str, Any]:
             f"--config=... --workdir={workdir}"
         )
     config = read_config(workdir)
-    problem = load_problem(config, workdir)
+    problem = load_task(config, workdir)
 
     @progress("reading a file")
     def read(name: str) -> Any:

@@ -10,11 +10,11 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 import sqs_jax
+from experiments.atomic_files import write_text
 from experiments.configs import base
-from experiments.files import write_text
-from experiments.training.layout import fetch
-from experiments.training.normalisation import fold_statistics
+from experiments.training.batch_norm import fold_statistics
 from experiments.training.processes import is_writer
+from experiments.training.sharding import fetch
 from experiments.trees import flat_leaves, map_leaves, sub_distributions
 from sqs_jax.progress import progress
 

@@ -21,10 +21,10 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from experiments.files import write_json
-from experiments.language_run import LanguageRun, open_language_run
+from experiments.atomic_files import write_json
 from experiments.models.decoder import Decoder
 from experiments.models.generation import go_on
+from experiments.task.language_run import LanguageRun, open_language_run
 from sqs_jax.progress import track
 
 _LENGTH = 32  # tokens; sequences are padded to it times a power of two: few programs

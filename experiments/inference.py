@@ -16,16 +16,16 @@ import numpy as np
 from absl import app, flags, logging
 
 import sqs_jax
+from experiments.atomic_files import write_json
 from experiments.data import Dataset
 from experiments.data.corruptions import CORRUPTIONS, corrupt
 from experiments.evaluate import probabilities
 from experiments.export import as_stored, codes_of, deployed, shipped
-from experiments.files import write_json
 from experiments.pages.page import table, write_page
 from experiments.pages.panels import COLORS, INK, QUIET, line_color, panel, styled, svg
 from experiments.scores import calibration, judge, metrics
-from experiments.training.layout import fetch
-from experiments.training.run import Trained, run_trainings
+from experiments.training.pipeline import Trained, run_trainings
+from experiments.training.sharding import fetch
 from experiments.training.workdir import read_config
 from sqs_jax.progress import track
 

@@ -32,9 +32,9 @@ from experiments.importers.huggingface import decoder_config, encoder_config
 from experiments.models import build_model
 from experiments.models.decoder import Decoder
 from experiments.models.encoder import Encoder
-from experiments.problem import described
-from experiments.training.layout import AXES, lay_out
+from experiments.task.task import described
 from experiments.training.phases import phases
+from experiments.training.sharding import AXES, lay_out
 from experiments.training.step import init_state
 from experiments.trees import flat_leaves, other_collections
 

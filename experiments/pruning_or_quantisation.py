@@ -19,7 +19,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 import sqs_jax
-from experiments.files import write_json
+from experiments.atomic_files import write_json
 from experiments.pages.page import table, write_page
 from experiments.pages.panels import COLORS, panel, styled, svg
 from experiments.trees import flat_leaves

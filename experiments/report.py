@@ -19,7 +19,7 @@ import numpy as np
 from absl import app, flags
 
 import sqs_jax
-from experiments.files import write_text
+from experiments.atomic_files import write_text
 from experiments.pages import figures
 from experiments.pages.reproduce import command
 from experiments.pages.tables import (

@@ -24,10 +24,10 @@ from absl import app, flags
 from flax.traverse_util import flatten_dict
 from ml_collections import config_flags
 
-from experiments.cluster import submit
-from experiments.files import write_json
+from experiments.atomic_files import write_json
 from experiments.frontier import write_frontier
-from experiments.points import Point, changed, points, train_all
+from experiments.sweeps.grid import Point, changed, points, train_all
+from experiments.sweeps.slurm import submit
 
 _CONFIG: Any = config_flags.DEFINE_config_file(
     "config", None, "Experiment that all points share; its fields can be set as for train."

@@ -23,11 +23,11 @@ import sqs_jax
 from experiments.evaluate import predict
 from experiments.export import deployed, describe_distributions, export
 from experiments.memory import explained
-from experiments.outcome import evaluate_files, show
-from experiments.problem import described
 from experiments.report import write_report
+from experiments.task.evaluation import evaluate_files, show
+from experiments.task.task import described
+from experiments.training.pipeline import run_trainings
 from experiments.training.processes import is_writer, joined, wait_for_all
-from experiments.training.run import run_trainings
 
 
 def train(config: Any, workdir: Path, networks: Iterable[str] = ()) -> dict[str, Any]:

@@ -8,7 +8,7 @@ gets the best of those that fit.
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.problem import load_problem
+from experiments.task.task import load_task
 from experiments.train import train
 
 OURS = "ours-trained"
@@ -96,7 +96,7 @@ def run(config: Any, method: str, number: int, workdir: Path) -> dict[str, Any]:
         config.update_from_flattened_dict({**_PEER, **setting.fields})
         told = {"components": config.sqs.components}
         if setting.penalty:
-            train_part = load_problem(config, workdir).splits.train
+            train_part = load_task(config, workdir).splits.train
             written = config.sqs.generated / len(train_part.labels)
             config.sqs.kl_weight = setting.penalty * train_part.units * (1 + written)
             told["penalty"] = setting.penalty

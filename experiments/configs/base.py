@@ -123,7 +123,7 @@ def default_recipe() -> ConfigDict:
     # "codeq", a quantiser with a dead zone (kl_weight widens it), and "codeq_mixed", its bits too.
     # Estimator "mean", and learning_rate.spread above 0; no budget.
     sqs.method = "spike_slab"
-    sqs.mistakes = ()  # of the published code, put back: experiments/training/published.py
+    sqs.mistakes = ()  # of the published code, put back: experiments/training/ablations.py
     sqs.order = "together"  # or "prune_first", "quantise_first": experiments/training/sequential.py
     sqs.epochs = 120.0  # may be a fraction
     # Sequences that the dense language model draws itself, to be trained on beside the text.

@@ -1,19 +1,20 @@
-"""Train towards a file of a given size: `config.sqs.target_bytes`.
+"""Train towards a file of `config.sqs.target_bytes` bytes.
 
-K and sparsity of every tensor are those of a file of that size made without training, see
-experiments/calibration/size.py. The K become rules, and the posterior starts at the allocated
-codebooks. One number, a knob, then moves the file's size:
+A file of that size is first made without training (experiments/calibration/bit_allocation.py). Its
+number of levels K of each tensor becomes a rule, and the posterior starts at its codebooks. One
+real number, the compression strength, then moves the size of the file:
 
-start "weights"      the overall sparsity: the allocated sparsities become one unit per tensor for
-                     the pruning scores, so that a single threshold meets them all
-start "calibration"  the price of a nat of code (`sqs_jax.at_price`): where levels are many, a
-                     percent of the bytes would cost many weights, and few codes; where no
-                     price leads to the size, pruning goes on from the next lower one
+start "weights"      The strength moves the overall sparsity. The allocated sparsities give each
+                     tensor a unit of its pruning scores, so that one threshold meets them all.
+start "calibration"  The strength is the price of a nat of code (`sqs_jax.at_price`). Where a tensor
+                     has many levels, one percent of the bytes corresponds to many weights but to
+                     few codes. Where no price leads to the size, pruning continues from the next
+                     lower price.
 
-It is solved for at the first decision of the mask, a few times until it is frozen, and once more
-when training is over; in between it is read from the masks or the components' widths, so that a
-resumed run needs no memory of its own. There is no ramp: allocated levels need the zeros beside
-them.
+The strength is solved for at the first decision of the mask, about ten times until the mask is
+frozen, and after the last step. In between the masks or the widths of the components store it, so
+that a resumed run needs no extra state. The sparsity has no ramp, because the allocated levels were
+chosen together with the allocated zeros.
 """
 
 import math
@@ -25,9 +26,9 @@ import numpy as np
 
 import sqs_jax
 from experiments.export import shipped
-from experiments.training.calibrated import at_codes, start_near
-from experiments.training.layout import fetch
 from experiments.training.phases import MaskSchedule, Phase
+from experiments.training.sharding import fetch
+from experiments.training.warm_start import at_codes, start_near
 from experiments.trees import flat_leaves, map_leaves, sparsity, sub_distributions
 
 _PROMISED = 0.98  # of the budget, at least

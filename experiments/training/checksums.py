@@ -4,7 +4,7 @@ import json
 import zlib
 from pathlib import Path
 
-from experiments.files import write_json
+from experiments.atomic_files import write_json
 
 NAME = "checksums.json"
 _CHUNK = 1 << 22

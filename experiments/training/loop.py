@@ -12,11 +12,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.data import Dataset, batch_indices
 from experiments.training.checkpoints import Checkpoints
-from experiments.training.diagnosis import explain
-from experiments.training.layout import fetch, lay_out, place, share_out
 from experiments.training.metrics_log import metrics_log
+from experiments.training.non_finite import explain
 from experiments.training.phases import Phase
 from experiments.training.processes import STOPPED, is_writer, stop_requests
+from experiments.training.sharding import fetch, lay_out, place, share_out
 from experiments.training.step import TrainState, init_state, make_gradient, make_step
 from experiments.trees import sparsity
 from sqs_jax.progress import progress

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from experiments.files import write_text
+from experiments.atomic_files import write_text
 from experiments.training.processes import is_writer
 from sqs_jax.progress import progress
 

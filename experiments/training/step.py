@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import sqs_jax
 from experiments.data import Dataset, augmented
-from experiments.training.accumulation import accumulated
+from experiments.training.gradient_accumulation import accumulated
 from experiments.training.phases import Phase
 from experiments.trees import other_collections
 

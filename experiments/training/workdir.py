@@ -8,8 +8,8 @@ from typing import Any
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
+from experiments.atomic_files import write_json
 from experiments.configs import base
-from experiments.files import write_json
 
 # Where a run lies on its devices may change from one start to the next.
 _LAYOUT = ("mesh.", "sharding")

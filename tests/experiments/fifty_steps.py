@@ -14,10 +14,10 @@ import numpy as np
 from experiments.configs import digits
 from experiments.data import Dataset
 from experiments.models import build_model
-from experiments.training.layout import AXES
 from experiments.training.loop import run_phase
 from experiments.training.phases import phases
 from experiments.training.processes import is_writer, joined
+from experiments.training.sharding import AXES
 from experiments.training.step import TrainState
 
 STEPS = 50

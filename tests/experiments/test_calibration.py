@@ -12,13 +12,13 @@ import pytest
 
 import sqs_jax
 from experiments.calibrate import calibrate
-from experiments.calibration import inputs, sensitivity
-from experiments.calibration.blocks import examples_of, recode_stages
-from experiments.calibration.inputs import input_moments, layers_by_input
-from experiments.calibration.norms import input_norms
+from experiments.calibration import sensitivity
+from experiments.calibration.bit_allocation import allocate
+from experiments.calibration.blockwise import examples_of, recode_stages
+from experiments.calibration.input_moments import _record, input_moments, layers_by_input
+from experiments.calibration.input_norms import input_norms
 from experiments.calibration.page import write_calibration
 from experiments.calibration.sensitivity import fisher_information
-from experiments.calibration.size import allocate
 from experiments.calibration.stages import read, stages_of, values
 from experiments.data import Dataset
 from experiments.importers.huggingface import decoder_config
@@ -113,7 +113,7 @@ def test_rows_of_a_convolution_times_its_kernel_are_its_outputs(
     def apply(params: Any, x: jax.Array) -> Any:
         return layer.apply({"params": params}, x)
 
-    (call,) = inputs._record(apply, params, x)
+    (call,) = _record(apply, params, x)
     kernel = params["kernel"].reshape(-1, 4)
     outputs = apply(params, x)
     np.testing.assert_allclose(

@@ -10,11 +10,11 @@ import pytest
 
 import sqs_jax
 from experiments import compare
-from experiments.calibration.statistics import outputs_lost
+from experiments.calibration.batch_statistics import outputs_lost
 from experiments.comparison import trained
 from experiments.comparison.page import lost, write_comparison
 from experiments.comparison.peers import METHODS, PEERS, compress, file_bytes
-from experiments.problem import load_problem, starting_variables
+from experiments.task.task import load_task, starting_variables
 from tests.experiments.test_text import STORY, experiment
 
 
@@ -25,7 +25,7 @@ def small_network(folder: Path) -> tuple[Any, Any, Any]:
     config = experiment(folder, "language", "qwen3", num_attention_heads=2, **size)
     config.batch_size, config.calibration.examples = 4, 8
     config.sqs.pattern, config.sqs.target_bytes = ".*(kernel|embedding)", 7_000
-    problem = load_problem(config, folder)
+    problem = load_task(config, folder)
     return problem, jax.tree.map(np.asarray, starting_variables(problem, config)), config
 
 

@@ -18,10 +18,10 @@ from experiments.configs import base
 from experiments.data import text
 from experiments.harness import HarnessModel
 from experiments.importers.huggingface import decoder_config
-from experiments.language_run import LanguageRun
 from experiments.models.decoder import Decoder
 from experiments.models.generation import go_on
-from experiments.problem import TOKENIZER
+from experiments.task.language_run import LanguageRun
+from experiments.task.task import TOKENIZER
 from experiments.training.workdir import claim_workdir
 from tests.experiments.language_models import CONFIGS
 from tests.experiments.test_text import STORY

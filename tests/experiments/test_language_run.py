@@ -14,7 +14,7 @@ from experiments.export import deployed, export
 from experiments.generate import generate
 from experiments.scores import fingerprint
 from experiments.to_huggingface import convert
-from experiments.training.run import run_trainings
+from experiments.training.pipeline import run_trainings
 from tests.experiments.test_text import STORY, experiment
 
 

@@ -17,10 +17,10 @@ import pytest
 from experiments.data import Dataset, batch_indices
 from experiments.models import build_model
 from experiments.training.checkpoints import Checkpoints
-from experiments.training.layout import make_mesh
 from experiments.training.loop import run_phase
 from experiments.training.phases import phases
 from experiments.training.processes import STOPPED, stop_requests
+from experiments.training.sharding import make_mesh
 from tests.experiments.fifty_steps import dataset, experiment, lines
 
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.training.layout import make_mesh
+from experiments.training.sharding import make_mesh
 from tests.experiments.fifty_steps import check_layout, experiment, train
 
 COMMAND = [sys.executable, "-W", "error", "-m", "tests.experiments.fifty_steps"]

@@ -18,7 +18,7 @@ import sqs_jax
 from experiments.configs import base, cifar10_resnet20, digits
 from experiments.data.corruptions import CORRUPTIONS
 from experiments.export import recipe
-from experiments.training.run import run_trainings
+from experiments.training.pipeline import run_trainings
 from sqs_jax.cli import main as sqs_command
 
 SHORT = (

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 
 import sqs_jax
-from experiments.calibration.size import allocate
+from experiments.calibration.bit_allocation import allocate
 from experiments.configs import digits
 from experiments.export import shipped
 from experiments.models import build_model
 from experiments.training.budget import _of_few_sizes, require_compressed, with_budget
-from experiments.training.calibrated import with_codes
 from experiments.training.phases import phases
 from experiments.training.sequential import in_order
+from experiments.training.warm_start import with_codes
 from experiments.trees import flat_leaves, map_leaves, sparsity, sub_distributions
 from sqs_jax.cli import main
 from tests.experiments.test_train import SHORT

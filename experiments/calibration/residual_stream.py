@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
-from experiments.calibration.inputs import Apply, rows_of, rows_seen
+from experiments.calibration.input_moments import Apply, rows_of, rows_seen
 
 
 def sum_after(apply: Apply, path: str, params: Any, x: Any) -> str | None:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.cluster import submit
-from experiments.points import Point
+from experiments.sweeps.grid import Point
+from experiments.sweeps.slurm import submit
 
 # What submitit asks of Slurm. sbatch starts the array's tasks here.
 FAKES = {

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import sqs_jax
-from experiments.calibration.blocks import Batches, recode_stages
+from experiments.calibration.blockwise import Batches, recode_stages
 from experiments.calibration.sensitivity import sensitivities
 from experiments.data import Dataset
 from experiments.export import shipped

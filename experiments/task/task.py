@@ -21,7 +21,7 @@ from sqs_jax.progress import progress
 TOKENIZER = "tokenizer.json"
 
 
-class Problem(NamedTuple):
+class Task(NamedTuple):
     """A network and its data.
 
     Attributes:
@@ -50,7 +50,7 @@ def described(config: Any) -> Any:
 
 
 @progress("reading the data")
-def load_problem(config: Any, workdir: Path) -> Problem:
+def load_task(config: Any, workdir: Path) -> Task:
     """Return what an experiment is about.
 
     Args:
@@ -63,7 +63,7 @@ def load_problem(config: Any, workdir: Path) -> Problem:
     """
     if config.data.kind == "images":
         splits = data.load(config.data, config.seed)
-        return Problem(build_model(config.model, splits.num_classes), splits)
+        return Task(build_model(config.model, splits.num_classes), splits)
     shape = config.model.shape.to_dict()
     if not shape:
         raise ValueError(
@@ -87,7 +87,7 @@ def load_problem(config: Any, workdir: Path) -> Problem:
 
 
 @progress("reading the weights")
-def initial_weights(problem: Problem, config: Any) -> Any:
+def initial_weights(problem: Task, config: Any) -> Any:
     """Return the variables that `config.model.weights` holds, on the host or still in their files.
 
     Raises:
@@ -102,7 +102,7 @@ def initial_weights(problem: Problem, config: Any) -> Any:
     return {"params": language.weights_of(source, jax.eval_shape(init)["params"], fresh=init)}
 
 
-def starting_variables(problem: Problem, config: Any) -> Any:
+def starting_variables(problem: Task, config: Any) -> Any:
     """Return the weights that a config names, or, if it names none, such as its seed draws."""
     if config.model.weights:
         return initial_weights(problem, config)
@@ -111,7 +111,7 @@ def starting_variables(problem: Problem, config: Any) -> Any:
     return jax.tree.map(np.asarray, drawn)
 
 
-def _texts(config: Any, workdir: Path, shape: dict[str, Any]) -> Problem:
+def _texts(config: Any, workdir: Path, shape: dict[str, Any]) -> Task:
     """Load a text, of which each token is predicted from those before it."""
     train, test = sources.texts(config.data)
     if config.data.holdout == "validation":
@@ -127,10 +127,10 @@ def _texts(config: Any, workdir: Path, shape: dict[str, Any]) -> Problem:
     splits = Splits(
         dataset(train, length), dataset(test, config.data.stride or length), shape["vocab_size"]
     )
-    return Problem(Decoder(_decoder(shape), **_options(config)), splits, tokenizer)
+    return Task(Decoder(_decoder(shape), **_options(config)), splits, tokenizer)
 
 
-def _sentences(config: Any, workdir: Path, shape: dict[str, Any]) -> Problem:
+def _sentences(config: Any, workdir: Path, shape: dict[str, Any]) -> Task:
     """Load sentences with labels: for a head, or for words that a language model may go on with."""
     parts = list(sources.sentences(config.data))
     if config.data.holdout == "validation":
@@ -151,7 +151,7 @@ def _sentences(config: Any, workdir: Path, shape: dict[str, Any]) -> Problem:
     splits = Splits(train, holdout, classes)
     if encoder:
         found = _encoder(shape, tokenizer)
-        return Problem(Encoder(found, classes, **_options(config)), splits, tokenizer)
+        return Task(Encoder(found, classes, **_options(config)), splits, tokenizer)
     words = [tokenizer.encode(word, add_special_tokens=False).ids for word in config.data.words]
     if len(words) != classes or any(len(ids) != 1 for ids in words):
         raise ValueError(
@@ -159,10 +159,10 @@ def _sentences(config: Any, workdir: Path, shape: dict[str, Any]) -> Problem:
             f"{classes} classes needs a word that is one token."
         )
     decoder = Decoder(_decoder(shape), **_options(config))
-    return Problem(LabelWords(decoder, tuple(ids[0] for ids in words), padding), splits, tokenizer)
+    return Task(LabelWords(decoder, tuple(ids[0] for ids in words), padding), splits, tokenizer)
 
 
-def _answers(config: Any, workdir: Path, shape: dict[str, Any]) -> Problem:
+def _answers(config: Any, workdir: Path, shape: dict[str, Any]) -> Task:
     """Load questions whose answers stand in a text, for BERT."""
     if shape["model_type"] != "bert":
         raise ValueError(f"config.data.kind 'answers' is for 'bert', not {shape['model_type']!r}.")
@@ -185,7 +185,7 @@ def _answers(config: Any, workdir: Path, shape: dict[str, Any]) -> Problem:
     def score(probabilities: np.ndarray) -> dict[str, float]:
         return answers.score(holdout, answers.best_answers(holdout, asked, probabilities))
 
-    return Problem(Encoder(encoder, None, **_options(config)), splits, tokenizer, score)
+    return Task(Encoder(encoder, None, **_options(config)), splits, tokenizer, score)
 
 
 def _decoder(shape: dict[str, Any]) -> DecoderConfig:

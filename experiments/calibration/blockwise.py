@@ -9,9 +9,9 @@ import jax
 import numpy as np
 
 import sqs_jax
-from experiments.calibration.inputs import input_moments, layers_by_input
+from experiments.calibration.input_moments import input_moments, layers_by_input
+from experiments.calibration.residual_stream import missing_from, sum_after
 from experiments.calibration.stages import Stage, outputs, read, stages_of, values
-from experiments.calibration.sums import missing_from, sum_after
 from experiments.data import Dataset, batch_indices
 from experiments.trees import flat_leaves, map_leaves
 from sqs_jax.progress import Advance, progress

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.calibration.blocks import Batches
-from experiments.calibration.inputs import input_moments, layers_by_input
+from experiments.calibration.blockwise import Batches
+from experiments.calibration.input_moments import input_moments, layers_by_input
 from experiments.calibration.stages import outputs, read, stages_of, values
 from experiments.trees import map_leaves
 from sqs_jax.progress import track

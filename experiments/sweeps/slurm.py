@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from experiments.points import Point, start
+from experiments.sweeps.grid import Point, start
 from sqs_jax.progress import track
 
 

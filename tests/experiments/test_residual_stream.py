@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import sqs_jax
-from experiments.calibration import blocks
-from experiments.calibration.blocks import recode_stages
+from experiments.calibration import blockwise
+from experiments.calibration.blockwise import recode_stages
+from experiments.calibration.residual_stream import missing_from, sum_after
 from experiments.calibration.stages import stages_of, values
-from experiments.calibration.sums import missing_from, sum_after
 from experiments.importers.huggingface import decoder_config
 from experiments.models.decoder import Decoder
 from experiments.models.resnet import ResNet
@@ -135,5 +135,5 @@ def test_sums_of_a_calibrated_network_are_nearer(
         return float(np.square(np.asarray(outputs) - wanted).sum())
 
     nearer = error("sums")
-    monkeypatch.setattr(blocks, "sum_after", lambda *_: None)
+    monkeypatch.setattr(blockwise, "sum_after", lambda *_: None)
     assert nearer < error("layers")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from experiments.calibration import size
+from experiments.calibration import bit_allocation
 from experiments.configs import base
 
 BUDGET = 1000
@@ -22,10 +22,12 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         rooms.append(given[-1])
         return given[-1]
 
-    monkeypatch.setattr(size, "allocate", allocate)
-    monkeypatch.setattr(size, "recode_stages", lambda model, variables, compressed, *_: compressed)
-    monkeypatch.setattr(size, "shipped", lambda compressed, *_: (compressed, {}))
-    monkeypatch.setattr(size, "other_collections", lambda _: {})
+    monkeypatch.setattr(bit_allocation, "allocate", allocate)
+    monkeypatch.setattr(
+        bit_allocation, "recode_stages", lambda model, variables, compressed, *_: compressed
+    )
+    monkeypatch.setattr(bit_allocation, "shipped", lambda compressed, *_: (compressed, {}))
+    monkeypatch.setattr(bit_allocation, "other_collections", lambda _: {})
     return rooms
 
 
@@ -35,10 +37,10 @@ def compress(monkeypatch: pytest.MonkeyPatch, file_bytes: Callable[[int], int]) 
     def summarize(room: Any) -> Any:
         return SimpleNamespace(file_bytes=file_bytes(int(room)))
 
-    monkeypatch.setattr(size.sqs_jax, "summarize", summarize)
+    monkeypatch.setattr(bit_allocation.sqs_jax, "summarize", summarize)
     config = base.experiment()
     config.sqs.target_bytes = BUDGET
-    return size.compress(None, {}, None, [], config, Path("unused"))
+    return bit_allocation.compress(None, {}, None, [], config, Path("unused"))
 
 
 @pytest.mark.parametrize(

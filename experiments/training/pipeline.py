@@ -10,25 +10,25 @@ import jax.numpy as jnp
 
 import sqs_jax
 from experiments import data
-from experiments.calibration.blocks import examples_of
-from experiments.calibration.norms import input_norms
-from experiments.calibration.size import allocate, compress
-from experiments.calibration.statistics import training_batches
+from experiments.calibration.batch_statistics import training_batches
+from experiments.calibration.bit_allocation import allocate, compress
+from experiments.calibration.blockwise import examples_of
+from experiments.calibration.input_norms import input_norms
 from experiments.comparison.peers import compress_to_train
 from experiments.data import Dataset
 from experiments.export import export_dense
-from experiments.problem import TOKENIZER, initial_weights, load_problem
+from experiments.task.task import TOKENIZER, initial_weights, load_task
+from experiments.training.ablations import with_mistakes
+from experiments.training.batch_norm import estimate_statistics
 from experiments.training.budget import require_compressed, with_budget
-from experiments.training.calibrated import with_codes
-from experiments.training.generated import with_generated
-from experiments.training.layout import fetch, lay_out, make_mesh, place
 from experiments.training.loop import run_phase
-from experiments.training.normalisation import estimate_statistics
 from experiments.training.phases import Phase, phases
 from experiments.training.processes import is_writer, wait_for_all
-from experiments.training.published import with_mistakes
 from experiments.training.sequential import in_order
+from experiments.training.sharding import fetch, lay_out, make_mesh, place
 from experiments.training.step import TrainState
+from experiments.training.synthetic_data import with_generated
+from experiments.training.warm_start import with_codes
 from experiments.training.workdir import claim_workdir, hold_workdir
 from sqs_jax.progress import progress
 
@@ -63,7 +63,7 @@ def run_trainings(config: Any, workdir: Path) -> Trained:
       FloatingPointError: when a training is not finite any more, see loop.py.
       SystemExit: after SIGTERM.
     """
-    problem = load_problem(config, workdir)
+    problem = load_task(config, workdir)
     model, splits = problem.model, problem.splits
     train, written = splits.train, config.sqs.generated
     dense_phase, finetune_phase, sqs_phase = phases(config, len(train.labels))

@@ -10,7 +10,7 @@ import numpy as np
 
 import sqs_jax
 from experiments.data import Dataset, augmented, batch_indices
-from experiments.training.normalisation import estimate_statistics
+from experiments.training.batch_norm import estimate_statistics
 from experiments.trees import other_collections
 from sqs_jax.progress import track
 

@@ -9,7 +9,7 @@ import sqs_jax
 from experiments.importers.huggingface import decoder_config
 from experiments.importers.language import read_tokenizer
 from experiments.models.decoder import Decoder
-from experiments.problem import TOKENIZER
+from experiments.task.task import TOKENIZER
 from experiments.training.workdir import read_config
 from sqs_jax.progress import progress
 

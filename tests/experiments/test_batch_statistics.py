@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.calibration.statistics import outputs_lost, training_batches, with_statistics
+from experiments.calibration.batch_statistics import outputs_lost, training_batches, with_statistics
 from experiments.configs import base
 from experiments.data import Dataset
-from experiments.training.normalisation import estimate_statistics, fold_statistics
+from experiments.training.batch_norm import estimate_statistics, fold_statistics
 
 
 class Network(nn.Module):
