@@ -1,4 +1,4 @@
-"""Batch statistics of a network that was compressed without training: kept, or estimated anew."""
+"""Batch statistics of a network compressed without training: kept or reestimated."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,10 +18,15 @@ CHOICES = ("kept", "reestimated", "best")
 
 
 def training_batches(train: Dataset, config: Any, count: int) -> Iterator[Any]:
-    """Draw the images of the first steps of a training, augmented as there.
+    """Yield the augmented images of the first steps of a training.
 
-    Plain images would not do: a network that was trained on shifted ones has never seen so few
-    black borders, and its statistics are not theirs.
+    Statistics of plain images are wrong for a network that was trained with random shifts, because
+    plain images have fewer black borders.
+
+    Args:
+      train: Training examples.
+      config: Config of the experiment.
+      count: Number of batches.
     """
     for step in track(range(count), "batch statistics"):
         key = jax.random.fold_in(jax.random.key(config.seed), step)
@@ -33,39 +38,40 @@ def training_batches(train: Dataset, config: Any, count: int) -> Iterator[Any]:
 def with_statistics(
     model: nn.Module, params: Any, variables: Any, train: Dataset, config: Any
 ) -> tuple[Any, str]:
-    """Return the collections with which compressed params ship, and which statistics those have.
+    """Choose the batch statistics of compressed params.
+
+    "reestimated" uses the first `config.calibration.examples` examples, augmented. "best" compares
+    the outputs of both choices with those of the dense network, on equally many further examples,
+    without labels. It keeps the dense network's statistics unless they lose by more than two
+    standard errors. If the training part is too small, both sets of examples overlap.
 
     Args:
-      model: the network.
-      params: compressed.
-      variables: of the dense network, on the host.
-      train: the training part. Statistics are estimated from the first examples of
-        `config.calibration.examples`, augmented; "best" compares outputs for as many that follow,
-        of which no labels are used, with the dense network's, and keeps what there is unless it
-        loses by more than two standard errors. A training part of fewer than twice as many has
-        some of the first among them.
-      config: the experiment; `config.calibration.statistics` is one of CHOICES.
+      model: Network.
+      params: Compressed params.
+      variables: Variables of the dense network, on the host.
+      train: Training examples.
+      config: Config of the experiment; `config.calibration.statistics` is one of CHOICES.
 
     Returns:
-      (model state; "kept" or "reestimated").
+      The other collections to ship, and the choice: "kept" or "reestimated".
 
     Raises:
-      ValueError: for another choice.
+      ValueError: `config.calibration.statistics` is not in CHOICES.
     """
     check_choice(config)
-    state, wanted = other_collections(variables), config.calibration.statistics
-    if "batch_stats" not in state or wanted == "kept":
+    state, choice = other_collections(variables), config.calibration.statistics
+    if "batch_stats" not in state or choice == "kept":
         return state, "kept"
     weights = jax.device_put(sqs_jax.materialize(params))
     anew = estimate_statistics(
         model, weights, state, training_batches(train, config, _batches(train, config))
     )
-    if wanted == "reestimated":
-        return anew, wanted
+    if choice == "reestimated":
+        return anew, choice
     divergences = _divergences(model, variables, train, config)
     lost = divergences({"params": weights, **state}) - divergences({"params": weights, **anew})
-    # The dense network has learned its training images, and other images lose more by statistics
-    # anew than these tell: a difference within chance is none.
+    # The dense network was fitted to these images; on other images new statistics lose more than
+    # measured here. A difference within two standard errors therefore does not count.
     keep = np.mean(lost) <= 2 * np.std(lost) / np.sqrt(lost.size)
     return (state, "kept") if keep else (anew, "reestimated")
 
@@ -73,12 +79,12 @@ def with_statistics(
 def outputs_lost(
     model: nn.Module, params: Any, variables: Any, train: Dataset, config: Any
 ) -> float:
-    """Return how far predictions are from the dense network's, as compressed params ship them.
+    """Compute the mean KL divergence of shipped predictions from the dense network's.
 
-    Arguments and errors as of `with_statistics`.
+    Arguments and errors are those of `with_statistics`.
 
     Returns:
-      KL(dense || compressed), nats a prediction.
+      KL(dense || compressed), nats per prediction.
     """
     state, _ = with_statistics(model, params, variables, train, config)
     shipped = {"params": sqs_jax.materialize(params), **state}
@@ -86,11 +92,11 @@ def outputs_lost(
 
 
 def check_choice(config: Any) -> None:
-    """Raise ValueError unless `config.calibration.statistics` is one of CHOICES."""
-    wanted = config.calibration.statistics
-    if wanted not in CHOICES:
+    """Raise ValueError if `config.calibration.statistics` is not in CHOICES."""
+    choice = config.calibration.statistics
+    if choice not in CHOICES:
         names = ", ".join(map(repr, CHOICES))
-        raise ValueError(f"config.calibration.statistics is {wanted!r}; it must be one of {names}.")
+        raise ValueError(f"config.calibration.statistics is {choice!r}; it must be one of {names}.")
 
 
 def _batches(train: Dataset, config: Any) -> int:
@@ -100,9 +106,9 @@ def _batches(train: Dataset, config: Any) -> int:
 def _divergences(
     model: nn.Module, dense: Any, train: Dataset, config: Any
 ) -> Callable[[Any], np.ndarray]:
-    """Build a function from variables to KL(dense || variables) of each held-out prediction.
+    """Build a function from variables to KL(dense || variables) per prediction, nats.
 
-    Nats; on the batches that follow those of the calibration.
+    The predictions are those of the batches that follow the calibration data.
     """
     count = _batches(train, config)
 
@@ -111,16 +117,16 @@ def _divergences(
         logits: Any = model.apply(variables, examples)
         return jax.nn.log_softmax(logits)
 
-    held = [
+    held_out = [
         train.inputs(batch_indices(len(train.labels), config.batch_size, config.seed, step))
         for step in range(count, 2 * count)
     ]
 
-    targets = [log_shares(dense, examples) for examples in track(held, "dense outputs")]
+    targets = [log_shares(dense, examples) for examples in track(held_out, "dense outputs")]
 
     def divergences(variables: Any) -> np.ndarray:
         apart = []
-        for examples, target in zip(track(held, "compressed outputs"), targets, strict=True):
+        for examples, target in zip(track(held_out, "compressed outputs"), targets, strict=True):
             gap = target - log_shares(variables, examples)
             apart.append(np.ravel(jnp.sum(jnp.exp(target) * gap, -1)))
         return np.concatenate(apart)

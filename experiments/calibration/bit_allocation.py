@@ -1,4 +1,4 @@
-"""A network in a file of given size: bits are allocated, then codes chosen for layers' outputs."""
+"""Bit allocation to a file size, then codes chosen for the outputs of layers."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +16,12 @@ from experiments.export import shipped
 from experiments.trees import flat_leaves, map_leaves, other_collections
 from sqs_jax.progress import progress, tracked
 
-# Of the budget, before codes are chosen anew: codebooks may take a few bytes more after that.
+# Fractions of the budget that an allocation takes. The rest is for codebooks, which may grow by a
+# few bytes when codes are chosen anew.
 _LEAST, _AIM, _MOST = 0.993, 0.997, 0.998
-_ENOUGH = 0.99  # of the budget, after: a file that is smaller is made once more with more room
+_ENOUGH = 0.99  # fraction of the budget; a smaller file is made again from a larger allocation
 _TRIALS = 4
-_READS = 3  # of each weight, about, by an allocation: to sort it, and for each file it tries
+_READS = 3  # approximate reads of each weight in an allocation, for its progress bar
 
 
 def _call(_: str, function: Any, *args: Any) -> Any:
@@ -38,41 +39,45 @@ def compress(
     *,
     trained: bool = False,
 ) -> Any:
-    """Return compressed params whose file fits in the budget.
+    """Compress params to a file of at most `config.sqs.target_bytes` bytes.
 
     Args:
-      model, variables: the network, its weights on the host or still in their files.
-      train: examples, of which the sensitivities are taken.
-      batches: of examples, by which codes are chosen.
-      config: the experiment.
-      workdir: of what is done already.
-      run: (name, function, *arguments) -> what it returns; for "allocation" and "blocks".
-      trained: whether the file must fit with any values of codebooks and what is dense, as if they
-        had been trained: the values there are may be such that few bytes hold them.
+      model: Network.
+      variables: Variables of the network, on the host or lazy.
+      train: Training examples, for the sensitivities.
+      batches: Calibration data, for the codes.
+      config: Config of the experiment.
+      workdir: Folder of intermediate results, which a second call reuses.
+      run: Function (name, function, *arguments) -> result of the function; it can measure the
+        steps "allocation" and "blocks".
+      trained: Whether the file fits for any values of codebooks and dense leaves. A later training
+        may change these to values that take more bytes than the present values.
 
     Raises:
-      sqs_jax.BudgetError: if no file is that small.
-      ValueError: if codes chosen anew take more bytes than are left for them, again and again.
+      sqs_jax.BudgetError: No file is that small.
+      ValueError: The file is too large after every trial, with the newly chosen codes.
     """
-    budget = room = config.sqs.target_bytes
-    largest, best = 0, None  # of what fits
+    budget = allowance = config.sqs.target_bytes
+    largest, best = 0, None  # bytes and params of the largest file that fits
     for trial in range(_TRIALS):
         folder = workdir / f"trial_{trial}" if trial else workdir
-        found = run("allocation", allocate, model, variables, train, config, folder, room)
-        found = run("blocks", recode_stages, model, variables, found, batches, folder / "blocks")
-        ships = with_any_values(found) if trained else found
-        tree, options = shipped(ships, other_collections(variables), config)
+        allocated = run("allocation", allocate, model, variables, train, config, folder, allowance)
+        compressed = run(
+            "blocks", recode_stages, model, variables, allocated, batches, folder / "blocks"
+        )
+        measured = with_any_values(compressed) if trained else compressed
+        tree, options = shipped(measured, other_collections(variables), config)
         with progress("size of the file"):
             size = sqs_jax.summarize(jax.tree.map(np.asarray, tree), **options).file_bytes
         if size <= budget:
-            if size <= largest:  # more room gave nothing: no file lies between
+            if size <= largest:  # No file lies between: a larger allowance changed nothing.
                 break
-            largest, best = size, found
+            largest, best = size, compressed
             if size >= _ENOUGH * budget:
                 break
-        room += budget - size
+        allowance += budget - size
         if size > budget:
-            room = int(0.999 * room)  # what follows the codes' order takes more now
+            allowance = int(0.999 * allowance)  # New codes are less ordered and take more bytes.
     if best is None:
         raise ValueError(
             f"The file takes {size} bytes, config.sqs.target_bytes is {budget}, after {_TRIALS} "
@@ -82,21 +87,33 @@ def compress(
 
 
 def with_any_values(compressed: Any) -> Any:
-    """Replace floating values by others that no narrower dtype holds; codes stay."""
+    """Replace floating values by random values that no narrower dtype holds exactly."""
     rng = np.random.default_rng(0)
 
-    def drawn(array: Any) -> Any:
+    def draw(array: Any) -> Any:
         if not jnp.issubdtype(array.dtype, jnp.floating):
             return array
         return rng.uniform(1, 2, np.shape(array)).astype(array.dtype)
 
-    return jax.tree.map(drawn, compressed)
+    return jax.tree.map(draw, compressed)
 
 
 def allocate(
     model: Any, variables: Any, train: Dataset, config: Any, folder: Path, budget: int
 ) -> Any:
-    """Return compressed params of about a budget, from the folder if they are there."""
+    """Allocate levels and sparsities to a file size, without calibration data.
+
+    Args:
+      model: Network.
+      variables: Variables of the network, on the host or lazy.
+      train: Training examples, for the sensitivities.
+      config: Config of the experiment.
+      folder: Folder of allocation.sqs; an existing file is loaded.
+      budget: Bytes of the whole file; the allocation takes 99.3 to 99.8 %, where it can.
+
+    Returns:
+      The compressed params.
+    """
     path = folder / "allocation.sqs"
     if path.is_file():
         return sqs_jax.load(path)
@@ -105,7 +122,7 @@ def allocate(
     tree, options = shipped(variables["params"], other_collections(variables), config)
     rest = other_collections(tree)
     reads = _READS * sum(leaf.nbytes for leaf in jax.tree.leaves(tree["params"]))
-    target, found, best = _AIM * budget, 0, None
+    target, best_size, best = _AIM * budget, 0, None
     for _ in range(_TRIALS):
         with progress("allocation", reads, percent=True) as advance:
             compressed = sqs_jax.compress_to_budget(
@@ -117,17 +134,17 @@ def allocate(
                 **options,
             )["params"]
         size = sqs_jax.summarize({"params": compressed, **rest}, **options).file_bytes
-        if found < size <= _MOST * budget:
-            found, best = size, compressed
+        if best_size < size <= _MOST * budget:
+            best_size, best = size, compressed
         if _LEAST * budget <= size <= _MOST * budget:
             break
         target *= _AIM * budget / size
-    kept = flat_leaves(best or compressed)  # at whose size nothing lies between
+    kept = flat_leaves(best or compressed)  # the last one if no trial is in the range
 
     def unfolded(path: str, leaf: Any) -> Any:
         return kept[path] if isinstance(kept[path], sqs_jax.CompressedLeaf) else np.asarray(leaf)
 
-    # in whose other leaves statistics are folded, as they will be when it ships
+    # Statistics are folded into the dense leaves of the measured file, but only shipping folds.
     compressed = map_leaves(unfolded, variables["params"])
     sqs_jax.save(path, compressed)
     return compressed

@@ -1,4 +1,4 @@
-"""Compress a network from inputs alone, stage by stage, saving finished stages."""
+"""Blockwise calibration: codes chosen stage by stage; finished stages are saved."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,22 +19,26 @@ from sqs_jax.progress import Advance, progress
 Batches = list[np.ndarray]
 
 
-# (compressed kernels, their weights, moments of their inputs), by path -> compressed kernels
+# (compressed kernels, weights, input moments) -> compressed kernels; all are dicts by path
 Method = Callable[[Any, Any, Any], Any]
 
 
 def examples_of(train: Dataset, config: Any) -> Batches:
-    """Return the batches of examples that codes are chosen by.
+    """Read the calibration data, in batches.
+
+    Args:
+      train: Training examples.
+      config: Config of the experiment, with `calibration.examples` and `batch_size`.
 
     Raises:
-      ValueError: if there are none.
+      ValueError: The examples do not fill a batch.
     """
-    wanted, size = config.calibration.examples, config.batch_size
-    count = min(wanted, len(train.labels)) // size
+    examples, size = config.calibration.examples, config.batch_size
+    count = min(examples, len(train.labels)) // size
     if not count:
         raise ValueError(
-            f"config.calibration.examples is {wanted}, config.batch_size {size}, and the training "
-            f"data has {len(train.labels)} examples: not one batch. Give more, or smaller batches."
+            f"config.calibration.examples is {examples}, config.batch_size {size}, and the "
+            f"training data has {len(train.labels)} examples: not one batch. Give more, or smaller batches."
         )
     return [
         np.asarray(train.inputs(batch_indices(len(train.labels), size, config.seed, step)))
@@ -50,39 +54,41 @@ def recode_stages(
     folder: Path,
     method: Method = sqs_jax.recode,
 ) -> Any:
-    """Compress a network's kernels anew, for its layers' outputs; batch statistics stay.
+    """Choose the codes of all kernels anew, for the outputs of their layers.
 
-    Each stage sees what the compressed stages before it give; within a stage, so does each layer.
+    The inputs of each stage and of each layer are those of the network compressed up to there.
+    Batch statistics do not change.
 
     Args:
-      model: the network.
-      variables: its weights, on the host or still in their files.
-      compressed: its params, compressed without inputs.
-      batches: Batches of examples.
-      folder: Folder of finished stages; stages found there are loaded, not done again.
-      method: how a few kernels are compressed that have the same inputs.
+      model: Network.
+      variables: Variables of the dense network, on the host or lazy.
+      compressed: Params, compressed without inputs.
+      batches: Calibration data.
+      folder: Folder of finished stages; a stage in the folder is loaded.
+      method: Compression method of kernels that have the same inputs.
 
     Returns:
-      The compressed params; anew where linear layers read them.
+      The compressed params, with new codes in the kernels of linear layers.
     """
     params, compressed = variables["params"], dict(compressed)
     stages = stages_of(model, variables)
-    ours, theirs = batches, batches
+    inputs, dense_inputs = batches, batches
     folder.mkdir(parents=True, exist_ok=True)
     with progress("calibration", _kernels(compressed)) as advance:
         for number, stage in enumerate(stages):
             dense, path = read(params, stage), folder / f"{number:03}.sqs"
-            mine = {name: compressed[name] for name in stage.names}
+            coded = {name: compressed[name] for name in stage.names}
             if path.is_file():
-                mine = sqs_jax.load(path)
-                advance(_kernels(mine))
+                coded = sqs_jax.load(path)
+                advance(_kernels(coded))
             else:
-                mine = _recode_stage(stage, dense, mine, (ours, theirs), method, advance)
-                sqs_jax.save(path, mine)
-            compressed |= mine
+                coded = _recode_stage(stage, dense, coded, (inputs, dense_inputs), method, advance)
+                sqs_jax.save(path, coded)
+            compressed |= coded
             if stage is not stages[-1]:
-                ours = outputs(stage, jax.device_put(values(sqs_jax.materialize(mine))), ours)
-                theirs = outputs(stage, jax.device_put(values(dense)), theirs)
+                weights = jax.device_put(values(sqs_jax.materialize(coded)))
+                inputs = outputs(stage, weights, inputs)
+                dense_inputs = outputs(stage, jax.device_put(values(dense)), dense_inputs)
     return compressed
 
 
@@ -100,34 +106,46 @@ def _recode_stage(
     method: Method,
     advance: Advance,
 ) -> Any:
-    """Compress the layers of a stage in their order; later layers stay dense until then."""
-    current, there = jax.device_put(dense), jax.device_put(dense)
-    ours, theirs = batches
-    found, weights = flat_leaves(compressed), flat_leaves(dense)
-    for group in layers_by_input(stage.apply, values(current), ours[0]):
+    """Compress the layers of a stage in their order; later layers are dense until then.
+
+    Args:
+      stage: Stage of the network.
+      dense: Dense params of the stage, on the host.
+      compressed: Compressed params of the stage.
+      batches: Inputs of the stage in the compressed and in the dense network.
+      method: Compression method of kernels that have the same inputs.
+      advance: Function that advances the progress bar.
+    """
+    current, target = jax.device_put(dense), jax.device_put(dense)
+    inputs, dense_inputs = batches
+    leaves, weights = flat_leaves(compressed), flat_leaves(dense)
+    for group in layers_by_input(stage.apply, values(current), inputs[0]):
         paths = {path: f"{stage.scope}{path}/kernel" for path in group}
-        paths = {p: k for p, k in paths.items() if sqs_jax.is_compressed(found.get(k))}
+        paths = {p: k for p, k in paths.items() if sqs_jax.is_compressed(leaves.get(k))}
         if not paths:
             continue
-        now = values(current), ours
-        wanted = (values(there), theirs) if method is sqs_jax.recode else None  # peers imitate none
-        sums = {path: wanted and sum_after(stage.apply, path, now[0], ours[0]) for path in paths}
-        crossing = wanted if None in sums.values() else None
-        seen = input_moments(stage.apply, group[0], now, crossing)
-        moments = dict.fromkeys(paths.values(), seen)
-        for path, at in sums.items():
-            if wanted and at is not None:
-                missing = missing_from(stage.apply, path, at, now, wanted)
-                moments[paths[path]] = seen._replace(cross=None, missing=missing)
-        done = method(
-            {kernel: found[kernel] for kernel in moments},
+        now = values(current), inputs
+        # Peers do not imitate the outputs of the dense network.
+        reference = (values(target), dense_inputs) if method is sqs_jax.recode else None
+        sums = {
+            path: reference and sum_after(stage.apply, path, now[0], inputs[0]) for path in paths
+        }
+        cross_reference = reference if None in sums.values() else None
+        group_moments = input_moments(stage.apply, group[0], now, cross_reference)
+        moments = dict.fromkeys(paths.values(), group_moments)
+        for path, module in sums.items():
+            if reference and module is not None:
+                missing = missing_from(stage.apply, path, module, now, reference)
+                moments[paths[path]] = group_moments._replace(cross=None, missing=missing)
+        recoded = method(
+            {kernel: leaves[kernel] for kernel in moments},
             {kernel: weights[kernel] for kernel in moments},
             moments,
         )
-        found |= done
-        current = _replaced(current, sqs_jax.materialize(done))
+        leaves |= recoded
+        current = _replaced(current, sqs_jax.materialize(recoded))
         advance(len(paths))
-    return _replaced(compressed, found)
+    return _replaced(compressed, leaves)
 
 
 def _replaced(tree: Any, leaves: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""What the layers of a stage get to see: second moments of their inputs, patches of images too."""
+"""Second moments of the inputs of linear layers and convolutions."""
 
 import dataclasses
 import math
@@ -16,12 +16,12 @@ Apply = Callable[[Any, jax.Array], jax.Array]
 
 
 class Call(NamedTuple):
-    """A layer at work.
+    """A call of a layer.
 
     Attributes:
-      path: of the layer within the stage.
-      inputs: as it was given them.
-      rows: inputs -> [n, kernel rows], what each of its outputs is made of.
+      path: Path of the layer within the stage.
+      inputs: Inputs of the layer.
+      rows: Function from inputs to the rows that the kernel multiplies, [n, kernel rows].
     """
 
     path: str
@@ -30,16 +30,16 @@ class Call(NamedTuple):
 
 
 def layers_by_input(apply: Apply, params: Any, x: Any) -> list[list[str]]:
-    """Return the paths of the layers of a stage, in order; those that see the same together."""
+    """List the paths of the layers of a stage, in order, grouped by equal inputs."""
     groups: list[tuple[Any, list[str]]] = []
 
     def trace(params: Any, x: jax.Array) -> None:
         for path, inputs, rows in _record(apply, params, x):
-            seen = id(inputs), rows
-            if groups and groups[-1][0] == seen:
+            key = id(inputs), rows
+            if groups and groups[-1][0] == key:
                 groups[-1][1].append(path)
             else:
-                groups.append((seen, [path]))
+                groups.append((key, [path]))
 
     jax.eval_shape(trace, params, x)
     return [paths for _, paths in groups]
@@ -51,13 +51,16 @@ def input_moments(
     ours: tuple[Any, Iterable[Any]],
     theirs: tuple[Any, Iterable[Any]] | None = None,
 ) -> sqs_jax.InputMoments:
-    """Measure the inputs of a layer.
+    """Compute second moments of the inputs of a layer.
 
     Args:
-      apply: of the stage.
-      path: of the layer within the stage.
-      ours: params of the stage as they are by now, and batches of its inputs.
-      theirs: the same of the network that is imitated, for cross moments.
+      apply: Function (params, inputs) -> outputs of the stage.
+      path: Path of the layer within the stage.
+      ours: Present params of the stage, and batches of its inputs.
+      theirs: Params and batches of the reference network, for cross moments; None without these.
+
+    Returns:
+      Moments, means over all rows.
     """
     sums: Any = None
     for x, y in zip(ours[1], ours[1] if theirs is None else theirs[1], strict=True):
@@ -71,19 +74,19 @@ def input_moments(
 def _sums(
     apply: Apply, path: str, ours: Any, x: jax.Array, theirs: Any
 ) -> tuple[jax.Array, jax.Array | None, jax.Array]:
-    mine = rows_seen(apply, path, ours, x)
-    cross = None if theirs is None else mine.T @ rows_seen(apply, path, *theirs)
-    return mine.T @ mine, cross, jnp.float32(len(mine))
+    rows = rows_seen(apply, path, ours, x)
+    cross = None if theirs is None else rows.T @ rows_seen(apply, path, *theirs)
+    return rows.T @ rows, cross, jnp.float32(len(rows))
 
 
 def rows_seen(apply: Apply, path: str, params: Any, x: jax.Array) -> jax.Array:
-    """Return the inputs of a layer as rows, float32: what each of its outputs is made of."""
+    """Compute the rows that the kernel of a layer multiplies, float32 [n, kernel rows]."""
     call = next(call for call in _record(apply, params, x) if call.path == path)
     return call.rows(call.inputs).astype(jnp.float32)
 
 
 def _record(apply: Apply, params: Any, x: jax.Array) -> list[Call]:
-    """Return the calls of linear layers and convolutions, in their order."""
+    """List the calls of linear layers and convolutions, in order."""
     calls = []
 
     def look(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
@@ -99,23 +102,35 @@ def _record(apply: Apply, params: Any, x: jax.Array) -> list[Call]:
 
 @dataclasses.dataclass(frozen=True)
 class Patches:
-    """Makes rows of a convolution's inputs; equal for those of one window, which see the same."""
+    """Function from the inputs of a convolution to patches, as rows.
+
+    Two instances of the same window are equal, so that layers can be grouped by equal rows.
+
+    Attributes:
+      size: Height and width of the window, pixels.
+      strides: Vertical and horizontal stride, pixels.
+      padding: Padding, as in `jax.lax.conv_general_dilated_patches`.
+    """
 
     size: tuple[int, ...]
     strides: tuple[int, ...]
     padding: Any
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Return patches of images as rows, in the order of a kernel's [height, width, inputs]."""
-        found = jax.lax.conv_general_dilated_patches(
+        """Extract patches as rows, in a kernel's order [height, width, inputs]."""
+        patches = jax.lax.conv_general_dilated_patches(
             x, self.size, self.strides, self.padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
-        channels = found.reshape(-1, x.shape[-1], math.prod(self.size))  # of lax's order
+        channels = patches.reshape(-1, x.shape[-1], math.prod(self.size))  # channels come first
         return channels.swapaxes(1, 2).reshape(len(channels), -1)
 
 
 def rows_of(layer: nn.Module) -> Callable[[jax.Array], jax.Array] | None:
-    """Return what makes rows of a layer's inputs; None of layers that multiply no matrix."""
+    """Return the function from the inputs of a layer to rows.
+
+    Returns:
+      The function; None for a layer that is neither linear nor a plain 2-D convolution.
+    """
     if isinstance(layer, nn.Dense):
         return _features
     plain = isinstance(layer, nn.Conv) and layer.feature_group_count == 1

@@ -1,4 +1,4 @@
-"""How large the inputs of each weight are: what activation-aware saliency asks for."""
+"""Norms of the inputs of each weight, for activation-aware saliency."""
 
 from typing import Any
 
@@ -15,39 +15,41 @@ from sqs_jax.progress import track
 
 
 def input_norms(model: nn.Module, variables: Any, batches: Batches) -> Any:
-    """Return root mean squares of the inputs of each weight, a stage in memory.
+    """Compute root mean squares of the inputs of each weight.
 
-    The input of an embedding is 1 for a token and 0 for the others: its rows have the square root
-    of how often their tokens come; each is counted once more than it is seen, so that none is worth
-    nothing. Other arrays whose inputs are unknown have ones.
+    Memory holds a single stage at a time. The input of an embedding is one-hot: the norm of a row is the square root of the frequency of
+    its token. Every count starts at 1, so that no row has a norm of 0. Other arrays without a
+    linear layer have norms of 1.
 
     Args:
-      model, variables: the network, its weights on the host or still in their files.
-      batches: of examples.
+      model: Network.
+      variables: Variables of the network, on the host or lazy.
+      batches: Calibration data.
 
     Returns:
-      A tree as the params, of float32 arrays of their shapes but for the last axis.
+      Tree of the structure of the params. Leaves are float32 of the shape of the parameter without
+      its last axis.
     """
     norms: dict[str, np.ndarray] = {}
     stages, x = stages_of(model, variables), batches
     for stage in track(stages, "norms of inputs"):
         dense = read(variables["params"], stage)
-        its = jax.device_put(values(dense))
-        for group in layers_by_input(stage.apply, its, x[0]):
-            moments = input_moments(stage.apply, group[0], (its, x))
-            found = np.asarray(jnp.sqrt(jnp.diagonal(moments.second)))
-            norms |= {f"{stage.scope}{path}/kernel": found for path in group}
+        params = jax.device_put(values(dense))
+        for group in layers_by_input(stage.apply, params, x[0]):
+            moments = input_moments(stage.apply, group[0], (params, x))
+            rms = np.asarray(jnp.sqrt(jnp.diagonal(moments.second)))
+            norms |= {f"{stage.scope}{path}/kernel": rms for path in group}
         if stage is not stages[-1]:
-            x = outputs(stage, its, x)
+            x = outputs(stage, params, x)
 
-    def of(path: str, leaf: Any) -> np.ndarray:
+    def norms_of(path: str, leaf: Any) -> np.ndarray:
         shape = np.shape(leaf)[:-1]
         if path in norms:
             return norms[path].reshape(shape)
         if path.endswith(("embed_tokens/embedding", "word_embeddings/embedding")):
-            seen = np.concatenate([each.ravel() for each in batches])
-            counts = np.bincount(seen, minlength=shape[0]) + 1
+            tokens = np.concatenate([batch.ravel() for batch in batches])
+            counts = np.bincount(tokens, minlength=shape[0]) + 1
             return np.sqrt(counts / counts.sum()).astype(np.float32)
         return np.ones(shape, np.float32)
 
-    return map_leaves(of, variables["params"])
+    return map_leaves(norms_of, variables["params"])

@@ -1,8 +1,8 @@
-"""The published implementation's mistakes, each put back by its name: `config.sqs.mistakes`.
+"""Ablations: mistakes of the published code, restored by `config.sqs.mistakes`.
 
-The paper recipe is corrected where the published code was wrong. A run with a mistake shows what
-the correction is worth. Others are settings: `kl_weight=1` lets the prior pull the survivors' gates
-down, and the row `mean` of every run is the network whose survivors are multiplied by their gates.
+The paper recipe corrects the mistakes of the published code. A run with a restored mistake measures
+the value of its correction. Two more mistakes need no code: `kl_weight=1` lets the prior pull the
+gates of the survivors down, and the row `mean` of every run multiplies survivors by their gates.
 """
 
 import math
@@ -21,15 +21,15 @@ _BINS = 32
 
 
 def with_mistakes(phase: Phase, names: Any, num_data: int) -> Phase:
-    """Return a compression with some mistakes.
+    """Restore mistakes in a compression phase.
 
     Args:
-      phase: the compression.
-      names: of MISTAKES.
-      num_data: number of training examples.
+      phase: Compression phase.
+      names: Keys of MISTAKES.
+      num_data: Number of training examples.
 
     Raises:
-      ValueError: listing the names that are unknown.
+      ValueError: A name is not in MISTAKES; the message lists the unknown names.
     """
     unknown = [name for name in names if name not in MISTAKES]
     if unknown:
@@ -55,12 +55,12 @@ def half_bernoulli(phase: Phase, num_data: int) -> Phase:
 
 
 def unscaled_kl(phase: Phase, num_data: int) -> Phase:
-    """Add the KL of the whole model to the mean NLL of a batch as it is."""
+    """Add the KL of the model to the mean NLL without dividing by the examples."""
     return phase._replace(kl_weight=phase.kl_weight * num_data)
 
 
 def binned(phase: Phase, num_data: int) -> Phase:
-    """Replace every weight by the mean of one of 32 bins, whose responsibilities it then has."""
+    """Replace every weight by the mean of its bin; 32 bins have equal widths."""
     init = phase.transform.init
 
     def of_bins(params: Any) -> Any:
@@ -82,7 +82,7 @@ def binned(phase: Phase, num_data: int) -> Phase:
 
 
 def untrained_scores(phase: Phase, num_data: int) -> Phase:
-    """Prune by scores that nothing has trained: at random."""
+    """Prune at random, as untrained scores do."""
 
     def drawn(path: str, score: jax.Array) -> jax.Array:
         key = jax.random.fold_in(jax.random.key(0), zlib.crc32(path.encode()))

@@ -1,4 +1,4 @@
-"""Batch normalisations as they ship: statistics of the deployed weights, in scale and bias."""
+"""Batch normalization as shipped: statistics of the deployed weights, folded."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -17,19 +17,22 @@ EPSILON, MOMENTUM = 1e-5, 0.9  # of the networks' flax.linen.BatchNorm
 def estimate_statistics(
     model: nn.Module, params: Any, model_state: Any, batches: Iterable[Any]
 ) -> Any:
-    """Return the model state with batch statistics that are plain means over some batches.
+    """Estimate batch statistics as plain means over batches, for fixed weights.
 
-    While training, statistics follow weights that change, and remember some ten batches.
+    The running statistics of a training average about ten batches, under weights that change.
 
     Args:
-      model: the network.
-      params: arrays.
-      model_state: {"batch_stats": ...}, or anything else, which is returned as it is.
-      batches: images [batch, height, width, channels], standardised and augmented as those of the
-        training were, whose statistics these replace.
+      model: Network.
+      params: Params of the network, arrays.
+      model_state: Other collections; returned unchanged if "batch_stats" is not among them.
+      batches: Images, float [batch, height, width, channels], standardized and augmented as in the
+        training.
+
+    Returns:
+      The model state with new batch statistics, float32 on the host.
 
     Raises:
-      ValueError: if the statistics were folded into scales and biases before.
+      ValueError: The statistics are already folded into scales and biases.
     """
     if "batch_stats" not in model_state:
         return model_state
@@ -47,22 +50,22 @@ def estimate_statistics(
         _, moved = model.apply(variables, images, train=True, mutable=["batch_stats"])
         return jax.tree.map(lambda mean: mean / (1 - MOMENTUM), moved["batch_stats"])
 
-    found = [jax.tree.map(np.asarray, of_batch(images)) for images in batches]
-    mean = jax.tree.map(lambda *each: np.mean(each, 0, np.float64).astype(np.float32), *found)
+    parts = [jax.tree.map(np.asarray, of_batch(images)) for images in batches]
+    mean = jax.tree.map(lambda *leaves: np.mean(leaves, 0, np.float64).astype(np.float32), *parts)
     return {**model_state, "batch_stats": mean}
 
 
 def fold_statistics(params: Any, model_state: Any) -> tuple[Any, Any]:
-    """Move running statistics into scale and bias; what is left of them takes no bytes.
+    """Fold running statistics into scales and biases, so that they take no bytes.
 
-    The network computes the same with the result: scale / sqrt(var + epsilon) as its scale, bias -
-    mean * that as its bias, a mean of 0 and a variance of 1 - epsilon, which a file codes as
-    constants. Kernels stay as they are: a factor for each channel would undo their K values.
+    The outputs of the network stay the same. The new scale is scale / sqrt(var + epsilon), the new
+    bias is bias - mean * new scale. The mean becomes 0 and the variance 1 - epsilon, which a file
+    codes as constants. Kernels do not change: a factor per channel would undo their K values.
 
     Args:
-      params: dicts of arrays and `CompressedLeaf`.
-      model_state: {"batch_stats": dicts with "mean" and "var"}, or anything else, which is left as
-        it is.
+      params: Dicts of arrays and `CompressedLeaf`.
+      model_state: Other collections; returned unchanged if "batch_stats" is not among them. Its
+        layers are dicts with "mean" and "var".
 
     Returns:
       (params, model_state).
@@ -74,7 +77,7 @@ def fold_statistics(params: Any, model_state: Any) -> tuple[Any, Any]:
     folded = {}
     for layer in layers:
         mean, variance = (jnp.asarray(stats[*layer, name]) for name in ("mean", "var"))
-        # of a layer that does nothing itself, the folded kernel is the factor of each channel
+        # Folded into a kernel of ones, the statistics give the factor of each channel.
         flat[*layer, "scale"], flat[*layer, "bias"] = sqs_jax.fold_batch_norm(
             jnp.ones_like(mean),
             scale=flat[*layer, "scale"],
@@ -89,7 +92,7 @@ def fold_statistics(params: Any, model_state: Any) -> tuple[Any, Any]:
 
 
 def _is_folded(stats: Any) -> bool:
-    """Return whether all statistics are what `fold_statistics` leaves."""
+    """Return whether statistics are a result of `fold_statistics`."""
     constants = {"mean": np.float32(0), "var": np.float32(1 - EPSILON)}
     flat = flatten_dict(sqs_jax.materialize(stats))
     return all(bool((np.asarray(x) == constants[path[-1]]).all()) for path, x in flat.items())

@@ -1,4 +1,4 @@
-"""A gradient from a few examples at a time, where a whole batch does not fit in memory."""
+"""Gradient accumulation, for batches that do not fit in memory."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,43 +8,43 @@ import jax.numpy as jnp
 
 import sqs_jax
 
-# (loss, aux) and gradients, of model state and a batch
+# (model state, batch) -> ((loss, aux), gradients)
 Gradient = Callable[[Any, Any], tuple[tuple[jax.Array, sqs_jax.ElboAux], Any]]
 
 
 def accumulated(gradient: Gradient, parts: int) -> Gradient:
-    """Return the gradient of a batch from so many parts of it, one after the other.
+    """Build the gradient function that processes micro-batches sequentially.
 
-    Loss, metrics and gradients are means over all that is asked for: those of the whole batch, but
-    for what sees a batch as a whole. Batch statistics are of a part each, and move with every one.
+    Loss, metrics and gradients are means over all labels, as for the whole batch. The exception is
+    batch normalization, whose statistics are those of each micro-batch, and are updated after each.
 
     Args:
-      gradient: (model state, batch) -> ((loss, aux), gradients); aux.model_aux is (new model state,
-        accuracy), and the batch has "labels", negative where nothing is asked for, and "key".
-      parts: their number, which divides the examples.
+      gradient: Function (model state, batch) -> ((loss, aux), gradients). aux.model_aux is (new
+        model state, accuracy). The batch has "key" and "labels"; negative labels do not count.
+      parts: Number of micro-batches, which divides the number of examples.
     """
     if parts == 1:
         return gradient
 
     def of_all(model_state: Any, batch: Any) -> Any:
         key = batch.pop("key")
-        asked = jnp.sum(batch["labels"] >= 0)
-        # every parts-th example: those that lie on a device stay there
+        labeled = jnp.sum(batch["labels"] >= 0)
+        # A micro-batch takes every parts-th example, so that no example changes its device.
         cut = jax.tree.map(lambda x: jnp.moveaxis(_rows(x, parts), 1, 0), batch)
 
-        def add(carry: Any, given: Any) -> Any:
-            (model_state, sums), (number, part) = carry, given
+        def add(carry: Any, numbered_part: Any) -> Any:
+            (model_state, sums), (number, part) = carry, numbered_part
             part["key"] = jax.random.fold_in(key, number)
             (loss, aux), grads = gradient(model_state, part)
             model_state, accuracy = aux.model_aux
-            share = jnp.sum(part["labels"] >= 0) / jnp.maximum(asked, 1)
-            found = loss, aux._replace(model_aux=accuracy), grads
+            share = jnp.sum(part["labels"] >= 0) / jnp.maximum(labeled, 1)
+            result = loss, aux._replace(model_aux=accuracy), grads
 
             def plus(total: jax.Array, x: jax.Array) -> jax.Array:
-                # the mean of no label is no number, and counts for nothing
+                # The mean over no label is NaN.
                 return total + jnp.where(share > 0, share.astype(x.dtype) * x, 0)
 
-            return (model_state, jax.tree.map(plus, sums, found)), None
+            return (model_state, jax.tree.map(plus, sums, result)), None
 
         first = jax.tree.map(lambda x: x[0], cut) | {"key": key}
         (loss, aux), grads = jax.eval_shape(gradient, model_state, first)

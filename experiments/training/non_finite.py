@@ -1,4 +1,4 @@
-"""Where a training first stopped being finite."""
+"""Diagnosis of non-finite values: the first NaN or infinity of a training step."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,10 @@ import jax.numpy as jnp
 
 
 def first_not_finite(**trees: Any) -> str | None:
-    """Name the first array that holds a NaN or an infinity, in the order of the trees.
+    """Name the first array with a NaN or an infinity, in the order of the trees.
+
+    Args:
+      trees: Trees of arrays by name.
 
     Returns:
       "params/Dense_0/kernel (3 of 96 values are not finite)"; None if all are finite.
@@ -24,10 +27,14 @@ def first_not_finite(**trees: Any) -> str | None:
 def explain(
     gradient: Callable[..., Any], state: Any, batch: Any, teacher: Any, step: Any, seed: Any
 ) -> str:
-    """Name what is not finite first in a step, given the state before it; arguments as there.
+    """Name the first non-finite array of a training step.
 
-    Looks at the params, the network's state, the teacher and the batch, then at the gradient, each
-    in tree order; the loss is what is left.
+    The order is params, other collections, teacher, batch, gradient, loss; within a tree it is that
+    of the leaves.
+
+    Args:
+      gradient: Gradient function of `make_gradient`.
+      state: State before the step; this and the other arguments are those of `gradient`.
     """
     inputs = {
         "params": state.posterior,
@@ -36,7 +43,7 @@ def explain(
         "batch": batch,
     }
     for name, tree in inputs.items():
-        if found := first_not_finite(**{name: tree}):
-            return found
+        if description := first_not_finite(**{name: tree}):
+            return description
     (loss, _), grads = jax.jit(gradient)(state, batch, teacher, step, seed)
     return first_not_finite(gradient=grads) or f"the loss, {float(loss)}"

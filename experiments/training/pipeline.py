@@ -1,4 +1,4 @@
-"""The trainings of an experiment, one after the other, from data to the state that ships."""
+"""Training pipeline of an experiment, from data to the shipped state."""
 
 from functools import partial
 from pathlib import Path
@@ -34,16 +34,16 @@ from sqs_jax.progress import progress
 
 
 class Trained(NamedTuple):
-    """What the trainings of an experiment end with.
+    """Result of the trainings of an experiment.
 
     Attributes:
-      model: the network.
-      splits: its data.
-      finetuned: variables of the dense network trained on; None if it was not.
-      phase: the compression.
-      state: its final state, as it ships.
-      mean_state: the other collections of the network of posterior means, whose batch statistics
-        are its own.
+      model: Network.
+      splits: Training part and held-out part of the data.
+      finetuned: Variables of the fine-tuned dense network; None without fine-tuning.
+      phase: Compression phase.
+      state: Final state of the compression, as shipped.
+      mean_state: Other collections of the network of posterior means, with batch statistics of
+        their own.
     """
 
     model: nn.Module
@@ -55,17 +55,21 @@ class Trained(NamedTuple):
 
 
 def run_trainings(config: Any, workdir: Path) -> Trained:
-    """Run the trainings of an experiment, or what is left of them.
+    """Run the trainings of an experiment; finished phases are restored from checkpoints.
+
+    Args:
+      config: Config of the experiment, `described`.
+      workdir: Folder of the run.
 
     Raises:
-      ValueError: for a config or a workdir that cannot be trained.
-      RuntimeError: if a checkpoint cannot be written.
-      FloatingPointError: when a training is not finite any more, see loop.py.
-      SystemExit: after SIGTERM.
+      ValueError: The config cannot be trained, or the folder belongs to another config.
+      RuntimeError: A checkpoint cannot be written.
+      FloatingPointError: A loss or gradient is not finite, see loop.py.
+      SystemExit: SIGTERM arrived.
     """
-    problem = load_task(config, workdir)
-    model, splits = problem.model, problem.splits
-    train, written = splits.train, config.sqs.generated
+    task = load_task(config, workdir)
+    model, splits = task.model, task.splits
+    train, sampled = splits.train, config.sqs.generated
     dense_phase, finetune_phase, sqs_phase = phases(config, len(train.labels))
     mesh = make_mesh(config)
     example = train.inputs(slice(1))
@@ -75,15 +79,15 @@ def run_trainings(config: Any, workdir: Path) -> Trained:
 
     shapes = jax.eval_shape(init)
     layout = lay_out(shapes, shapes["params"], mesh, config)
-    weights = config.model.weights and initial_weights(problem, config)
-    # Rules that match nothing and unknown names, early.
+    weights = config.model.weights and initial_weights(task, config)
+    # Rules without a match and unknown names raise here, before any training.
     jax.eval_shape(sqs_phase.transform.init, shapes["params"])
     in_order(with_mistakes(sqs_phase, config.sqs.mistakes, 1), config.sqs.order)
     if is_writer():
-        claim_workdir(workdir, config)  # only now: a config that cannot run claims no folder
+        claim_workdir(workdir, config)  # after all checks: a bad config claims no folder
         hold_workdir(workdir)
-        if problem.tokenizer is not None:
-            problem.tokenizer.save(str(workdir / TOKENIZER))
+        if task.tokenizer is not None:
+            task.tokenizer.save(str(workdir / TOKENIZER))
     wait_for_all("the folder is claimed")
 
     def run(phase: Phase, variables: Any, teacher: Any) -> TrainState:
@@ -93,22 +97,23 @@ def run_trainings(config: Any, workdir: Path) -> Trained:
         return {"params": state.posterior, **state.model_state}
 
     if weights:
-        with progress("reading the weights"):  # which may still be in their files
+        with progress("reading the weights"):  # leaves may be lazy arrays
             dense = place(weights, layout)
     else:
         untrained = jax.jit(init, out_shardings=layout)()
         dense = variables_of(run(dense_phase, untrained, {}))
-    export_dense(workdir, dense, config)  # which another command may start from already
-    if config.sqs.target_bytes:  # which may be impossible: found before anything more is trained
+    export_dense(workdir, dense, config)  # now: another command may start from this file
+    # An impossible budget raises here, before the fine-tuning and the compression.
+    if config.sqs.target_bytes:
         host, folder = fetch(dense), workdir / "start"
         codes_stay = config.sqs.start != "weights" and not config.sqs.learning_rate.loc
         if config.sqs.start == "weights":
             compressed = allocate(model, host, train, config, folder, config.sqs.target_bytes)
         elif config.sqs.start == "calibration":
-            given = model, host, train, examples_of(train, config), config, folder
-            compressed = compress(*given, trained=codes_stay)
+            examples = examples_of(train, config)
+            compressed = compress(model, host, train, examples, config, folder, trained=codes_stay)
         else:
-            compressed = compress_to_train(config.sqs.start, problem, host, config, folder)
+            compressed = compress_to_train(config.sqs.start, task, host, config, folder)
         require_compressed(compressed, config)
         if codes_stay:
             sqs_phase = with_codes(sqs_phase, compressed)
@@ -117,21 +122,21 @@ def run_trainings(config: Any, workdir: Path) -> Trained:
     if config.sqs.saliency == "activation":
         norms = input_norms(model, fetch(dense), examples_of(train, config))
         sqs_phase = sqs_phase.scored_by(partial(sqs_jax.saliency.activation, input_norms=norms))
-    if written:
+    if sampled:
         path = workdir / "generated.npy"
-        train = with_generated(train, model, dense["params"], written, config.seed, path)
+        train = with_generated(train, model, dense["params"], sampled, config.seed, path)
     finetuned = variables_of(run(finetune_phase, dense, dense)) if config.finetune else None
     sqs_phase = with_mistakes(sqs_phase, config.sqs.mistakes, train.units)
     start = dense
     for stage in in_order(sqs_phase, config.sqs.order):
         state = run(stage, start, dense)
         start = variables_of(state)
-    mask = stage.mask  # of the last one, whose budget moves what its order lets it
+    mask = stage.mask  # of the last phase
     if mask is not None and mask.budget is not None:
         scores = mask.scores(state.posterior)
         with progress("size of the file"):
-            landed = mask.budget.land(state.posterior, state.model_state, scores)
-        state = state._replace(posterior=landed)
+            fitted = mask.budget.land(state.posterior, state.model_state, scores)
+        state = state._replace(posterior=fitted)
     mode_state, mean_state = reestimated(model, sqs_phase, state, train, config)
     state = state._replace(model_state=mode_state)
     return Trained(model, splits, finetuned, sqs_phase, state, mean_state)
@@ -140,11 +145,21 @@ def run_trainings(config: Any, workdir: Path) -> Trained:
 def reestimated(
     model: nn.Module, phase: Phase, state: TrainState, train: Dataset, config: Any
 ) -> tuple[Any, Any]:
-    """Return the other collections of the deployed weights, and of the posterior means.
+    """Estimate batch statistics of the deployed weights and of the posterior means.
 
-    Their batch statistics are each network's own, of the images of the first
-    `config.sqs.reestimate` steps, augmented as they were there; if that is 0, those of the weights
-    that were trained. Every process computes all of it.
+    The statistics are means over the augmented images of the first `config.sqs.reestimate` steps.
+    If that number is 0, both networks keep the running statistics of the training. Every process
+    computes all statistics.
+
+    Args:
+      model: Network.
+      phase: Compression phase.
+      state: Final state of the compression.
+      train: Training examples.
+      config: Config of the experiment.
+
+    Returns:
+      The other collections of the deployed weights, and those of the posterior means.
     """
     kept = fetch(state.model_state)
     if not config.sqs.reestimate:

@@ -1,4 +1,4 @@
-"""How a training lies on the devices of all its processes, and how it comes to one of them."""
+"""Sharding of a training over the devices of all processes, and gathering."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,11 +15,11 @@ AXES = ("data", "fsdp")
 
 
 def make_mesh(config: Any) -> Mesh:
-    """Return the mesh of all devices that `config.mesh` describes, with the axes of AXES.
+    """Make the mesh of all devices by `config.mesh`, with the axes of AXES.
 
     Raises:
-      ValueError: if `config.mesh` does not describe as many devices as there are, or the batch
-        cannot be shared equally among them.
+      ValueError: The product of the axes is not the number of devices, or does not divide the
+        batch.
     """
     count = jax.device_count()
     sizes = [config.mesh[axis] for axis in AXES]
@@ -40,16 +40,18 @@ def make_mesh(config: Any) -> Mesh:
 
 
 def lay_out(state: Any, posterior: Any, mesh: Mesh, config: Any) -> Any:
-    """Return the shardings of a state: the posterior's by config, the rest's like them.
+    """Compute the shardings of a training state.
 
     Args:
-      state: any tree of arrays or their shapes that holds the posterior, its moments, ...
-      posterior: the posterior, or the params.
-      mesh: of all devices.
-      config: the experiment. Without `config.sharding` every large leaf is split over "fsdp".
+      state: Tree of arrays, or of their shapes, with the posterior and its optimizer moments. The
+        moments get the sharding of their parameters.
+      posterior: Posterior, or params.
+      mesh: Mesh of all devices.
+      config: Config of the experiment. `config.sharding` has the rules of the posterior; without
+        rules every large leaf is split over "fsdp".
 
     Raises:
-      ValueError: for a rule of `config.sharding` that does not fit.
+      ValueError: A rule of `config.sharding` does not fit.
     """
     if config.sharding:
         rules = [(pattern, PartitionSpec(*spec)) for pattern, spec in config.sharding]
@@ -60,9 +62,9 @@ def lay_out(state: Any, posterior: Any, mesh: Mesh, config: Any) -> Any:
 
 
 def place(tree: Any, layout: Any) -> Any:
-    """Put a tree that every process has where a layout says; nothing is shared with the tree."""
+    """Copy a tree that every process has to the devices of a layout."""
 
-    def one(array: Any, sharding: NamedSharding) -> jax.Array:
+    def put(array: Any, sharding: NamedSharding) -> jax.Array:
         whole = np.asarray(array)
 
         def part(index: Any) -> np.ndarray:
@@ -70,18 +72,29 @@ def place(tree: Any, layout: Any) -> Any:
 
         return jax.make_array_from_callback(whole.shape, sharding, part)
 
-    return jax.tree.map(one, tree, layout)
+    return jax.tree.map(put, tree, layout)
 
 
 class Batch(NamedTuple):
-    """Examples as they are stored, and their labels, [batch, ...], on the devices."""
+    """A batch on the devices.
+
+    Attributes:
+      examples: Examples as the dataset stores them, [batch, ...].
+      labels: Labels, int [batch, ...].
+    """
 
     examples: jax.Array
     labels: jax.Array
 
 
 def share_out(dataset: Dataset, chosen: np.ndarray, mesh: Mesh) -> Batch:
-    """Return a batch split over all devices; a process reads the rows of its own devices only."""
+    """Read a batch, split over all devices; each process reads its own rows only.
+
+    Args:
+      dataset: Training examples.
+      chosen: Indices of the examples, int [batch].
+      mesh: Mesh of all devices.
+    """
     rows = NamedSharding(mesh, PartitionSpec(AXES))
 
     def split(read: Callable[[np.ndarray], np.ndarray], *shape: int) -> jax.Array:
@@ -91,18 +104,19 @@ def share_out(dataset: Dataset, chosen: np.ndarray, mesh: Mesh) -> Batch:
             lambda index: read(chosen[index[0]]),  # type: ignore[index]
         )
 
-    examples = split(lambda these: dataset.examples[these], *dataset.examples.shape[1:])
-    return Batch(examples, split(lambda these: dataset.labels[these], *dataset.labels.shape[1:]))
+    examples = split(lambda rows: dataset.examples[rows], *dataset.examples.shape[1:])
+    return Batch(examples, split(lambda rows: dataset.labels[rows], *dataset.labels.shape[1:]))
 
 
 def fetch(tree: Any) -> Any:
-    """Bring a tree to every process as numpy arrays; no device ever holds more than one leaf more.
+    """Gather a tree on the host of every process, as numpy arrays.
 
-    All processes must call it, with the same tree.
+    All processes call `fetch` with the same tree. Leaves are gathered one after the other, so that
+    a device needs memory for one whole leaf.
     """
 
-    def one(leaf: Any) -> np.ndarray:
+    def gather(leaf: Any) -> np.ndarray:
         whole = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
         return np.asarray(leaf if whole else multihost_utils.process_allgather(leaf, tiled=True))
 
-    return jax.tree.map(one, tree)
+    return jax.tree.map(gather, tree)

@@ -1,4 +1,4 @@
-"""Texts that a language model writes itself, to be trained on beside a text that is short."""
+"""Synthetic training data: texts sampled from the language model itself."""
 
 import os
 from pathlib import Path
@@ -18,21 +18,21 @@ _BATCH = 64
 def with_generated(
     train: Dataset, model: Any, params: Any, count: int, seed: int, path: Path
 ) -> Dataset:
-    """Return a dataset with sequences that a network has drawn, token by token, after its own.
+    """Append sequences that a language model samples, token by token, to a dataset.
 
-    A teacher's own texts are as good as others to learn its predictions from (Liu et al. 2023,
-    LLM-QAT, arXiv:2305.17888).
+    Sampled texts serve distillation as well as real ones (Liu et al. 2023, LLM-QAT,
+    arXiv:2305.17888). They help where the real text is short.
 
     Args:
-      train: of sequences; they begin with the first tokens of some of these.
-      model: a `Decoder`.
-      params: of it.
-      count: of sequences, as long as those of `train`.
-      seed: of all that is drawn.
-      path: .npy, where they are kept; if it is there, it is what is returned.
+      train: Dataset of token sequences; samples begin with first tokens drawn from `train`.
+      model: Language model, a `Decoder`.
+      params: Params of the model.
+      count: Number of sampled sequences, each as long as those of `train`.
+      seed: Seed of the samples, an integer.
+      path: File (.npy) that stores the samples; an existing file is read, and nothing is sampled.
 
     Raises:
-      ValueError: if the model is none that writes.
+      ValueError: The model is no `Decoder`.
     """
     if not isinstance(model, Decoder):
         raise ValueError(
