@@ -13,9 +13,10 @@ import numpy as np
 
 from experiments.calibration.batch_statistics import training_batches
 from experiments.configs import cifar10_resnet20
-from experiments.evaluate import predict
 from experiments.scores import metrics
-from experiments.task.task import load_task, starting_variables
+from experiments.task.initial_weights import starting_variables
+from experiments.task.load import load_task
+from experiments.task.prediction import predict
 from experiments.training.batch_norm import estimate_statistics
 from experiments.trees import other_collections
 

@@ -1,4 +1,4 @@
-"""Files of a run, whole or not there: whoever reads one, or a crash, sees the old or the new."""
+"""Atomic writes: readers, and a crash, see the old or the new file."""
 
 import json
 import os
@@ -7,17 +7,17 @@ from typing import Any
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace a file by some bytes."""
+    """Replace the content of a file by bytes."""
     part = path.with_name(f"{path.name}.part")
     part.write_bytes(content)
     os.replace(part, path)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file by a text, in UTF-8."""
+    """Replace the content of a file by a text, in UTF-8."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace a file by a value as JSON."""
+    """Replace the content of a file by a value, as JSON."""
     write_text(path, json.dumps(value, indent=1))

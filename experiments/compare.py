@@ -36,10 +36,11 @@ from experiments.calibration.batch_statistics import check_choice, with_statisti
 from experiments.comparison import trained
 from experiments.comparison.page import write_comparison
 from experiments.comparison.peers import METHODS, compress
-from experiments.evaluate import predict
 from experiments.export import shipped
 from experiments.scores import metrics
-from experiments.task.task import described, load_task, starting_variables
+from experiments.task.initial_weights import starting_variables
+from experiments.task.load import described, load_task
+from experiments.task.prediction import predict
 from experiments.training.workdir import claim_workdir, hold_workdir
 from experiments.trees import flat_leaves
 from sqs_jax.progress import progress, track

@@ -19,11 +19,11 @@ import sqs_jax
 from experiments.atomic_files import write_json
 from experiments.data import Dataset
 from experiments.data.corruptions import CORRUPTIONS, corrupt
-from experiments.evaluate import probabilities
 from experiments.export import as_stored, codes_of, deployed, shipped
 from experiments.pages.page import table, write_page
 from experiments.pages.panels import COLORS, INK, QUIET, line_color, panel, styled, svg
 from experiments.scores import calibration, judge, metrics
+from experiments.task.prediction import probabilities
 from experiments.training.pipeline import Trained, run_trainings
 from experiments.training.sharding import fetch
 from experiments.training.workdir import read_config

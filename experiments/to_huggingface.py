@@ -14,7 +14,7 @@ from absl import app, flags, logging
 
 import sqs_jax
 from experiments.importers.language import write_language_model
-from experiments.task.task import TOKENIZER
+from experiments.task.tokenizer import TOKENIZER
 from sqs_jax.progress import progress
 
 

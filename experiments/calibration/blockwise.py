@@ -38,7 +38,8 @@ def examples_of(train: Dataset, config: Any) -> Batches:
     if not count:
         raise ValueError(
             f"config.calibration.examples is {examples}, config.batch_size {size}, and the "
-            f"training data has {len(train.labels)} examples: not one batch. Give more, or smaller batches."
+            f"training data has {len(train.labels)} examples: not one batch. Give more, or smaller "
+            "batches."
         )
     return [
         np.asarray(train.inputs(batch_indices(len(train.labels), size, config.seed, step)))

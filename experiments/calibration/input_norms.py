@@ -17,9 +17,9 @@ from sqs_jax.progress import track
 def input_norms(model: nn.Module, variables: Any, batches: Batches) -> Any:
     """Compute root mean squares of the inputs of each weight.
 
-    Memory holds a single stage at a time. The input of an embedding is one-hot: the norm of a row is the square root of the frequency of
-    its token. Every count starts at 1, so that no row has a norm of 0. Other arrays without a
-    linear layer have norms of 1.
+    Memory holds a single stage at a time. The input of an embedding is one-hot: the norm of a row
+    is the square root of the frequency of its token. Every count starts at 1, so that no row has a
+    norm of 0. Other arrays without a linear layer have norms of 1.
 
     Args:
       model: Network.

@@ -8,7 +8,7 @@ gets the best of those that fit.
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.task.task import load_task
+from experiments.task.load import load_task
 from experiments.train import train
 
 OURS = "ours-trained"

@@ -1,28 +1,25 @@
-"""The points of a sweep: a run of experiments.train each, in a process of its own."""
+"""Grid of a sweep: its axes, and the run of every combination of settings."""
 
+import ast
 import itertools
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Sequence
+import json
+import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.training.processes import STOPPED
-from experiments.training.workdir import claim_workdir, locked
-from sqs_jax.progress import progress
+from flax.traverse_util import flatten_dict
+
+from experiments.training.workdir import claim_workdir
 
 
 class Point(NamedTuple):
-    """One combination of the grid.
+    """A combination of the grid.
 
     Attributes:
-      settings: field -> value.
-      folder: of its run.
-      command: that trains it.
-      config: of its run.
+      settings: Value by field of the config.
+      folder: Folder of the run.
+      command: Arguments of Python that train the point.
+      config: Config of the run.
     """
 
     settings: dict[str, Any]
@@ -32,12 +29,12 @@ class Point(NamedTuple):
 
     @property
     def finished(self) -> bool:
-        """Whether its run has ended well: the report is what it writes last."""
+        """Whether the run has ended well; a run writes the report last."""
         return (self.folder / "report.html").exists()
 
 
 def changed(config: Any, settings: dict[str, Any]) -> Any:
-    """Return a copy of a config with some fields set, by their dotted names."""
+    """Copy a config and set fields by their dotted names."""
     config = config.copy_and_resolve_references()
     config.update_from_flattened_dict(settings)
     return config
@@ -46,107 +43,78 @@ def changed(config: Any, settings: dict[str, Any]) -> Any:
 def points(
     axes: dict[str, list[Any]], options: list[str], workdir: Path, config: Any
 ) -> list[Point]:
-    """Return all combinations.
+    """List all combinations of the axes.
 
     Args:
-      axes: field -> values.
-      options: of experiments.train that all share.
-      workdir: holds their folders.
-      config: that all share, options included.
+      axes: Values by field of the config.
+      options: Options of experiments.train that all points share.
+      workdir: Folder of the points' folders.
+      config: Config that all points share, `options` included.
 
     Raises:
-      ValueError: if a finished run is of another config.
+      ValueError: A finished run has another config.
     """
-    found = []
+    combinations = []
     for values in itertools.product(*axes.values()):
         settings = dict(zip(axes, values, strict=True))
         name = ",".join(f"{field}={value}" for field, value in settings.items()) or "point"
         folder = workdir / name.replace("/", "_").replace(" ", "")
         chosen = [f"--config.{field}={value}" for field, value in settings.items()]
         command = ["-m", "experiments.train", *options, *chosen, f"--workdir={folder}"]
-        found.append(Point(settings, folder, command, changed(config, settings)))
-    for point in found:
-        if point.finished:  # the others say so themselves
+        combinations.append(Point(settings, folder, command, changed(config, settings)))
+    for point in combinations:
+        if point.finished:  # An unfinished run checks its config itself.
             claim_workdir(point.folder, point.config)
-    return found
+    return combinations
 
 
-def train_all(
-    todo: list[Point], places: Sequence[dict[str, str]], say: Callable[[str], None]
-) -> list[Point]:
-    """Train points, one in each place at a time; returns those that failed.
+def parse(grid: list[str], config: Any) -> dict[str, list[Any]]:
+    """Parse the axes of a grid, FIELD=[VALUE, ...].
 
     Args:
-      todo: the points.
-      places: what the environment of a training there has: which GPU it sees, or nothing.
-      say: tells how it goes.
+      grid: Text of each axis.
+      config: Config of the experiment, which has the fields.
+
+    Returns:
+      Values by field of the config.
 
     Raises:
-      SystemExit: with STOPPED after SIGTERM, which is passed on to the trainings.
+      ValueError: An axis cannot be parsed, or its field or values do not fit; the message lists
+        every such axis.
     """
-    running: dict[subprocess.Popen[bytes], tuple[Point, dict[str, str]]] = {}
-    free, waiting, failed, stopped = list(places), list(todo), [], []
-    elsewhere: set[Path] = set()
-
-    def stop(*_: Any) -> None:
-        stopped.append(True)
-        for process in running:
-            process.terminate()
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        with progress("trainings", len(todo)) as advance:
-            while (waiting and not stopped) or running:
-                for point in list(waiting):
-                    if not free or stopped:
-                        break
-                    process = start(point, free[0])
-                    if process is not None:
-                        waiting.remove(point)
-                        running[process] = point, free.pop(0)
-                        say(f"{point.folder.name}: training")
-                    elif point.finished:
-                        waiting.remove(point)
-                        advance()
-                    elif point.folder not in elsewhere:
-                        elsewhere.add(point.folder)
-                        say(f"{point.folder.name}: waiting for the process that trains it")
-                time.sleep(0.1)
-                for process in [p for p in running if p.poll() is not None]:
-                    point, place = running.pop(process)
-                    free.append(place)
-                    advance()
-                    if process.returncode == 0:
-                        say(f"{point.folder.name}: done")
-                    elif not stopped:
-                        failed.append(point)
-                        code = process.returncode
-                        say(f"{point.folder.name}: exit code {code}, see log.txt there")
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    if stopped:
-        raise SystemExit(STOPPED)
-    return failed
+    fields, axes, problems = flatten_dict(config.to_dict(), sep="."), {}, []
+    for text in grid:
+        field, _, written = text.partition("=")
+        field = field.strip().removeprefix("config.")
+        try:
+            values = ast.literal_eval(written)
+        except (SyntaxError, ValueError):
+            problems.append(f"{text!r}: write it as FIELD=[VALUE, ...], strings in quotes")
+            continue
+        if not isinstance(values, list) or not values:
+            problems.append(f"{text!r}: the values must be a list, [VALUE, ...], of one or more")
+        elif field not in fields:
+            problems.append(f"{text!r}: the config has no field {field}")
+        elif field in axes:
+            problems.append(f"{text!r}: {field} has an axis already")
+        elif len(set(map(repr, values))) < len(values):
+            problems.append(f"{text!r}: a value is there twice")
+        for value in values if field in fields and isinstance(values, list) else ():
+            try:
+                changed(config, {field: value})
+            except (TypeError, ValueError) as error:
+                problems.append(f"{text!r}: {value!r} does not fit: {error}")
+        axes[field] = values
+    if problems:
+        raise ValueError("--grid cannot be used:\n  " + "\n  ".join(problems))
+    return axes
 
 
-def start(point: Point, place: dict[str, str]) -> "subprocess.Popen[bytes] | None":
-    """Start a point's training; None while one that outlived its sweep is still at it.
-
-    Points share what they have compiled, unless the environment says where that is.
-    A training holds the lock of its log as long as it lives, whatever becomes of the sweep.
-    """
-    point.folder.mkdir(parents=True, exist_ok=True)
-    log = locked(point.folder / "log.txt")
-    if log is None:
-        return None
-    with log:
-        if point.finished:  # while it was waited for
-            return None
-        environment = {
-            "JAX_COMPILATION_CACHE_DIR": str(point.folder.parent / "compiled"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }
-        return subprocess.Popen(
-            [sys.executable, *point.command], stdout=log, stderr=subprocess.STDOUT,
-            env=environment | os.environ | place,
-        )  # fmt: skip
+def result(point: Point) -> dict[str, Any]:
+    """Read the settings, the command and the scores of a finished point."""
+    evaluation = json.loads((point.folder / "evaluation.json").read_text())
+    return {
+        "settings": point.settings,
+        "command": shlex.join(["python", *point.command]),
+        "evaluation": evaluation,
+    }

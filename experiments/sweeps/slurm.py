@@ -1,30 +1,31 @@
-"""Points of a sweep as jobs of a cluster's own scheduler, by submitit."""
+"""Points of a sweep as jobs of a Slurm cluster, by submitit."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from experiments.sweeps.grid import Point, start
+from experiments.sweeps.grid import Point
+from experiments.sweeps.local_processes import start
 from sqs_jax.progress import track
 
 
 class PointJob:
-    """Trains a point, where the scheduler puts it."""
+    """Job that trains a point on the node that the scheduler chooses."""
 
     def __init__(self, point: Point) -> None:
         self._point = point
 
     def __call__(self) -> str:
-        """Train the point; returns what went wrong, or ""."""
+        """Train the point, and return a phrase that describes the failure, or ""."""
         process = start(self._point, {})
         if process is None:
-            at_it = f"another training is at it in {self._point.folder}"
-            return "" if self._point.finished else at_it
+            busy = f"another process trains it in {self._point.folder}"
+            return "" if self._point.finished else busy
         code = process.wait()
         return f"exit code {code}, see {self._point.folder}/log.txt" if code else ""
 
     def checkpoint(self) -> Any:
-        """Return what submitit is to queue again when the job is preempted: it goes on."""
+        """Return the job that submitit queues after a preemption, which resumes."""
         import submitit
 
         return submitit.helpers.DelayedSubmission(self)
@@ -37,22 +38,25 @@ def submit(
     options: dict[str, Any],
     say: Callable[[str], None],
 ) -> list[Point]:
-    """Submit points as one array, wait for all, and return those that failed.
+    """Submit points as a job array, and wait for all jobs.
 
     Args:
-      points: to train.
-      folder: of submitit's files; on a cluster, one that all machines see.
-      cluster: of submitit.AutoExecutor: "slurm", or "local".
-      options: of its `update_parameters`.
-      say: prints a line.
+      points: Points to train.
+      folder: Folder of submitit's files, which all nodes of the cluster can read.
+      cluster: Cluster of submitit.AutoExecutor, "slurm" or "local".
+      options: Options of submitit's `update_parameters`.
+      say: Function that prints a line.
+
+    Returns:
+      The points that failed.
 
     Raises:
-      ValueError: if there is no such cluster here, or it does not know an option.
-      ModuleNotFoundError: without submitit.
+      ValueError: The cluster is not available, or an option is unknown.
+      ModuleNotFoundError: Submitit is not installed.
     """
     if not points:
         return []
-    import submitit  # an extra: only who has a cluster needs it
+    import submitit  # optional dependency
 
     try:
         executor = submitit.AutoExecutor(folder, cluster=cluster)
@@ -67,8 +71,8 @@ def submit(
     for point, job in zip(points, jobs, strict=True):
         say(f"{point.folder.name}: job {job.job_id}")
     for point, job in track(list(zip(points, jobs, strict=True)), "jobs"):
-        lost = job.exception()  # a node that failed, a time limit
-        reason = str(lost).splitlines()[0] if lost else job.result()
+        failure = job.exception()  # of the cluster: a failed node, a time limit
+        reason = str(failure).splitlines()[0] if failure else job.result()
         if reason:
             failed.append(point)
         say(f"{point.folder.name}: {reason or 'done'}")

@@ -1,4 +1,4 @@
-"""What a command ends with: its files evaluated in a process of their own, and a line for each."""
+"""Evaluation of the files of a run in a separate process, and the printed summary."""
 
 import json
 import subprocess
@@ -13,40 +13,41 @@ import numpy as np
 import sqs_jax
 from experiments.scores import fingerprint
 
-_ROUNDING = 1e-3  # of all labels
+_ROUNDING = 1e-3  # largest fraction of labels that differ by rounding
 
 
 def evaluate_files(
     workdir: Path, correct: np.ndarray | None = None, networks: Iterable[str] = ()
 ) -> None:
-    """Evaluate the files in a process of their own, and compare the one that ships.
+    """Evaluate files in a separate process, and check model.sqs against the network.
 
     Args:
-      workdir: of the run.
-      correct: which images [n] the network in memory classifies correctly, if that is known.
-      networks: names of those that are evaluated, "mode" among them; all by default.
+      workdir: Folder of the run.
+      correct: Mask of the labels that the network in memory predicts correctly, bool [n]; None
+        skips the check.
+      networks: Names of the evaluated networks, "mode" among them; all by default.
 
     Raises:
-      RuntimeError: if the file classifies other images correctly; on an accelerator, if their
-        number differs by more than one in a thousand.
+      RuntimeError: The file predicts other labels correctly. On an accelerator, the number of
+        correct labels differs by more than one in a thousand.
     """
     print("Evaluating the files in a process of their own.", flush=True)
     command = [sys.executable, "-m", "experiments.evaluate", f"--workdir={workdir}"]
     subprocess.run([*command, f"--networks={','.join(networks)}"], check=True)
-    found = json.loads((workdir / "evaluation.json").read_text())["mode"]
-    if correct is None or found["fingerprint"] == fingerprint(correct):
+    scores = json.loads((workdir / "evaluation.json").read_text())["mode"]
+    if correct is None or scores["fingerprint"] == fingerprint(correct):
         return
-    # An accelerator's programs are tuned anew in each process, and each rounds in its own way.
-    close = abs(found["correct"] - int(correct.sum())) <= _ROUNDING * correct.size
+    # Accelerators autotune programs in each process, and therefore round differently.
+    close = abs(scores["correct"] - int(correct.sum())) <= _ROUNDING * correct.size
     if jax.default_backend() == "cpu" or not close:
         raise RuntimeError(
-            f"{workdir / 'model.sqs'}: the file classifies {found['correct']} of {correct.size} "
+            f"{workdir / 'model.sqs'}: the file classifies {scores['correct']} of {correct.size} "
             f"images correctly, the trained network {int(correct.sum())}, and not the same ones."
         )
 
 
 def show(evaluation: dict[str, Any], size: sqs_jax.SizeReport) -> None:
-    """Print what was evaluated, a line for each network, and what was gained and lost."""
+    """Print a line of scores for each network, and a summary of the compression."""
     print(f"{'network':>10}  {'accuracy':>9}  {'NLL':>7}  {'ECE':>6}  {'file bytes':>10}")
     for name, row in evaluation.items():
         print(

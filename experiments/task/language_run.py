@@ -1,4 +1,4 @@
-"""A language model as a finished run has left it: the network, its tokenizer, its weights."""
+"""Language model of a finished run: network, tokenizer, weights."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,19 +9,19 @@ import sqs_jax
 from experiments.importers.huggingface import decoder_config
 from experiments.importers.language import read_tokenizer
 from experiments.models.decoder import Decoder
-from experiments.task.task import TOKENIZER
+from experiments.task.tokenizer import TOKENIZER
 from experiments.training.workdir import read_config
 from sqs_jax.progress import progress
 
 
 class LanguageRun(NamedTuple):
-    """What a finished run of a language model is.
+    """A finished run of a language model.
 
     Attributes:
-      model: the decoder.
-      tokenizer: tokenizers.Tokenizer.
-      params: on the device.
-      config: the experiment.
+      model: Decoder.
+      tokenizer: Tokenizer, a tokenizers.Tokenizer.
+      params: Params on the device.
+      config: Config of the experiment.
     """
 
     model: Decoder
@@ -31,11 +31,15 @@ class LanguageRun(NamedTuple):
 
 
 def open_language_run(workdir: Path, file: str = "model.sqs") -> LanguageRun:
-    """Open the folder of a run of experiments.train or experiments.calibrate.
+    """Open a run of experiments.train or experiments.calibrate.
+
+    Args:
+      workdir: Folder of the run.
+      file: Name of the file with the weights.
 
     Raises:
-      FileNotFoundError: if there is no such run or file.
-      ValueError: if its network does not predict a text's next token.
+      FileNotFoundError: The folder, the tokenizer or the file is missing.
+      ValueError: The network does not predict the next token of a text.
     """
     for name in ("config.json", TOKENIZER, file):
         if not (workdir / name).is_file():

@@ -17,7 +17,9 @@ from experiments.calibration.input_norms import input_norms
 from experiments.comparison.peers import compress_to_train
 from experiments.data import Dataset
 from experiments.export import export_dense
-from experiments.task.task import TOKENIZER, initial_weights, load_task
+from experiments.task.initial_weights import initial_weights
+from experiments.task.load import load_task
+from experiments.task.tokenizer import TOKENIZER
 from experiments.training.ablations import with_mistakes
 from experiments.training.batch_norm import estimate_statistics
 from experiments.training.budget import require_compressed, with_budget

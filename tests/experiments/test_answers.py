@@ -10,7 +10,7 @@ import pytest
 from experiments.data import answers
 from experiments.data.answers import Question, read_questions
 from experiments.importers.language import read_tokenizer
-from experiments.task.task import load_task
+from experiments.task.load import load_task
 from tests.experiments.test_text import experiment
 
 CONTEXT = "The cat sat on the red mat. A dog, big and bad, saw the cat. " * 12

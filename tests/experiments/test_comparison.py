@@ -14,7 +14,8 @@ from experiments.calibration.batch_statistics import outputs_lost
 from experiments.comparison import trained
 from experiments.comparison.page import lost, write_comparison
 from experiments.comparison.peers import METHODS, PEERS, compress, file_bytes
-from experiments.task.task import load_task, starting_variables
+from experiments.task.initial_weights import starting_variables
+from experiments.task.load import load_task
 from tests.experiments.test_text import STORY, experiment
 
 

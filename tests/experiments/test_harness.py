@@ -21,7 +21,7 @@ from experiments.importers.huggingface import decoder_config
 from experiments.models.decoder import Decoder
 from experiments.models.generation import go_on
 from experiments.task.language_run import LanguageRun
-from experiments.task.task import TOKENIZER
+from experiments.task.tokenizer import TOKENIZER
 from experiments.training.workdir import claim_workdir
 from tests.experiments.language_models import CONFIGS
 from tests.experiments.test_text import STORY

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 
 from experiments.configs import tinystories_llama
+from experiments.cost_model.duration import predict_seconds
+from experiments.cost_model.memory import predict
+from experiments.cost_model.shapes import network_shapes
+from experiments.cost_model.stage_costs import stage_costs
 from experiments.importers.huggingface import decoder_config
 from experiments.models.decoder import Decoder
-from experiments.predict import _costs, _shapes, predict, predict_seconds
 from experiments.training.phases import phases
 from experiments.training.step import init_state
 
@@ -117,8 +120,8 @@ def test_a_file_of_independent_codes() -> None:
 def test_convolutions_are_counted() -> None:
     """ResNet-20: 40.8 M multiplications an image, nearly all of them convolutions."""
     config = load("cifar10_resnet20")
-    model, variables, examples = _shapes(config)
-    (stage,) = _costs(model, variables, examples)
+    model, variables, examples = network_shapes(config)
+    (stage,) = stage_costs(model, variables, examples)
     stem, stages = 27 * 16 * 32**2, 0
     moments = 27**2 * 32**2
     for number, (width, side) in enumerate(((16, 32), (32, 16), (64, 8))):
@@ -139,7 +142,7 @@ def test_what_cannot_be_predicted_is_refused() -> None:
 
 def test_seconds_follow_from_what_is_multiplied(monkeypatch: pytest.MonkeyPatch) -> None:
     rate = 1e10
-    monkeypatch.setattr("experiments.predict.products_per_second", lambda: rate)
+    monkeypatch.setattr("experiments.cost_model.duration.products_per_second", lambda: rate)
     config = tinystories_llama.get_config()
     one = predict_seconds(config)
     weights = 6_328_576

@@ -14,8 +14,8 @@ import pytest
 
 from experiments.configs import digits
 from experiments.frontier import front, read_sweeps, spots, write_frontier
-from experiments.sweep import parse
-from experiments.sweeps.grid import Point, points, train_all
+from experiments.sweeps.grid import Point, parse, points
+from experiments.sweeps.local_processes import train_all
 from experiments.training.workdir import claim_workdir
 
 BRIEF = (

@@ -12,7 +12,8 @@ from experiments.data import text
 from experiments.importers import huggingface
 from experiments.models.decoder import Decoder
 from experiments.models.label_words import LabelWords
-from experiments.task.task import TOKENIZER, described, load_task
+from experiments.task.load import described, load_task
+from experiments.task.tokenizer import TOKENIZER
 from tests.experiments.language_models import CONFIGS, tokens, write_folder
 
 STORY = "One day, a cat sat on a mat.\n\n" * 40
