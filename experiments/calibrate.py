@@ -29,6 +29,7 @@ from experiments.calibration.batch_statistics import check_choice, with_statisti
 from experiments.calibration.bit_allocation import compress
 from experiments.calibration.blockwise import examples_of
 from experiments.calibration.page import write_calibration
+from experiments.configs.sqs_fields import require_valid
 from experiments.export import shipped
 from experiments.memory import explained
 from experiments.task.evaluation import evaluate_files, show
@@ -51,6 +52,7 @@ def calibrate(config: Any, workdir: Path) -> dict[str, Any]:
       FileNotFoundError: A file of the data, the model or the tokenizer is missing.
     """
     check_choice(config)
+    require_valid(config.sqs)
     task = load_task(config, workdir)
     variables = starting_variables(task, config)
     if not config.sqs.target_bytes:

@@ -25,6 +25,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from experiments.atomic_files import write_json
+from experiments.configs.validation import require_trainable
 from experiments.frontier import write_frontier
 from experiments.sweeps.grid import parse, points, result
 from experiments.sweeps.local_processes import train_all
@@ -55,6 +56,8 @@ def main(_: Any) -> None:
     if any("=" not in word for word in words):
         raise app.UsageError("Write --config=FILE and --config.FIELD=VALUE, with =.")
     todo = points(parse(_GRID.value, _CONFIG.value), words, workdir, _CONFIG.value)
+    for point in todo:
+        require_trainable(point.config)
     try:
         options = json.loads(_OPTIONS.value)
     except json.JSONDecodeError as error:

@@ -8,6 +8,7 @@ gets the best of those that fit.
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments.configs.sqs_fields import reset_unused
 from experiments.task.load import load_task
 from experiments.train import train
 
@@ -94,6 +95,7 @@ def run(config: Any, method: str, number: int, workdir: Path) -> dict[str, Any]:
         # compressed leaves have one rate; where loc's is 0, codes of ours stay
         rates.loc = rates.means = rates.spread = rates.loc or rates.dense
         config.update_from_flattened_dict({**_PEER, **setting.fields})
+        reset_unused(config.sqs)
         told = {"components": config.sqs.components}
         if setting.penalty:
             train_part = load_task(config, workdir).splits.train

@@ -13,7 +13,7 @@ import jax
 import optax
 
 import sqs_jax
-from experiments.training.settings import require_trainable
+from experiments.configs.validation import require_trainable
 from sqs_jax.baselines import codeq, dgms
 
 _FITS = 10  # searches for the budget in a training; each measures files, which takes seconds

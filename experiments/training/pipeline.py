@@ -15,6 +15,7 @@ from experiments.calibration.bit_allocation import allocate, compress
 from experiments.calibration.blockwise import examples_of
 from experiments.calibration.input_norms import input_norms
 from experiments.comparison.peers import compress_to_train
+from experiments.configs.validation import require_trainable
 from experiments.data import Dataset
 from experiments.export import export_dense
 from experiments.task.initial_weights import initial_weights
@@ -69,6 +70,7 @@ def run_trainings(config: Any, workdir: Path) -> Trained:
       FloatingPointError: A loss or gradient is not finite, see loop.py.
       SystemExit: SIGTERM arrived.
     """
+    require_trainable(config)  # before the data are loaded
     task = load_task(config, workdir)
     model, splits = task.model, task.splits
     train, sampled = splits.train, config.sqs.generated

@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import optax
 
 import sqs_jax
+from experiments.configs.sqs_fields import ORDERS
 from experiments.training.phases import MaskSchedule, Phase
 from experiments.trees import map_leaves
-
-ORDERS = ("together", "prune_first", "quantise_first")
 
 
 def in_order(phase: Phase, order: str) -> list[Phase]:

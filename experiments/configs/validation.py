@@ -1,84 +1,69 @@
-"""Settings with which nothing can be trained, all of them named before anything runs."""
+"""Validation of a config before any work: values, unused fields, contradictions."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
-from experiments.comparison.peers import PEERS
+from experiments.configs import sqs_fields
+from experiments.configs.sqs_fields import (
+    BELOW_ONE,
+    COUNT,
+    COUNT_OR_ZERO,
+    NOT_NEGATIVE,
+    PEERS,
+    POSITIVE,
+    one_of,
+)
 
-_COUNTS = ("batch_size", "accumulate", "checkpoint_every", "sqs.prune_every")
-_POSITIVE = (
-    "sqs.temperature_start", "sqs.temperature_end", "sqs.relaxation", "sqs.distill_temperature",
-    "evaluation.temperature", "evaluation.average_temperature", "dense.epochs", "sqs.epochs",
-)  # fmt: skip
-_NOT_NEGATIVE = (
-    "dense.learning_rate", "dense.weight_decay", "sqs.weight_decay", "sqs.kl_weight",
-    "sqs.rate_weight", "sqs.reestimate", "sqs.target_bytes", "sqs.generated",
-    "evaluation.average_samples",
-    *(f"sqs.learning_rate.{label}" for label in ("loc", "gate", "means", "spread", "dense")),
-)  # fmt: skip
-_BELOW_ONE = ("dense.warmup", "sqs.warmup", "sqs.sparsity")
-_CHOICES = {
-    "dense.optimizer": ("adamw", "sgd"),
-    "sqs.method": ("spike_slab", "dgms", "codeq", "codeq_mixed"),
-    "sqs.estimator": ("mean", "sample", "mode"),
-    "sqs.saliency": ("magnitude", "gate", "activation"),
-    "sqs.sensitivity": ("scale", "fisher"),
-    "sqs.start": ("weights", "calibration", *PEERS),
-    "sqs.scope": ("global", "tensor"),
+# Constraints of fields outside of config.sqs, whose constraints are in sqs_fields.py.
+_CONSTRAINTS = {
+    "batch_size": COUNT,
+    "accumulate": COUNT,
+    "checkpoint_every": COUNT,
+    "dense.epochs": POSITIVE,
+    "dense.optimizer": one_of("adamw", "sgd"),
+    "dense.learning_rate": NOT_NEGATIVE,
+    "dense.weight_decay": NOT_NEGATIVE,
+    "dense.warmup": BELOW_ONE,
+    "evaluation.temperature": POSITIVE,
+    "evaluation.average_samples": COUNT_OR_ZERO,
+    "evaluation.average_temperature": POSITIVE,
 }
 
 
-def require_trainable(config: Any, num_train: int) -> None:
-    """Refuse settings that are out of their range or contradict each other.
+def require_trainable(config: Any, num_train: int | None = None) -> None:
+    """Raise ValueError if settings are out of range, unused, or contradict each other.
 
     Args:
-      config: an experiment, see experiments/configs/base.py.
-      num_train: number of training examples.
+      config: Config of an experiment, see experiments/configs/base.py.
+      num_train: Number of training examples; None before the data are loaded, which skips the
+        check of the batch size.
 
     Raises:
-      ValueError: listing all of them, each with the way out.
+      ValueError: The message lists every problem with its remedy.
     """
-    problems = [*_out_of_range(config), *_contradictions(config, num_train)]
+    problems = [*_out_of_range(config), *sqs_fields.problems(config.sqs)]
+    if sqs_fields.is_complete(config.sqs):
+        problems += _contradictions(config)
+    if num_train is not None and config.batch_size > num_train:
+        problems.append(
+            f"config.batch_size is {config.batch_size}, but there are {num_train} examples."
+        )
     if problems:
         raise ValueError("This cannot be trained:\n  " + "\n  ".join(problems))
 
 
 def _out_of_range(config: Any) -> Iterator[str]:
     values = flatten_dict(config.to_dict(), sep=".")
-    for fields, fits, wanted in (
-        (_COUNTS, lambda x: x >= 1, "be at least 1"),
-        (_POSITIVE, lambda x: x > 0, "be positive"),
-        (_NOT_NEGATIVE, lambda x: x >= 0, "not be negative"),
-        (_BELOW_ONE, lambda x: 0 <= x < 1, "lie in [0, 1)"),
-        (("sqs.distill_weight",), lambda x: 0 <= x <= 1, "lie in [0, 1]"),
-    ):
-        for field in fields:
-            if not fits(values[field]):
-                yield f"config.{field} is {values[field]}; it must {wanted}."
-    for field, choices in _CHOICES.items():
-        if values[field] not in choices:
-            names = ", ".join(map(repr, choices))
-            yield f"config.{field} is {values[field]!r}; it must be one of {names}."
-    dtype = values["sqs.dense_dtype"]
-    try:
-        floating = not dtype or jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
-    except TypeError:
-        floating = False
-    if not floating:
-        yield (
-            f"config.sqs.dense_dtype is {dtype!r}; it must be a floating dtype, such as 'float16' "
-            "or 'bfloat16', or empty: exact."
-        )
+    for field, constraint in _CONSTRAINTS.items():
+        if not constraint.fits(values[field]):
+            yield f"config.{field} is {values[field]!r}; it must {constraint.requirement}."
 
 
-def _contradictions(config: Any, num_train: int) -> Iterator[str]:
+def _contradictions(config: Any) -> Iterator[str]:
     sqs = config.sqs
-    if config.batch_size > num_train:
-        yield f"config.batch_size is {config.batch_size}, but there are {num_train} examples."
     if config.accumulate > 1 and config.batch_size % config.accumulate:
         yield (
             f"config.accumulate is {config.accumulate}, which does not divide config.batch_size, "
@@ -120,7 +105,7 @@ def _contradictions(config: Any, num_train: int) -> Iterator[str]:
     if sqs.start == "calibration" and sqs.order != "together":
         yield (
             f"config.sqs.start is 'calibration' and config.sqs.order {sqs.order!r}, which prunes "
-            "or quantises what starts at the 'weights': give that, or the order 'together'."
+            "or quantizes what starts at the 'weights': give that, or the order 'together'."
         )
     if sqs.start in PEERS and not (
         sqs.target_bytes and sqs.order == "together" and not sqs.learning_rate.loc
@@ -139,23 +124,6 @@ def _contradictions(config: Any, num_train: int) -> Iterator[str]:
                 f"config.sqs.{field} is {sqs[field]!r}, by config.calibration.examples, "
                 f"{config.calibration.examples}: fewer than config.batch_size, {config.batch_size}."
             )
-    if sqs.method != "spike_slab" and (
-        sqs.estimator != "mean"
-        or sqs.target_bytes
-        or sqs.order != "together"
-        or sqs.mistakes
-        or sqs.saliency != "magnitude"
-        or sqs.rate_weight
-        or not sqs.learning_rate.spread
-    ):
-        yield (
-            f"config.sqs.method is {sqs.method!r}, which trains by estimator 'mean' and learns "
-            f"what it prunes; config.sqs.estimator is {sqs.estimator!r}, target_bytes "
-            f"{sqs.target_bytes}, order {sqs.order!r}, mistakes {tuple(sqs.mistakes)}, saliency "
-            f"{sqs.saliency!r}, rate_weight {sqs.rate_weight}, learning_rate.spread "
-            f"{sqs.learning_rate.spread}: use 'mean', 0, 'together', none, 'magnitude', 0 and a "
-            "positive rate."
-        )
     if sqs.mistakes and sqs.start != "weights":
         yield (
             f"config.sqs.mistakes is {tuple(sqs.mistakes)}, of the published recipe, which starts "
