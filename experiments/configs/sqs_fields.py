@@ -198,7 +198,7 @@ def _rule_problem(values: dict[str, Any]) -> str | None:
 
 
 def is_complete(sqs: Any) -> bool:
-    """Return whether `config.sqs` has all fields, with values of the types of the defaults."""
+    """Return whether `config.sqs` has all fields, of the types of the defaults."""
     values = _flat(sqs)
 
     def similar(value: Any, default: Any) -> bool:

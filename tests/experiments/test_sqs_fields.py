@@ -4,11 +4,13 @@ import re
 
 import pytest
 
+from experiments.calibrate import calibrate
 from experiments.comparison.peers import PEERS
 from experiments.configs import base, sqs_fields
 from experiments.configs.sqs_fields import problems, require_valid, reset_unused
 from experiments.configs.validation import require_trainable
 from experiments.training.ablations import MISTAKES
+from experiments.training.pipeline import run_trainings
 
 
 def recipe(**changes):
@@ -69,9 +71,7 @@ def test_a_bad_field_is_named_with_its_value_and_the_remedy(field, value, remedy
 def test_a_misspelled_learning_rate_is_named():
     sqs = recipe()
     sqs.learning_rate.locs = 1e-3
-    with pytest.raises(
-        ValueError, match=r"learning_rate\.locs .* use config\.sqs\.learning_rate\.loc\."
-    ):
+    with pytest.raises(ValueError, match=r"\.locs .* use config\.sqs\.learning_rate\.loc\."):
         require_valid(sqs)
 
 
@@ -115,9 +115,20 @@ def test_a_field_that_the_method_does_not_use_is_named(method, field, value):
     assert sqs[field] == default
 
 
+def test_a_bad_field_is_named_before_any_data_are_read(tmp_path):
+    config = base.experiment()
+    config.data.name, config.data.directory = "absent", str(tmp_path)
+    config.sqs.sparsty = 0.9
+    config.sqs.target_bytes = 9000
+    for command in (run_trainings, calibrate):
+        with pytest.raises(ValueError, match=r"config\.sqs\.sparsty is 0\.9"):
+            command(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_all_problems_are_listed_at_once():
     sqs = recipe(method="codeq", epochs=-1.0, sparsity=0.5)
-    with pytest.raises(ValueError, match="config.sqs cannot be used") as error:
+    with pytest.raises(ValueError, match=r"config\.sqs cannot be used") as error:
         require_valid(sqs)
     for field in ("epochs", "sparsity", "estimator", "learning_rate.spread"):
         assert f"config.sqs.{field} is" in str(error.value)
