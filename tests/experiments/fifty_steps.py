@@ -1,4 +1,4 @@
-"""Fifty steps of compression on several meshes; prints, as JSON, each one's lines of metrics.
+"""Run fifty steps of compression on several meshes, and print metrics as JSON.
 
 python -m tests.experiments.fifty_steps FOLDER [COORDINATOR PROCESSES INDEX]
 """
@@ -58,7 +58,7 @@ def lines(workdir: Path) -> list[dict[str, Any]]:
 
 
 def check_layout(state: TrainState, parts: int) -> None:
-    """What is large lies in so many parts, also after the mask's decisions; tables are whole."""
+    """Check that large leaves are split, after mask decisions too, and tables are whole."""
     leaf = state.posterior["Dense_0"]["kernel"]
     moments = [
         array

@@ -69,9 +69,9 @@ def test_windows_overlap_and_find_what_they_were_labelled_with(tokenizer: Any) -
         text = [CONTEXT[a:b] for a, b in span if a >= 0]
         assert "".join(text).lower() in CONTEXT.replace(" ", "").lower()
         assert owner in (0, 1)
-    found = answers.best_answers(QUESTIONS, features, certain(features))
-    assert found == {"1": "The cat", "2": "big and bad"}
-    assert answers.score(QUESTIONS, found) == {"exact_match": 100.0, "f1": 100.0}
+    actual = answers.best_answers(QUESTIONS, features, certain(features))
+    assert actual == {"1": "The cat", "2": "big and bad"}
+    assert answers.score(QUESTIONS, actual) == {"exact_match": 100.0, "f1": 100.0}
 
 
 def test_spans_that_end_before_they_start_or_lie_in_the_question_are_no_answers(
@@ -81,9 +81,9 @@ def test_spans_that_end_before_they_start_or_lie_in_the_question_are_no_answers(
     probabilities = np.full((len(features.tokens), 2, 90), 1e-6)
     probabilities[0, 0, [1, 12]] = 0.5, 0.3  # in the question; in the text
     probabilities[0, 1, [10, 13]] = 0.6, 0.2  # before that start; after it
-    found = answers.best_answers(QUESTIONS[:1], features, probabilities)
+    actual = answers.best_answers(QUESTIONS[:1], features, probabilities)
     (first, _), (_, last) = features.spans[0, 12], features.spans[0, 13]
-    assert found["1"] == CONTEXT[first:last]
+    assert actual["1"] == CONTEXT[first:last]
 
 
 @pytest.mark.parametrize(
@@ -99,8 +99,8 @@ def test_spans_that_end_before_they_start_or_lie_in_the_question_are_no_answers(
 )
 def test_the_official_metric(given: str, truths: list[str], exact: float, f1: float) -> None:
     question = Question("q", "?", "", [(text, 0) for text in truths])
-    found = answers.score([question], {"q": given})
-    assert found == {"exact_match": pytest.approx(exact), "f1": pytest.approx(f1)}
+    actual = answers.score([question], {"q": given})
+    assert actual == {"exact_match": pytest.approx(exact), "f1": pytest.approx(f1)}
 
 
 def test_a_problem_scores_its_own_answers(tmp_path: Path, tokenizer: Any) -> None:

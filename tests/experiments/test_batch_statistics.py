@@ -1,4 +1,4 @@
-"""Batch statistics of what ships without training."""
+"""Batch statistics of networks that are compressed without training."""
 
 from typing import Any
 
@@ -42,7 +42,7 @@ def config() -> Any:
 
 @pytest.fixture(scope="module")
 def dense(train: Dataset) -> Any:
-    """A network whose statistics are those of its training images."""
+    """Make a network with the batch statistics of its training images."""
     config = base.experiment()
     config.batch_size, config.data.shift, config.data.flip = 16, 2, True
     variables = dict(MODEL.init(jax.random.key(0), jnp.asarray(train.inputs(slice(1)))))
@@ -56,7 +56,7 @@ def _scaled(params: Any, factor: float) -> Any:
 
 
 def test_statistics_are_estimated_anew_where_weights_have_moved(train, config, dense):
-    """Kernels of a third: the normalisation undoes it, if its statistics are a third as large."""
+    """Kernels of a third of the size need statistics that are a third as large."""
     small = _scaled(dense["params"], np.float32(1 / 3))
     state, which = with_statistics(MODEL, small, dense, train, config)
     assert which == "reestimated"
@@ -65,8 +65,8 @@ def test_statistics_are_estimated_anew_where_weights_have_moved(train, config, d
         MODEL, dense["params"], {"batch_stats": dense["batch_stats"]}, batches
     )
     for name, power in (("mean", 1), ("var", 2)):
-        found, large = (tree["batch_stats"]["BatchNorm_0"][name] for tree in (state, whole))
-        np.testing.assert_allclose(found, np.asarray(large) / 3**power, rtol=1e-4, atol=1e-6)
+        actual, large = (tree["batch_stats"]["BatchNorm_0"][name] for tree in (state, whole))
+        np.testing.assert_allclose(actual, np.asarray(large) / 3**power, rtol=1e-4, atol=1e-6)
 
 
 def test_statistics_stay_where_they_fit_better(train, config, dense):
@@ -100,7 +100,7 @@ def test_a_choice_that_cannot_be_made_is_refused(train, config, dense):
 
 @pytest.mark.parametrize("examples", [64, 96, 400])
 def test_a_small_training_part_is_looked_at_again(examples, train, config, dense):
-    """Not one of its 96 images may be left to hold out; the choice is that of any part."""
+    """A training part of 96 images leaves none to hold out, and still gives a choice."""
     config.calibration.examples = examples
     small = _scaled(dense["params"], np.float32(1 / 3))
     assert with_statistics(MODEL, small, dense, train, config)[1] == "reestimated"
@@ -110,7 +110,7 @@ def test_a_small_training_part_is_looked_at_again(examples, train, config, dense
 
 
 def test_folded_statistics_are_not_estimated_again(train, config, dense):
-    """They would be of the sums before the normalisation, and the folded scale undo them twice."""
+    """Statistics estimated after folding would be applied twice."""
     params, state = fold_statistics(dense["params"], {"batch_stats": dense["batch_stats"]})
     batches = training_batches(train, config, 1)
     with pytest.raises(ValueError, match="folded into its scales and biases already"):

@@ -1,4 +1,4 @@
-"""The rooms that a calibration tries until its file fits in its budget, and nearly fills it."""
+"""Allowances of an allocation, until the calibrated file nearly fills its budget."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ BUDGET = 1000
 
 @pytest.fixture
 def tried(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Rooms that were tried; a network is the number of bytes that were allocated to it."""
+    """Record allowances; a network is the number of bytes allocated to the network."""
     rooms: list[int] = []
 
     def allocate(*given: Any) -> int:

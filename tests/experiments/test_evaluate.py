@@ -13,7 +13,7 @@ def test_certain_and_right_is_perfect() -> None:
 
 
 def test_calibration_error_is_the_gap_of_confidence_and_accuracy() -> None:
-    # ten predictions at confidence 0.9, seven of them right: a gap of 0.2 in one bin
+    # ten predictions at confidence 0.9, seven correct: a gap of 0.2 in one bin
     probabilities = np.tile([0.9, 0.1], (10, 1))
     labels = np.array([0] * 7 + [1] * 3)
     result = metrics(judge(probabilities.astype(np.float32), labels))
@@ -32,8 +32,8 @@ def test_labels_that_are_negative_are_not_asked_for() -> None:
     probabilities = rng.dirichlet(np.ones(7), (4, 9)).astype(np.float32)
     labels = rng.integers(0, 7, (4, 9))
     labels[:, ::3] = -1
-    found = judge(probabilities, labels)
-    wanted = judge(probabilities[labels >= 0], labels[labels >= 0])
-    assert len(found.correct) == 24
-    for one, other in zip(found, wanted, strict=True):
+    actual = judge(probabilities, labels)
+    expected = judge(probabilities[labels >= 0], labels[labels >= 0])
+    assert len(actual.correct) == 24
+    for one, other in zip(actual, expected, strict=True):
         np.testing.assert_array_equal(one, other)

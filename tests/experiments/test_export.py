@@ -1,4 +1,4 @@
-"""What a run writes: the deployed weights, to the last bit, batch normalisations among them."""
+"""Export: files hold the deployed weights to the last bit, normalizations included."""
 
 from pathlib import Path
 from typing import Any
@@ -53,12 +53,12 @@ def test_the_file_holds_the_deployed_weights(
     with jax.numpy_dtype_promotion("standard"):  # optax's Adam needs it
         state = init_state(phase, variables)
     export(tmp_path, phase, None, state, state.model_state, config)
-    wanted = flat_leaves(deployed(phase, state, config))
+    expected = flat_leaves(deployed(phase, state, config))
     tree = sqs_jax.load(tmp_path / "model.sqs")
-    found = flat_leaves(sqs_jax.materialize(tree))
-    assert found.keys() == wanted.keys()
-    for path, leaf in wanted.items():
-        np.testing.assert_array_equal(found[path], leaf, err_msg=path)
+    actual = flat_leaves(sqs_jax.materialize(tree))
+    assert actual.keys() == expected.keys()
+    for path, leaf in expected.items():
+        np.testing.assert_array_equal(actual[path], leaf, err_msg=path)
     for leaf in flat_leaves(tree["params"]).values():
         if isinstance(leaf, sqs_jax.CompressedLeaf) and dense_dtype:  # two bytes a level
             short = leaf.codebook.astype(jnp.dtype(dense_dtype)).astype(np.float32)
@@ -86,7 +86,7 @@ def test_levels_that_half_the_width_does_not_hold_are_named(network: Any) -> Non
 def test_codes_that_stay_leave_room_for_what_is_trained(
     network: Any, dense_dtype: str, tmp_path: Path
 ) -> None:
-    """Zeros take a byte each, and what they are trained to takes two or four."""
+    """Zeros take a byte, and trained values take two or four bytes."""
     config = network[2]
     config = config.copy_and_resolve_references()
     config.sqs.dense_dtype, config.sqs.target_bytes, config.batch_size = dense_dtype, 4000, 4

@@ -30,21 +30,21 @@ def network() -> tuple[Decoder, Any]:
 
 def test_greedily_each_token_is_the_most_probable_one(network: tuple[Decoder, Any]) -> None:
     model, params = network
-    found = go_on(model, params, TOKENS[:, :3], 5, jax.random.key(0), temperature=0.0)
-    assert found.shape == (len(TOKENS), 8)
-    np.testing.assert_array_equal(found[:, :3], TOKENS[:, :3])
-    logits: Any = model.apply({"params": params}, found)
-    np.testing.assert_array_equal(jnp.argmax(logits[:, 2:-1], -1), found[:, 3:])
+    actual = go_on(model, params, TOKENS[:, :3], 5, jax.random.key(0), temperature=0.0)
+    assert actual.shape == (len(TOKENS), 8)
+    np.testing.assert_array_equal(actual[:, :3], TOKENS[:, :3])
+    logits: Any = model.apply({"params": params}, actual)
+    np.testing.assert_array_equal(jnp.argmax(logits[:, 2:-1], -1), actual[:, 3:])
 
 
 def test_draws_have_the_predicted_frequencies(network: tuple[Decoder, Any]) -> None:
     model, params = network
     prompts = jnp.tile(TOKENS[:1, :4], (4000, 1))
-    found = go_on(model, params, prompts, 1, jax.random.key(1), temperature=2.0)
+    actual = go_on(model, params, prompts, 1, jax.random.key(1), temperature=2.0)
     logits: Any = model.apply({"params": params}, TOKENS[:1, :4])
-    wanted = np.asarray(jax.nn.softmax(logits[0, -1] / 2))
-    share = np.bincount(np.asarray(found[:, -1]), minlength=wanted.size) / len(prompts)
-    assert (np.abs(share - wanted) <= 5 * np.sqrt(wanted * (1 - wanted) / 4000) + 1e-3).all()
+    expected = np.asarray(jax.nn.softmax(logits[0, -1] / 2))
+    share = np.bincount(np.asarray(actual[:, -1]), minlength=expected.size) / len(prompts)
+    assert (np.abs(share - expected) <= 5 * np.sqrt(expected * (1 - expected) / 4000) + 1e-3).all()
 
 
 def test_written_texts_are_kept_and_follow_the_others(
@@ -53,14 +53,14 @@ def test_written_texts_are_kept_and_follow_the_others(
     model, params = network
     train = Dataset(TOKENS, np.roll(TOKENS, -1, axis=1), None, None)
     path = tmp_path / "generated.npy"
-    found = with_generated(train, model, params, 5, seed=3, path=path)
-    assert found.examples.shape == (len(TOKENS) + 5, TOKENS.shape[1])
-    np.testing.assert_array_equal(found.examples[: len(TOKENS)], TOKENS)
-    new, labels = found.examples[len(TOKENS) :], found.labels[len(TOKENS) :]
+    actual = with_generated(train, model, params, 5, seed=3, path=path)
+    assert actual.examples.shape == (len(TOKENS) + 5, TOKENS.shape[1])
+    np.testing.assert_array_equal(actual.examples[: len(TOKENS)], TOKENS)
+    new, labels = actual.examples[len(TOKENS) :], actual.labels[len(TOKENS) :]
     np.testing.assert_array_equal(new[:, 1:], labels[:, :-1])
     assert set(new[:, 0]) <= set(TOKENS[:, 0]) and len(np.unique(new, axis=0)) == 5
     again = with_generated(train, model, None, 5, seed=3, path=path)
-    np.testing.assert_array_equal(again.examples, found.examples)
+    np.testing.assert_array_equal(again.examples, actual.examples)
 
 
 def test_other_networks_write_nothing(tmp_path: Path) -> None:

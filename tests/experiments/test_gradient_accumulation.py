@@ -1,4 +1,4 @@
-"""A batch in parts: the gradient of the whole, also where some of it has no label."""
+"""Gradient accumulation equals the gradient of the batch, also without some labels."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ def test_parts_of_a_batch_have_the_gradient_of_the_whole(statistics: bool) -> No
     rng = np.random.default_rng(0)
     images = rng.normal(size=(12, 8, 8, 1)).astype(np.float32)
     labels = rng.integers(0, 10, 12).astype(np.int32)
-    labels[[0, 3, 6, 9, 4]] = -1  # not asked for: the parts weigh differently, the first nothing
+    labels[[0, 3, 6, 9, 4]] = -1  # no label: micro-batches have unequal weights, the first has none
     data = Dataset(images, labels, None, None)
     resnet = ResNet(blocks=(1,), widths=(8,), num_classes=10)
     model = resnet if statistics else build_model(config.model, 10)

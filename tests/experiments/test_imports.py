@@ -1,4 +1,4 @@
-"""Imports among the modules of experiments/ have no circle, those for types included."""
+"""Imports in experiments/ have no circle, even through imports for types."""
 
 import ast
 from graphlib import CycleError, TopologicalSorter
@@ -15,7 +15,7 @@ def module_name(path: Path, root: Path) -> str:
 
 
 def import_graph(root: Path, package: str) -> dict[str, set[str]]:
-    """Map each module of a package to the modules that it imports anywhere in its source."""
+    """Map each module of a package to its imports within the package."""
     sources = {module_name(path, root): path for path in (root / package).rglob("*.py")}
     graph: dict[str, set[str]] = {}
     for name, path in sources.items():

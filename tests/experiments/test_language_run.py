@@ -33,11 +33,11 @@ def test_a_language_model_from_text_to_file(tmp_path: Path) -> None:
     with jax.numpy_dtype_promotion("standard"):  # optax's Adam needs it
         trained = run_trainings(config, workdir)
         export(workdir, trained.phase, None, trained.state, trained.mean_state, config)
-    found = evaluate(workdir)
-    assert found["dense"]["perplexity"] < 60  # of 300 tokens
-    assert found["mode"]["perplexity"] == pytest.approx(np.exp(found["mode"]["nll"]))
-    assert found["mode"]["count"] == trained.splits.holdout.units
-    assert evaluate(workdir, ["mode"]) == {"mode": found["mode"]}
+    actual = evaluate(workdir)
+    assert actual["dense"]["perplexity"] < 60  # of 300 tokens
+    assert actual["mode"]["perplexity"] == pytest.approx(np.exp(actual["mode"]["nll"]))
+    assert actual["mode"]["count"] == trained.splits.holdout.units
+    assert evaluate(workdir, ["mode"]) == {"mode": actual["mode"]}
     with pytest.raises(ValueError, match=r"no \['model'\]; there are \['averaged', 'dense'"):
         evaluate(workdir, ["model"])
     judged = predict(
@@ -45,7 +45,7 @@ def test_a_language_model_from_text_to_file(tmp_path: Path) -> None:
         [deployed(trained.phase, trained.state, config)],
         trained.splits.holdout,
     )
-    assert found["mode"]["fingerprint"] == fingerprint(judged.correct)
+    assert actual["mode"]["fingerprint"] == fingerprint(judged.correct)
     tree = sqs_jax.load(workdir / "model.sqs")["params"]
     assert isinstance(tree["embed_tokens"]["embedding"], sqs_jax.CompressedLeaf)
 
@@ -62,8 +62,8 @@ def test_a_language_model_from_text_to_file(tmp_path: Path) -> None:
 
     convert(workdir, tmp_path / "folder")
     names = load_file(tmp_path / "folder" / "model.safetensors")
-    wanted = sqs_jax.materialize(tree["layers_0"]["mlp"]["up_proj"]["kernel"])
-    np.testing.assert_array_equal(names["model.layers.0.mlp.up_proj.weight"], wanted.T)
+    expected = sqs_jax.materialize(tree["layers_0"]["mlp"]["up_proj"]["kernel"])
+    np.testing.assert_array_equal(names["model.layers.0.mlp.up_proj.weight"], expected.T)
     assert {path.name for path in (tmp_path / "folder").iterdir()} == {
         "config.json", "model.safetensors", "tokenizer.json",
     }  # fmt: skip

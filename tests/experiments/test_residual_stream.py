@@ -32,7 +32,7 @@ class Residual(nn.Module):
 
 
 class Network(nn.Module):
-    """Two sums, and a head which multiplies the last of them."""
+    """Two residual sums, and a head that multiplies the last sum."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -46,11 +46,11 @@ def applied(model: nn.Module) -> Any:
 def test_a_layer_belongs_to_the_widest_sum_that_no_other_layer_multiplies() -> None:
     model, x = Network(), RNG.standard_normal((5, 4), np.float32)
     params = model.init(jax.random.key(0), x)["params"]
-    found = {
+    actual = {
         path: sum_after(applied(model), path, params, x)
         for path in ("first/first", "first/last", "second/first", "second/last", "head")
     }
-    assert found == {
+    assert actual == {
         "first/first": None,
         "first/last": "first",
         "second/first": None,
@@ -95,12 +95,12 @@ def test_what_is_missing_is_the_error_of_the_sum() -> None:
     xs, ys = RNG.standard_normal((2, 3, 6, 4), np.float32)
     params = model.init(jax.random.key(0), xs[0])["params"]
     apply = applied(model)
-    found = missing_from(apply, "last", "", (params, list(xs)), (params, list(ys)))
+    actual = missing_from(apply, "last", "", (params, list(xs)), (params, list(ys)))
     first = jax.tree.map(np.asarray, params["first"])
     hidden = np.maximum(xs @ first["kernel"] + first["bias"], 0)
     lack = (np.asarray(apply(params, ys)) - np.asarray(apply(params, xs))) / 2
-    wanted = hidden.reshape(-1, 8).T @ lack.reshape(-1, 4) / lack.reshape(-1, 4).shape[0]
-    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    expected = hidden.reshape(-1, 8).T @ lack.reshape(-1, 4) / lack.reshape(-1, 4).shape[0]
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_an_output_without_effect_misses_nothing() -> None:
@@ -111,10 +111,10 @@ def test_an_output_without_effect_misses_nothing() -> None:
 
     xs, ys = RNG.standard_normal((2, 3, 6, 4), np.float32)
     params = Half().init(jax.random.key(0), xs[0])["params"]
-    found = missing_from(applied(Half()), "last", "", (params, list(xs)), (params, list(ys)))
-    assert (np.asarray(found)[:, 1] == 0).all()
-    assert np.isfinite(np.asarray(found)).all()
-    assert (np.abs(np.asarray(found)[:, 0]) > 0).all()
+    actual = missing_from(applied(Half()), "last", "", (params, list(xs)), (params, list(ys)))
+    assert (np.asarray(actual)[:, 1] == 0).all()
+    assert np.isfinite(np.asarray(actual)).all()
+    assert (np.abs(np.asarray(actual)[:, 0]) > 0).all()
 
 
 def test_sums_of_a_calibrated_network_are_nearer(
@@ -127,12 +127,12 @@ def test_sums_of_a_calibrated_network_are_nearer(
     compressed = sqs_jax.compress_to_budget(
         {"params": variables["params"]}, target_bytes=2_600, sensitivity=ones
     )["params"]
-    wanted = np.asarray(model.apply(variables, images))
+    expected = np.asarray(model.apply(variables, images))
 
     def error(folder: str) -> float:
-        found = recode_stages(model, variables, compressed, [images], tmp_path / folder)
-        outputs = model.apply({**variables, "params": sqs_jax.materialize(found)}, images)
-        return float(np.square(np.asarray(outputs) - wanted).sum())
+        actual = recode_stages(model, variables, compressed, [images], tmp_path / folder)
+        outputs = model.apply({**variables, "params": sqs_jax.materialize(actual)}, images)
+        return float(np.square(np.asarray(outputs) - expected).sum())
 
     nearer = error("sums")
     monkeypatch.setattr(blockwise, "sum_after", lambda *_: None)

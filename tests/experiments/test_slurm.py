@@ -1,4 +1,4 @@
-"""Points as jobs of a scheduler: a local one, and a Slurm whose commands are played by scripts."""
+"""Points of a sweep as jobs: submitit's local executor, and Slurm replaced by scripts."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Texts as tokens: every token asked for once, labels, tokenizers, and what cannot be used."""
+"""Texts as tokens: each token is predicted once; labels, tokenizers, errors."""
 
 from pathlib import Path
 from typing import Any
@@ -85,8 +85,8 @@ def test_sentences_are_read_in_either_order_of_columns(tmp_path: Path) -> None:
 
 
 def test_long_sequences_keep_their_last_token() -> None:
-    found = text.padded([[1, 2, 3], [1, 4, 5, 6, 7, 2]], 4, 0)
-    assert found.tolist() == [[1, 2, 3, 0], [1, 4, 5, 2]]
+    actual = text.padded([[1, 2, 3], [1, 4, 5, 6, 7, 2]], 4, 0)
+    assert actual.tolist() == [[1, 2, 3, 0], [1, 4, 5, 2]]
 
 
 def test_a_trained_tokenizer_writes_any_text_back() -> None:
@@ -108,9 +108,9 @@ def test_label_words_are_a_decoders_logits_after_the_text() -> None:
     made = jax.eval_shape(model.init, jax.random.key(0), ids)
     assert jax.tree.structure(made) == jax.tree.structure(variables)
     whole = jax.jit(decoder.apply)(variables, ids)
-    found = jax.jit(model.apply)(variables, ids)
-    wanted = np.stack([whole[0, 29, [5, 9]], whole[1, 47, [5, 9]]])
-    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    actual = jax.jit(model.apply)(variables, ids)
+    expected = np.stack([whole[0, 29, [5, 9]], whole[1, 47, [5, 9]]])
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
 def experiment(directory: Path, kind: str, model: str, **shape: Any) -> Any:
