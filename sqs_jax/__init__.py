@@ -1,4 +1,7 @@
-"""Make neural networks small: prune and quantise by sparse quantised sub-distributions, in JAX."""
+"""Make neural networks small: prune and quantize by sparse quantized sub-distributions, in JAX."""
+
+from importlib.metadata import PackageNotFoundError as _PackageNotFoundError
+from importlib.metadata import version as _version
 
 from sqs_jax.artifact import (
     CompressedLeaf,
@@ -98,4 +101,8 @@ __all__ = [
     "state_shardings",
     "summarize",
 ]
-__version__ = "0.2.0"
+
+try:
+    __version__ = _version("sqs_jax")
+except _PackageNotFoundError:  # imported from a checkout that is not installed
+    __version__ = "0.0.0+not.installed"

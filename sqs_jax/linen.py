@@ -18,7 +18,7 @@ DEFAULT_RULE = Rule()
 class _Compressible:
     """Create one param as a SubDistribution, and hand the layer its deployed weights.
 
-    Everything else (fields, initialisation, dtypes, masks) is the plain layer's.
+    Everything else (fields, initialization, dtypes, masks) is the plain layer's.
     """
 
     rule: Rule
@@ -45,21 +45,63 @@ class _Compressible:
 
 
 class Dense(_Compressible, nn.Dense):
-    """`flax.linen.Dense` whose kernel is compressed as `rule` says (its pattern is not used)."""
+    """Linear layer of Flax Linen with a compressible kernel.
+
+    The fields are those of `flax.linen.Dense` and `rule`.
+
+    Attributes:
+        rule: Rule of the kernel; its pattern is not used.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import sqs_jax
+        >>> layer = Dense(8, rule=sqs_jax.Rule(components=4))
+        >>> params = layer.init(jax.random.key(0), jnp.zeros((1, 16)))["params"]
+        >>> type(params["kernel"]).__name__
+        'SubDistribution'
+        >>> layer.apply({"params": params}, jnp.zeros((1, 16))).shape
+        (1, 8)
+    """
 
     rule: Rule = DEFAULT_RULE
     compressed_param = "kernel"
 
 
 class Conv(_Compressible, nn.Conv):
-    """`flax.linen.Conv` whose kernel is compressed as `rule` says (its pattern is not used)."""
+    """Convolution of Flax Linen with a compressible kernel.
+
+    The fields are those of `flax.linen.Conv` and `rule`.
+
+    Attributes:
+        rule: Rule of the kernel; its pattern is not used.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> layer = Conv(8, kernel_size=(3, 3))
+        >>> params = layer.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
+        >>> params["kernel"].loc.shape
+        (3, 3, 3, 8)
+    """
 
     rule: Rule = DEFAULT_RULE
     compressed_param = "kernel"
 
 
 class Embed(_Compressible, nn.Embed):
-    """`flax.linen.Embed` whose table is compressed as `rule` says (its pattern is not used)."""
+    """Embedding of Flax Linen with a compressible table.
+
+    The fields are those of `flax.linen.Embed` and `rule`.
+
+    Attributes:
+        rule: Rule of the table; its pattern is not used.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> layer = Embed(num_embeddings=100, features=4)
+        >>> params = layer.init(jax.random.key(0), jnp.zeros(3, jnp.int32))["params"]
+        >>> params["embedding"].loc.shape
+        (100, 4)
+    """
 
     rule: Rule = DEFAULT_RULE
     compressed_param = "embedding"

@@ -1,4 +1,4 @@
-"""Compressible Flax NNX layers, and the way from an NNX model to pure functions.
+"""Compressible Flax NNX layers, and pure functions of NNX models.
 
 The params of a model built with these layers are `transform.init` of the plain model's params:
 same paths, same leaves, same random draw. A kernel may also be an array, used as it is: what
@@ -16,27 +16,36 @@ DEFAULT_RULE = Rule()
 
 
 class CompressibleParam(nnx.Param):
-    """A Param that may hold a SubDistribution: `param[...]` is then its deployed weights."""
+    """NNX parameter that holds an array or a sub-distribution.
+
+    `param[...]` is the array, or the deployed weights of the sub-distribution.
+
+    Example:
+        >>> from flax import nnx
+        >>> kernel = Linear(16, 8, rngs=nnx.Rngs(0)).kernel
+        >>> type(kernel).__name__, type(kernel.get_value()).__name__, kernel[...].shape
+        ('CompressibleParam', 'SubDistribution', (16, 8))
+    """
 
     def get_value(self, **index: Any) -> Any:
-        """Return the value whole as it is stored; indexed, the weights a layer computes with."""
+        """Return the stored value; with an index, the weights that a layer computes with."""
         value = super().get_value()
         return deployed(value)[index["index"]] if index else value
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the weights."""
+        """Shape of the weights."""
         value = super().get_value()
         return value.loc.shape if is_sub_distribution(value) else value.shape
 
     @property
     def ndim(self) -> int:
-        """The number of dimensions of the weights."""
+        """Number of dimensions of the weights."""
         return len(self.shape)
 
     @property
     def dtype(self) -> Any:
-        """The dtype of the weights."""
+        """Dtype of the weights."""
         value = super().get_value()
         return value.loc.dtype if is_sub_distribution(value) else value.dtype
 
@@ -48,7 +57,20 @@ def _compress(layer: nnx.Module, name: str, rule: Rule) -> None:
 
 
 class Linear(nnx.Linear):
-    """`flax.nnx.Linear` whose kernel is compressed as `rule` says (its pattern is not used)."""
+    """Linear layer of Flax NNX with a compressible kernel.
+
+    Args:
+        rule: Rule of the kernel; its pattern is not used. All other arguments are those of
+            `flax.nnx.Linear`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> import sqs_jax
+        >>> layer = Linear(16, 8, rule=sqs_jax.Rule(components=4), rngs=nnx.Rngs(0))
+        >>> layer(jnp.zeros((1, 16))).shape
+        (1, 8)
+    """
 
     def __init__(self, *args: Any, rule: Rule = DEFAULT_RULE, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -56,7 +78,17 @@ class Linear(nnx.Linear):
 
 
 class Conv(nnx.Conv):
-    """`flax.nnx.Conv` whose kernel is compressed as `rule` says (its pattern is not used)."""
+    """Convolution of Flax NNX with a compressible kernel.
+
+    Args:
+        rule: Rule of the kernel; its pattern is not used. All other arguments are those of
+            `flax.nnx.Conv`.
+
+    Example:
+        >>> from flax import nnx
+        >>> Conv(3, 8, kernel_size=(3, 3), rngs=nnx.Rngs(0)).kernel.shape
+        (3, 3, 3, 8)
+    """
 
     def __init__(self, *args: Any, rule: Rule = DEFAULT_RULE, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -64,7 +96,17 @@ class Conv(nnx.Conv):
 
 
 class Embed(nnx.Embed):
-    """`flax.nnx.Embed` whose table is compressed as `rule` says (its pattern is not used)."""
+    """Embedding of Flax NNX with a compressible table.
+
+    Args:
+        rule: Rule of the table; its pattern is not used. All other arguments are those of
+            `flax.nnx.Embed`.
+
+    Example:
+        >>> from flax import nnx
+        >>> Embed(num_embeddings=100, features=4, rngs=nnx.Rngs(0)).embedding.shape
+        (100, 4)
+    """
 
     def __init__(self, *args: Any, rule: Rule = DEFAULT_RULE, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -72,15 +114,23 @@ class Embed(nnx.Embed):
 
 
 def functionalize(model: nnx.Module) -> tuple[Any, Any, Callable[..., tuple[Any, Any]]]:
-    """Split an NNX model in plain trees and a pure function.
+    """Split an NNX model into plain trees and a pure function.
 
     Args:
-      model: any NNX module; it is not changed.
+        model: NNX module, which stays unchanged.
 
     Returns:
-      (params, state, apply_fn). `params` is a plain dict of the model's `nnx.Param`s, `state` one
-      of everything else (batch statistics, random streams), and
-      apply_fn(params, state, *args, **kwargs) -> (output, new state).
+        Tuple of three. `params` is a plain dict of the model's `nnx.Param` values. `state` is a
+        plain dict of all other variables: batch statistics, random streams. `apply_fn(params,
+        state, *args, **kwargs)` returns the model's output and the new state.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> params, state, apply_fn = functionalize(nnx.Linear(16, 8, rngs=nnx.Rngs(0)))
+        >>> output, state = apply_fn(params, state, jnp.zeros((1, 16)))
+        >>> sorted(params), output.shape
+        (['bias', 'kernel'], (1, 8))
     """
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
 
