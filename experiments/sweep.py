@@ -26,7 +26,7 @@ from ml_collections import config_flags
 
 from experiments.atomic_files import write_json
 from experiments.configs.validation import require_trainable
-from experiments.frontier import write_frontier
+from experiments.pages.pareto_front import write_frontier
 from experiments.sweeps.grid import parse, points, result
 from experiments.sweeps.local_processes import train_all
 from experiments.sweeps.slurm import submit

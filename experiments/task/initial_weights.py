@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.importers import import_weights, language
+from experiments.importers import import_weights, language_model
 from experiments.task.task import Task
 from sqs_jax.progress import progress
 
@@ -26,8 +26,8 @@ def initial_weights(task: Task, config: Any) -> Any:
     if config.data.kind == "images" or path.suffix == ".sqs":
         return import_weights(path, model, example)
     init = jax.jit(lambda: model.init(jax.random.key(config.seed), jnp.asarray(example)))
-    source = language.open_language_model(path)
-    return {"params": language.weights_of(source, jax.eval_shape(init)["params"], fresh=init)}
+    source = language_model.open_language_model(path)
+    return {"params": language_model.weights_of(source, jax.eval_shape(init)["params"], fresh=init)}
 
 
 def starting_variables(task: Task, config: Any) -> Any:

@@ -6,11 +6,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.data import Dataset, Splits, answers, sources, text
+from experiments.data import Dataset, Splits, question_answering, text, text_datasets
 from experiments.importers import huggingface
 from experiments.models.decoder import Decoder, DecoderConfig
 from experiments.models.encoder import Encoder, EncoderConfig
-from experiments.models.label_words import LabelWords
+from experiments.models.verbalizer import VerbalizerClassifier
 from experiments.task.task import Task
 from experiments.task.tokenizer import load_tokenizer
 
@@ -23,7 +23,7 @@ def load_texts(config: Any, workdir: Path, shape: dict[str, Any]) -> Task:
       workdir: Folder of the run.
       shape: Fields of config.json of the model.
     """
-    train, test = sources.texts(config.data)
+    train, test = text_datasets.texts(config.data)
     if config.data.holdout == "validation":
         train, test = text.cut(train)
     tokenizer = load_tokenizer(config, workdir, train)
@@ -45,7 +45,7 @@ def load_sentences(config: Any, workdir: Path, shape: dict[str, Any]) -> Task:
 
     Arguments are those of `load_texts`.
     """
-    parts = list(sources.sentences(config.data))
+    parts = list(text_datasets.sentences(config.data))
     if config.data.holdout == "validation":
         sentences, labels = parts[0]
         cut = len(labels) - len(labels) // 10
@@ -72,7 +72,9 @@ def load_sentences(config: Any, workdir: Path, shape: dict[str, Any]) -> Task:
             f"{classes} classes needs a word that is one token."
         )
     decoder = Decoder(_decoder(shape), **_options(config))
-    return Task(LabelWords(decoder, tuple(ids[0] for ids in words), padding), splits, tokenizer)
+    return Task(
+        VerbalizerClassifier(decoder, tuple(ids[0] for ids in words), padding), splits, tokenizer
+    )
 
 
 def load_answers(config: Any, workdir: Path, shape: dict[str, Any]) -> Task:
@@ -82,16 +84,16 @@ def load_answers(config: Any, workdir: Path, shape: dict[str, Any]) -> Task:
     """
     if shape["model_type"] != "bert":
         raise ValueError(f"config.data.kind 'answers' is for 'bert', not {shape['model_type']!r}.")
-    train, holdout = sources.questions(config.data)
+    train, holdout = text_datasets.questions(config.data)
     if config.data.holdout == "validation":
         cut = len(train) - len(train) // 10
         train, holdout = train[:cut], train[cut:]
     tokenizer = load_tokenizer(config, workdir, "\n".join(q.context for q in train))
     length = config.data.length
 
-    def features(questions: list[answers.Question]) -> answers.Features:
+    def features(questions: list[question_answering.Question]) -> question_answering.Features:
         stride, padding = config.data.stride or length // 3, shape.get("pad_token_id") or 0
-        return answers.encode(questions, tokenizer, length, stride, padding)
+        return question_answering.encode(questions, tokenizer, length, stride, padding)
 
     holdout_features = features(holdout)
     train_part, holdout_part = (
@@ -101,8 +103,8 @@ def load_answers(config: Any, workdir: Path, shape: dict[str, Any]) -> Task:
     encoder = _encoder(shape, tokenizer)
 
     def score(probabilities: np.ndarray) -> dict[str, float]:
-        best = answers.best_answers(holdout, holdout_features, probabilities)
-        return answers.score(holdout, best)
+        best = question_answering.best_answers(holdout, holdout_features, probabilities)
+        return question_answering.score(holdout, best)
 
     return Task(Encoder(encoder, None, **_options(config)), splits, tokenizer, score)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import data
-from experiments.importers import language
+from experiments.importers import language_model
 from experiments.models import build_model
 from experiments.task.language_tasks import load_answers, load_sentences, load_texts
 from experiments.task.task import Task
@@ -19,7 +19,7 @@ def described(config: Any) -> Any:
     complete = config.copy_and_resolve_references()
     if path.suffix != ".sqs":
         with complete.unlocked():
-            complete.model.shape = language.open_language_model(path).config
+            complete.model.shape = language_model.open_language_model(path).config
     return complete
 
 

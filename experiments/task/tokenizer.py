@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.data import text
-from experiments.importers import language
+from experiments.importers import language_model
 
 TOKENIZER = "tokenizer.json"
 
@@ -29,11 +29,11 @@ def load_tokenizer(config: Any, workdir: Path, train: str) -> Any:
     # The weights of a run, a file .sqs, have their tokenizer in the folder of that run.
     folder = Path(weights).parent if weights.endswith(".sqs") else Path(weights)
     if (workdir / TOKENIZER).is_file():
-        tokenizer = language.read_tokenizer(workdir / TOKENIZER)
+        tokenizer = language_model.read_tokenizer(workdir / TOKENIZER)
     elif configured:
-        tokenizer = language.read_tokenizer(Path(configured))
+        tokenizer = language_model.read_tokenizer(Path(configured))
     elif weights and (folder / TOKENIZER).is_file():
-        tokenizer = language.read_tokenizer(folder / TOKENIZER)
+        tokenizer = language_model.read_tokenizer(folder / TOKENIZER)
     elif weights:  # Pretrained weights work with their own tokenizer only.
         raise FileNotFoundError(
             f"{folder} has no {TOKENIZER}; name the one it was trained with, as "

@@ -14,7 +14,7 @@ from experiments.calibration.batch_statistics import training_batches
 from experiments.calibration.bit_allocation import allocate, compress
 from experiments.calibration.blockwise import examples_of
 from experiments.calibration.input_norms import input_norms
-from experiments.comparison.peers import compress_to_train
+from experiments.comparison.post_training import compress_to_train
 from experiments.configs.validation import require_trainable
 from experiments.data import Dataset
 from experiments.export import export_dense

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from experiments.calibrate import calibrate
-from experiments.comparison.peers import PEERS
+from experiments.comparison.post_training import PEERS
 from experiments.configs import base, sqs_fields
 from experiments.configs.sqs_fields import problems, require_valid, reset_unused
 from experiments.configs.validation import require_trainable

@@ -1,4 +1,4 @@
-"""Sweeps: valid and invalid grids, the frontier, and resuming after a kill."""
+"""Sweeps: what a grid means, what cannot be one, the frontier, and a kill in the middle."""
 
 import itertools
 import json
@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from experiments.configs import digits
-from experiments.frontier import front, read_sweeps, spots, write_frontier
+from experiments.frontier import read_sweeps
+from experiments.pages.pareto_front import front, spots, write_frontier
 from experiments.sweeps.grid import Point, parse, points
 from experiments.sweeps.local_processes import train_all
 from experiments.training.workdir import claim_workdir
@@ -29,14 +30,14 @@ BRIEF = (
 
 def test_points_are_all_combinations() -> None:
     axes = parse(["sqs.components=[2, 4]", "config.seed=[0, 1, 2]"], digits.get_config())
-    actual = points(axes, ["--config=c.py"], Path("w"), digits.get_config())
-    assert actual[4].config.sqs.components == 4 and actual[4].config.seed == 1
-    assert [p.settings for p in actual[:2]] == [
+    found = points(axes, ["--config=c.py"], Path("w"), digits.get_config())
+    assert found[4].config.sqs.components == 4 and found[4].config.seed == 1
+    assert [p.settings for p in found[:2]] == [
         {"sqs.components": 2, "seed": 0},
         {"sqs.components": 2, "seed": 1},
     ]
-    assert len(actual) == len({p.folder for p in actual}) == 6
-    assert actual[0].command == [
+    assert len(found) == len({p.folder for p in found}) == 6
+    assert found[0].command == [
         *("-m", "experiments.train", "--config=c.py", "--config.sqs.components=2"),
         *("--config.seed=0", "--workdir=w/sqs.components=2,seed=0"),
     ]
@@ -71,11 +72,11 @@ def run(size: int, accuracy: float, seed: int, **settings: Any) -> dict[str, Any
 
 def test_seeds_are_joined_and_only_what_nothing_beats_is_on_the_front(tmp_path: Path) -> None:
     results = [run(100, 0.80, 0, k=2), run(120, 0.82, 1, k=2), run(200, 0.80, 0, k=4)]
-    actual = spots([*results, run(400, 0.9, 0, k=8)])
-    assert [spot.label for spot in actual] == ["k = 2", "k = 4", "k = 8"]
-    assert actual[0].size == 110 and actual[0].accuracy == pytest.approx(81)
-    assert actual[0].spread == pytest.approx(2**0.5) and actual[0].lost == pytest.approx(10)
-    assert [spot.label for spot in front(actual)] == ["k = 2", "k = 8"]
+    found = spots([*results, run(400, 0.9, 0, k=8)])
+    assert [spot.label for spot in found] == ["k = 2", "k = 4", "k = 8"]
+    assert found[0].size == 110 and found[0].accuracy == pytest.approx(81)
+    assert found[0].spread == pytest.approx(2**0.5) and found[0].lost == pytest.approx(10)
+    assert [spot.label for spot in front(found)] == ["k = 2", "k = 8"]
     page = write_frontier(tmp_path / "frontier.html", results).read_text()
     assert "81.00 ± 1.41" in page and "<svg" in page
 
@@ -87,8 +88,8 @@ def test_sweeps_on_the_same_axes_keep_their_own_fronts(tmp_path: Path) -> None:
         results = [run(100, accuracy, seed, k=2) for seed in (0, 1)]
         (folder / "results.json").write_text(json.dumps(results))
     results = read_sweeps([ours, theirs])
-    actual = spots(results)
-    assert [(spot.sweep, spot.accuracy) for spot in actual] == [
+    found = spots(results)
+    assert [(spot.sweep, spot.accuracy) for spot in found] == [
         (str(ours), pytest.approx(90)),
         (str(theirs), pytest.approx(80)),  # the same settings, but not the same runs
     ]
