@@ -19,15 +19,15 @@ import jax.numpy as jnp
 import numpy as np
 
 import sqs_jax
-from experiments.calibration.blocks import recode_stages
-from experiments.calibration.size import allocate, compress
+from experiments.calibration.bit_allocation import allocate, compress
+from experiments.calibration.blockwise import recode_stages
 from experiments.configs import stories260k
 from experiments.data import Dataset, text
-from experiments.evaluate import predict, probabilities
 from experiments.importers import language_model
 from experiments.models.decoder import Decoder
-from experiments.problem import described
 from experiments.scores import metrics
+from experiments.task.load import described
+from experiments.task.prediction import predict, probabilities
 from sqs_jax.baselines import gptq, round_to_nearest
 
 _BITS = (6, 5, 4, 3)  # per weight, of the whole file

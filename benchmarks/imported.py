@@ -8,9 +8,9 @@ import numpy as np
 
 from benchmarks.networks import MEAN_STD, test_set
 from experiments.data import Dataset
-from experiments.evaluate import predict
 from experiments.importers import import_weights
 from experiments.models import build_model
+from experiments.task.prediction import predict
 
 _IMAGES = 10_000
 

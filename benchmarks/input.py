@@ -14,8 +14,8 @@ from experiments.configs import cifar10_resnet20
 from experiments.data import Dataset, batch_indices
 from experiments.data.lazy_images import LazyImages
 from experiments.models import build_model
-from experiments.training.layout import make_mesh, share_out
 from experiments.training.phases import phases
+from experiments.training.sharding import make_mesh, share_out
 from experiments.training.step import init_state, make_gradient
 
 _EXAMPLES = 50_000

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.configs import digits, digits_paper
-from experiments.points import Point, points, train_all
+from experiments.sweeps.grid import Point, points
+from experiments.sweeps.local_processes import train_all
 
 Rows = dict[tuple[str, str], list[Point]]  # of (table, label)
 

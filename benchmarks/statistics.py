@@ -11,12 +11,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.calibration.statistics import training_batches
+from experiments.calibration.batch_statistics import training_batches
 from experiments.configs import cifar10_resnet20
-from experiments.evaluate import predict
-from experiments.problem import load_problem, starting_variables
 from experiments.scores import metrics
-from experiments.training.normalisation import estimate_statistics
+from experiments.task.initial_weights import starting_variables
+from experiments.task.load import load_task
+from experiments.task.prediction import predict
+from experiments.training.batch_norm import estimate_statistics
 from experiments.trees import other_collections
 
 _NETWORKS = ("resnet20", "resnet56")
@@ -37,7 +38,7 @@ def run(workdir: Path, data: Path) -> list[dict[str, Any]]:
         config = cifar10_resnet20.get_config()
         config.data.directory = str(data)
         config.model.name, config.model.weights = name, str(data / f"cifar10_{name}.npz")
-        problem = load_problem(config, workdir)
+        problem = load_task(config, workdir)
         variables = starting_variables(problem, config)
         for way, fields in _WAYS.items():
             config.data.update(fields)

@@ -1,15 +1,16 @@
-"""Compress a network from examples alone, without labels and training, and evaluate the file.
+"""Compress a network by calibration data, without labels or training.
 
     python -m experiments.calibrate --config=experiments/configs/stories260k.py \
         --config.data.directory=DATA --config.model.weights=DATA/stories260K.bin \
         --config.data.tokenizer=DATA/tok512.bin --workdir=runs/calibrated
 
-K and sparsity of every tensor come from `config.sqs.target_bytes` and the network's sensitivities;
-codes are then chosen block by block such that each layer's outputs stay put. Batch statistics stay
-those of the dense network, or are estimated anew: what serves held-out examples better. Blocks that
-are done are kept: the same command goes on after the last. The folder ends up with model.sqs,
-dense.sqs, evaluation.json, calibration.json (times, device memory, which statistics),
-calibration.html and, of a language model, tokenizer.json.
+`config.sqs.target_bytes` and the sensitivities of the network determine K and sparsity of every
+tensor. Codes are then chosen block by block, to preserve the outputs of each layer. Batch
+statistics are those of the dense network, or are estimated anew, whichever predicts held-out
+examples better. An interrupted calibration resumes with the same command after its last finished
+block. The command evaluates the file, and writes model.sqs, dense.sqs, evaluation.json,
+calibration.json (times, device memory, choice of statistics), calibration.html and, for a language
+model, tokenizer.json.
 """
 
 import json
@@ -23,50 +24,59 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 import sqs_jax
-from experiments.calibration.blocks import examples_of
+from experiments.atomic_files import write_json
+from experiments.calibration.batch_statistics import check_choice, with_statistics
+from experiments.calibration.bit_allocation import compress
+from experiments.calibration.blockwise import examples_of
 from experiments.calibration.page import write_calibration
-from experiments.calibration.size import compress
-from experiments.calibration.statistics import check_choice, with_statistics
+from experiments.configs.sqs_fields import require_valid
 from experiments.export import shipped
-from experiments.files import write_json
 from experiments.memory import explained
-from experiments.outcome import evaluate_files, show
-from experiments.problem import TOKENIZER, described, load_problem, starting_variables
+from experiments.task.evaluation import evaluate_files, show
+from experiments.task.initial_weights import starting_variables
+from experiments.task.load import described, load_task
+from experiments.task.tokenizer import TOKENIZER
 from experiments.training.workdir import claim_workdir, hold_workdir
 from sqs_jax.progress import progress
 
 
 def calibrate(config: Any, workdir: Path) -> dict[str, Any]:
-    """Compress a network from its training examples; returns what evaluation.json holds.
+    """Compress a network by calibration data, and return the content of evaluation.json.
+
+    Args:
+      config: Config of the experiment, `described`.
+      workdir: Folder of the run.
 
     Raises:
-      ValueError, FileNotFoundError: for a config that cannot be run.
+      ValueError: The config cannot be run, or the folder belongs to another config.
+      FileNotFoundError: A file of the data, the model or the tokenizer is missing.
     """
     check_choice(config)
-    problem = load_problem(config, workdir)
-    variables = starting_variables(problem, config)
+    require_valid(config.sqs)
+    task = load_task(config, workdir)
+    variables = starting_variables(task, config)
     if not config.sqs.target_bytes:
         raise ValueError("config.sqs.target_bytes is 0; give the bytes that the file may take.")
     if (workdir / "mean.sqs").is_file():
         raise ValueError(f"{workdir} holds a training; give another --workdir.")
-    batches = examples_of(problem.splits.train, config)
+    batches = examples_of(task.splits.train, config)
     claim_workdir(workdir, config)
     hold_workdir(workdir)
-    if problem.tokenizer is not None:
-        problem.tokenizer.save(str(workdir / TOKENIZER))
+    if task.tokenizer is not None:
+        task.tokenizer.save(str(workdir / TOKENIZER))
     seconds: dict[str, float] = {}
 
     def timed(name: str, function: Any, *args: Any) -> Any:
         started = time.monotonic()
-        found = function(*args)
+        output = function(*args)
         seconds[name] = round(seconds.get(name, 0.0) + time.monotonic() - started, 1)
-        return found
+        return output
 
-    train = problem.splits.train
-    compressed = compress(problem.model, variables, train, batches, config, workdir, timed)
-
-    given = problem.model, compressed, variables, train, config
-    state, which = timed("statistics", with_statistics, *given)
+    model, train = task.model, task.splits.train
+    compressed = compress(model, variables, train, batches, config, workdir, timed)
+    state, statistics = timed(
+        "statistics", with_statistics, model, compressed, variables, train, config
+    )
 
     @progress("writing")
     def write() -> None:
@@ -78,23 +88,23 @@ def calibrate(config: Any, workdir: Path) -> dict[str, Any]:
     memory = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     write_json(
         workdir / "calibration.json",
-        {"seconds": seconds, "device_bytes": memory, "statistics": which},
+        {"seconds": seconds, "device_bytes": memory, "statistics": statistics},
     )
     evaluate_files(workdir)
     return json.loads((workdir / "evaluation.json").read_text())
 
 
 def main(_: Any) -> None:
-    given = flags.FLAGS
-    if not given.config or not given.workdir:
+    options = flags.FLAGS
+    if not options.config or not options.workdir:
         raise app.UsageError("--config and --workdir are needed.")
-    logging.set_verbosity(logging.WARNING)  # jax tells of every backend that is not there
-    config, workdir = described(given.config), Path(given.workdir)
+    logging.set_verbosity(logging.WARNING)  # JAX logs every missing backend.
+    config, workdir = described(options.config), Path(options.workdir)
     with explained(config, "calibration"):
         evaluation = calibrate(config, workdir)
     show(evaluation, sqs_jax.inspect(workdir / "model.sqs"))
-    told = json.loads((workdir / "calibration.json").read_text())["seconds"]
-    print(", ".join(f"{name} {value} s" for name, value in told.items()))
+    seconds = json.loads((workdir / "calibration.json").read_text())["seconds"]
+    print(", ".join(f"{name} {value} s" for name, value in seconds.items()))
     print(f"page: {write_calibration(workdir)}")
 
 
@@ -102,5 +112,5 @@ if __name__ == "__main__":
     config_flags.DEFINE_config_file(
         "config", None, "Experiment: experiments/configs/stories260k.py, ...", lock_config=True
     )
-    flags.DEFINE_string("workdir", "", "Folder of the run; made if it is not there.")
+    flags.DEFINE_string("workdir", "", "Folder of the run; created if necessary.")
     app.run(main)

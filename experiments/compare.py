@@ -21,13 +21,14 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from experiments.calibration.statistics import check_choice
+from experiments.atomic_files import write_json
+from experiments.calibration.batch_statistics import check_choice
 from experiments.comparison import compression_aware_training as trained
 from experiments.comparison.measurement import run_point
 from experiments.comparison.points import compare, points_of
 from experiments.comparison.post_training import METHODS
-from experiments.files import write_json
-from experiments.problem import described, load_problem, starting_variables
+from experiments.task.initial_weights import starting_variables
+from experiments.task.load import described, load_task
 from experiments.training.workdir import claim_workdir, hold_workdir
 
 
@@ -51,7 +52,7 @@ def main(_: Any) -> None:
         raise app.UsageError(f"--methods: {', '.join(unknown)}; there are {', '.join(methods)}.")
     sizes = [int(size) for size in options.bytes]
     if options.bits:
-        problem = load_problem(config, workdir)
+        problem = load_task(config, workdir)
         params = starting_variables(problem, config)["params"]
         count = sum(leaf.size for leaf in jax.tree.leaves(params))
         sizes += [int(float(bits) * count / 8) for bits in options.bits]

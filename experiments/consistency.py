@@ -16,7 +16,7 @@ from typing import Any
 from absl import app, flags
 from ml_collections import config_flags
 
-from experiments.files import write_json
+from experiments.atomic_files import write_json
 from experiments.studies.consistency_page import write_consistency
 from experiments.studies.posterior_fit import students
 from experiments.studies.teacher_network import make_task

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
 
-from experiments.language_run import open_language_run
 from experiments.models.generation import generate_tokens
+from experiments.task.language_run import open_language_run
 from sqs_jax.progress import progress
 
 

@@ -15,9 +15,9 @@ from absl import app, flags, logging
 from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 
-from experiments.files import write_json
-from experiments.language_run import open_language_run
+from experiments.atomic_files import write_json
 from experiments.models.lm_eval_adapter import HarnessModel
+from experiments.task.language_run import open_language_run
 
 
 def judge(

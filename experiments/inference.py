@@ -12,10 +12,10 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from experiments.files import write_json
+from experiments.atomic_files import write_json
 from experiments.studies.averaging_page import write_study
 from experiments.studies.bayesian_averaging import study
-from experiments.training.run import run_trainings
+from experiments.training.pipeline import run_trainings
 from experiments.training.workdir import read_config
 
 

@@ -1,11 +1,12 @@
-"""Run a training as several processes of this machine, over its loopback.
+"""Run a training as several processes of this machine.
 
     python -m experiments.launch --processes=2 --devices_per_process=2 -- \\
         --config=experiments/configs/digits.py --workdir=runs/digits
 
-What follows the -- are the flags of experiments.train. SIGTERM is passed on to all processes.
-When one dies the others are ended too; the same command goes on from the latest checkpoint. Exits
-as the processes do (75 after SIGTERM), or with the code of the one that died.
+Flags after -- are those of experiments.train. The processes communicate over the loopback device.
+SIGTERM is passed on to all processes. If a process dies, the other processes are killed, and the
+same command resumes from the latest checkpoint. The exit code is that of the processes (75 after
+SIGTERM), or that of the process that died.
 """
 
 import os
@@ -23,20 +24,26 @@ _PROCESSES = flags.DEFINE_integer("processes", 2, "How many.", lower_bound=1)
 _DEVICES = flags.DEFINE_integer(
     "devices_per_process", None, "Devices emulated on the CPU; by default those there are.", 1
 )
-# After the first has died: time for the others to say what they know.
+# After a process has died, the other processes have this time to print their errors.
 _GRACE_SECONDS = 5.0
 
 
 def start(index: int, address: str, options: list[str]) -> subprocess.Popen[bytes]:
-    """Start one process of the training."""
+    """Start a process of the training.
+
+    Args:
+      index: Index of the process, from 0.
+      address: Address host:port of process 0.
+      options: Flags of experiments.train.
+    """
     environment = dict(os.environ)
     if _DEVICES.value:
         environment["JAX_PLATFORMS"] = "cpu"
         environment["XLA_FLAGS"] = (
             f"{os.environ.get('XLA_FLAGS', '')} "
             f"--xla_force_host_platform_device_count={_DEVICES.value} "
-            # else collectives that need not wait for each other run in any order: processes with
-            # few threads then wait in different ones, for ever
+            # The concurrent scheduler runs independent collectives in any order. Processes with
+            # few threads then wait in different collectives, and never end.
             "--xla_cpu_enable_concurrency_optimized_scheduler=false"
         )
     place = [
@@ -49,11 +56,11 @@ def start(index: int, address: str, options: list[str]) -> subprocess.Popen[byte
 
 
 def wait(processes: list[subprocess.Popen[bytes]]) -> int:
-    """Wait for all processes, or for the first that dies; returns the code to exit with."""
+    """Wait until all processes end or a process dies, and return the exit code."""
     while True:
         codes = [process.poll() for process in processes]
-        found = {i: code for i, code in enumerate(codes) if code and code != STOPPED}
-        if found:
+        failures = {i: code for i, code in enumerate(codes) if code and code != STOPPED}
+        if failures:
             break
         if None not in codes:
             return max(code or 0 for code in codes)
@@ -64,8 +71,8 @@ def wait(processes: list[subprocess.Popen[bytes]]) -> int:
     for process in processes:
         process.kill()
         process.wait()
-    # Of several found at once, one that a signal ended: the others died of its absence.
-    died, code = min(found.items(), key=lambda item: item[1])
+    # Of several failures, a process that a signal killed (a negative code) caused the others.
+    died, code = min(failures.items(), key=lambda item: item[1])
     how = f"by signal {-code}" if code < 0 else f"with code {code}"
     print(
         f"Process {died} of {len(processes)} ended {how}, and the others with it. The same command "
@@ -77,7 +84,7 @@ def wait(processes: list[subprocess.Popen[bytes]]) -> int:
 
 
 def main(arguments: list[str]) -> None:
-    with socket.socket() as probe:  # a port that is free
+    with socket.socket() as probe:  # finds a free port
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     processes = [start(i, address, arguments[1:]) for i in range(_PROCESSES.value)]
@@ -90,7 +97,7 @@ def main(arguments: list[str]) -> None:
     try:
         sys.exit(wait(processes))
     finally:
-        for process in processes:  # interrupted from the keyboard, say
+        for process in processes:  # after an interruption from the keyboard
             process.kill()
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import jax
 
-from experiments.predict import predict
+from experiments.cost_model.memory import predict
 
 Task = Literal["training", "calibration"]
 

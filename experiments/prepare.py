@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
-from experiments.files import write_bytes
+from experiments.atomic_files import write_bytes
 from sqs_jax.progress import progress
 
 _IMAGE = (3, 32, 32)

@@ -21,7 +21,7 @@ from typing import Any
 from absl import app, flags
 from ml_collections import config_flags
 
-from experiments.files import write_json
+from experiments.atomic_files import write_json
 from experiments.pages.page import table, write_page
 from experiments.studies.signal_to_noise import crossing, figure, kurtosis, study, tensors
 from sqs_jax.progress import track

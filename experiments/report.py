@@ -17,7 +17,7 @@ import jax
 from absl import app, flags
 
 import sqs_jax
-from experiments.files import write_text
+from experiments.atomic_files import write_text
 from experiments.pages.reproducibility import command
 from experiments.pages.run_files import read_run
 from experiments.pages.sections import sections

@@ -1,18 +1,19 @@
-"""Train a grid of settings, a process for each point, and draw accuracy against bytes.
+"""Train a grid of settings, and plot accuracy against bytes.
 
     python -m experiments.sweep --config=experiments/configs/digits.py --workdir=runs/sweep \\
         --grid=sqs.components=[2,4,8] --grid=sqs.sparsity=[0.5,0.8] --grid=seed=[0,1,2]
 
-Points that differ in `seed` alone are one point of the page, with its spread. The same command goes
-on where it was interrupted: no finished point is trained again. With --cluster=slurm every point is
-a job of a Slurm array, by submitit; --cluster_options='{"slurm_partition": "gpu", "gpus_per_node":
-1, "timeout_min": 240}' are what it knows, and a job that was preempted goes on.
+Each point of the grid is trained by a separate process. Points that differ in `seed` only are one
+point of the page, with its spread. An interrupted sweep resumes with the same command, and finished
+points are not trained again. With --cluster=slurm each point is a job of a Slurm array, by
+submitit; a preempted job resumes. The options of submitit are given as JSON:
 
-Writes frontier.html, results.json and, for each point, the run of experiments.train in a folder of
-its own. Exits with 1 if a point failed, see its log.txt, and with 75 after SIGTERM.
+    --cluster_options='{"slurm_partition": "gpu", "gpus_per_node": 1, "timeout_min": 240}'
+
+The command writes frontier.html, results.json, and the run of each point in a subfolder. The exit
+code is 1 if a point failed (its log.txt has the error), and 75 after SIGTERM.
 """
 
-import ast
 import json
 import shlex
 import sys
@@ -21,13 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from absl import app, flags
-from flax.traverse_util import flatten_dict
 from ml_collections import config_flags
 
-from experiments.cluster import submit
-from experiments.files import write_json
+from experiments.atomic_files import write_json
+from experiments.configs.validation import require_trainable
 from experiments.pages.pareto_front import write_frontier
-from experiments.points import Point, changed, points, train_all
+from experiments.sweeps.grid import parse, points, result
+from experiments.sweeps.local_processes import train_all
+from experiments.sweeps.slurm import submit
 
 _CONFIG: Any = config_flags.DEFINE_config_file(
     "config", None, "Experiment that all points share; its fields can be set as for train."
@@ -45,54 +47,6 @@ _OPTIONS = flags.DEFINE_string("cluster_options", "{}", "Of submitit's executor,
 _DRY = flags.DEFINE_bool("dry_run", False, "Print the commands, and train nothing.")
 
 
-def parse(grid: list[str], config: Any) -> dict[str, list[Any]]:
-    """Read FIELD=[VALUE, ...] of every axis.
-
-    Args:
-      grid: the axes.
-      config: the experiment, which must have the fields.
-
-    Raises:
-      ValueError: listing every axis that cannot be read, or whose field or values do not fit.
-    """
-    known, axes, problems = flatten_dict(config.to_dict(), sep="."), {}, []
-    for text in grid:
-        field, _, written = text.partition("=")
-        field = field.strip().removeprefix("config.")
-        try:
-            values = ast.literal_eval(written)
-        except (SyntaxError, ValueError):
-            problems.append(f"{text!r}: write it as FIELD=[VALUE, ...], strings in quotes")
-            continue
-        if not isinstance(values, list) or not values:
-            problems.append(f"{text!r}: the values must be a list, [VALUE, ...], of one or more")
-        elif field not in known:
-            problems.append(f"{text!r}: the config has no field {field}")
-        elif field in axes:
-            problems.append(f"{text!r}: {field} has an axis already")
-        elif len(set(map(repr, values))) < len(values):
-            problems.append(f"{text!r}: a value is there twice")
-        for value in values if field in known and isinstance(values, list) else ():
-            try:
-                changed(config, {field: value})
-            except (TypeError, ValueError) as error:
-                problems.append(f"{text!r}: {value!r} does not fit: {error}")
-        axes[field] = values
-    if problems:
-        raise ValueError("--grid cannot be used:\n  " + "\n  ".join(problems))
-    return axes
-
-
-def result(point: Point) -> dict[str, Any]:
-    """Return what a finished point was and measured."""
-    evaluation = json.loads((point.folder / "evaluation.json").read_text())
-    return {
-        "settings": point.settings,
-        "command": shlex.join(["python", *point.command]),
-        "evaluation": evaluation,
-    }
-
-
 def main(_: Any) -> None:
     for flag in (_CONFIG, _WORKDIR):
         if not flag.value:
@@ -102,6 +56,8 @@ def main(_: Any) -> None:
     if any("=" not in word for word in words):
         raise app.UsageError("Write --config=FILE and --config.FIELD=VALUE, with =.")
     todo = points(parse(_GRID.value, _CONFIG.value), words, workdir, _CONFIG.value)
+    for point in todo:
+        require_trainable(point.config)
     try:
         options = json.loads(_OPTIONS.value)
     except json.JSONDecodeError as error:

@@ -14,7 +14,7 @@ from absl import app, flags, logging
 
 import sqs_jax
 from experiments.importers.language_model import write_language_model
-from experiments.problem import TOKENIZER
+from experiments.task.tokenizer import TOKENIZER
 from sqs_jax.progress import progress
 
 

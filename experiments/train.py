@@ -1,14 +1,14 @@
-"""Train a dense network, compress it, write the file, evaluate it in a second process, report.
+"""Train and compress a network, write the file, evaluate the file, write a report.
 
     python -m experiments.train --config=experiments/configs/digits.py --workdir=runs/digits
 
-Every field of the config can be set: --config.sqs.sparsity=0.9. A run that was interrupted goes
-on from its latest checkpoint when the same command is given again, also on another number of
-devices or processes. Several processes each get --coordinator_address, --num_processes and
---process_id; experiments.launch starts them on one machine. See docs/training_at_scale.md.
+Every field of the config has a flag: --config.sqs.sparsity=0.9. An interrupted run resumes from its
+latest checkpoint with the same command, also on another number of devices or processes. In a
+multi-process training each process needs --coordinator_address, --num_processes and --process_id;
+experiments.launch starts the processes on one machine. See docs/training_at_scale.md.
 
-Exits with 0 when all is done, with 75 (EX_TEMPFAIL) when SIGTERM ended a training in good order,
-its last step saved, and with 1 for an error.
+The exit code is 0 after a complete run, 75 (EX_TEMPFAIL) if SIGTERM ended the training and its last
+step is saved, and 1 after an error.
 """
 
 import json
@@ -20,26 +20,27 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 import sqs_jax
-from experiments.evaluate import predict
 from experiments.export import deployed, describe_distributions, export
 from experiments.memory import explained
-from experiments.outcome import evaluate_files, show
-from experiments.problem import described
 from experiments.report import write_report
+from experiments.task.evaluation import evaluate_files, show
+from experiments.task.load import described
+from experiments.task.prediction import predict
+from experiments.training.pipeline import run_trainings
 from experiments.training.processes import is_writer, joined, wait_for_all
-from experiments.training.run import run_trainings
 
 
 def train(config: Any, workdir: Path, networks: Iterable[str] = ()) -> dict[str, Any]:
-    """Run an experiment, `described`, to its end; returns what evaluation.json holds.
+    """Run an experiment to its end, and return the content of evaluation.json.
 
     Args:
-      config: the experiment.
-      workdir: of the run.
-      networks: names of those that are evaluated, "mode" among them; all by default.
+      config: Config of the experiment, `described`.
+      workdir: Folder of the run.
+      networks: Names of the evaluated networks, "mode" among them; all by default.
 
     Raises:
-      RuntimeError: if the files do not do what was trained, and as `run_trainings`.
+      RuntimeError: The predictions of model.sqs are not those of the trained network. Other errors
+        are those of `run_trainings`.
     """
     model, splits, finetuned, phase, state, mean_state = run_trainings(config, workdir)
     export(workdir, phase, finetuned, state, mean_state, config)
@@ -52,14 +53,14 @@ def train(config: Any, workdir: Path, networks: Iterable[str] = ()) -> dict[str,
 
 
 def main(_: Any) -> None:
-    given = flags.FLAGS
+    options = flags.FLAGS
     for name in ("config", "workdir"):
-        if not given[name].value:
+        if not options[name].value:
             raise app.UsageError(f"--{name} is needed.")
-    logging.set_verbosity(logging.WARNING)  # orbax tells of every save
-    workdir = Path(given.workdir)
-    with joined(given.coordinator_address, given.num_processes, given.process_id):
-        config = described(given.config)
+    logging.set_verbosity(logging.WARNING)  # Orbax logs every save.
+    workdir = Path(options.workdir)
+    with joined(options.coordinator_address, options.num_processes, options.process_id):
+        config = described(options.config)
         with explained(config, "training"):
             evaluation = train(config, workdir)
         if is_writer():
@@ -71,8 +72,8 @@ if __name__ == "__main__":
     config_flags.DEFINE_config_file(
         "config", None, "Experiment: experiments/configs/digits.py, ...", lock_config=True
     )
-    flags.DEFINE_string("workdir", "", "Folder of the run; made if it is not there.")
+    flags.DEFINE_string("workdir", "", "Folder of the run; created if necessary.")
     flags.DEFINE_string("coordinator_address", None, "host:port of process 0.")
     flags.DEFINE_integer("num_processes", None, "Processes of this training; one by default.")
-    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+    flags.DEFINE_integer("process_id", None, "Index of this process, from 0.")
     app.run(main)

@@ -1,1 +1,1 @@
-"""Compression from inputs alone: no labels, no gradient steps, of a decoder one block in memory."""
+"""Calibration: compression by inputs alone, without labels and gradient steps."""

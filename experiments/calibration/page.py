@@ -1,4 +1,4 @@
-"""The page of a calibration: what was kept, what was lost, and where the bytes are."""
+"""HTML page of a calibration: scores, sizes, and bytes by layer."""
 
 import json
 from html import escape
@@ -14,10 +14,16 @@ _NAMES = {"dense": "dense", "mode": "compressed: model.sqs"}
 
 
 def write_calibration(workdir: Path) -> Path:
-    """Write calibration.html of a folder that experiments.calibrate has filled; returns its path.
+    """Write calibration.html from the files of experiments.calibrate.
+
+    Args:
+      workdir: Folder of the run.
+
+    Returns:
+      Path of the page.
 
     Raises:
-      FileNotFoundError: if a file is missing.
+      FileNotFoundError: A file of the run is missing.
     """
     evaluation = json.loads((workdir / "evaluation.json").read_text())
     seconds = json.loads((workdir / "calibration.json").read_text())["seconds"]

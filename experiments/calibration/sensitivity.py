@@ -1,4 +1,4 @@
-"""What a squared error of a tensor's weights costs."""
+"""Sensitivity of each tensor: the cost of a squared error of its weights."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -18,19 +18,21 @@ _BATCHES = 16
 
 
 def sensitivities(model: nn.Module, variables: Any, train: Dataset, config: Any) -> Any:
-    """Return what a squared error of each tensor's weights costs, as `config.sqs.sensitivity` says.
+    """Compute the cost of a squared error of each tensor, by `config.sqs.sensitivity`.
 
-    Of "scale", one over the tensor's root mean square: normalisations that follow undo any scale,
-    so that squared errors as they are have no common unit; over the squared scale, a first layer
-    would get no more bits than a last one, which uses every weight at fewer places.
+    "fisher" is the Fisher information. "scale" is one over the root mean square of the tensor.
+    Normalization layers undo any scale, so that plain squared errors have no common unit. One over
+    the mean square was rejected: a first layer, which uses each weight at more places, would get no
+    more bits than a last layer.
 
     Args:
-      model, variables: the network, its weights on the host or still in their files.
-      train: examples.
-      config: the experiment.
+      model: Network.
+      variables: Variables of the network, on the host or lazy.
+      train: Training examples.
+      config: Config of the experiment.
 
     Returns:
-      A tree as the params, of float32 scalars.
+      Tree of the structure of the params; leaves are float32 scalars.
     """
     if config.sqs.sensitivity == "fisher":
         return fisher_information(model, variables, train, config.batch_size, config.seed)
@@ -45,39 +47,42 @@ def _per_scale(weights: Any) -> np.ndarray:
 def fisher_information(
     model: nn.Module, variables: Any, train: Dataset, batch_size: int, seed: int
 ) -> Any:
-    """Return the mean squared gradient of each tensor's weights, in nats per label.
+    """Estimate the diagonal Fisher information, averaged over each tensor, per label.
 
-    Labels are drawn from what the network predicts, so that none are needed, and the mean gradient
-    is 0 at any weights: batches of any size have the same expectation. Stages are read one at a
-    time, last to first; gradients of a tensor that two of them share count as independent.
+    Labels are drawn from the predictions of the network, so that the data need no labels. The mean
+    gradient is then 0 at any weights, and the expectation does not depend on the batch size. Stages
+    are read one at a time, from last to first. Gradients of a tensor that two stages share count
+    as independent.
 
     Args:
-      model: the network.
-      variables: its variables, on the host or still in their files.
-      train: examples.
-      batch_size: of the sixteen batches that are looked at.
-      seed: of the batches and the drawn labels.
+      model: Network.
+      variables: Variables of the network, on the host or lazy.
+      train: Training examples.
+      batch_size: Number of examples of each of the 16 batches.
+      seed: Seed of the batches and of the drawn labels.
 
     Returns:
-      A tree as the params, of float32 scalars; half of it times a squared error is about what a
-      label loses.
+      Tree of the structure of the params; leaves are float32 scalars. Half a leaf times a squared
+      error approximates the increase of the NLL, nats per label.
     """
     stages, params = stages_of(model, variables), variables["params"]
     batches = [batch_indices(len(train.labels), batch_size, seed, step) for step in range(_BATCHES)]
     inputs: list[list[Any]] = [[train.inputs(chosen) for chosen in batches]]
     for stage in track(stages[:-1], "inputs of each part"):
-        its = jax.device_put(values(read(params, stage)))
-        inputs.append(outputs(stage, its, inputs[-1]))
-    found = jax.tree.map(lambda leaf: np.float32(0), params)
+        weights = jax.device_put(values(read(params, stage)))
+        inputs.append(outputs(stage, weights, inputs[-1]))
+    information = jax.tree.map(lambda leaf: np.float32(0), params)
     back: list[Any] = [jax.random.fold_in(jax.random.key(seed), i) for i in range(_BATCHES)]
     with progress("sensitivities", len(stages) * _BATCHES) as advance:
         for stage in stages[::-1]:
             last, first = stage is stages[-1], stage is stages[0]
-            its = jax.device_put(values(read(params, stage)))
-            sums, back = _backward(stage, its, inputs.pop(), back, last, first, advance)
+            weights = jax.device_put(values(read(params, stage)))
+            sums, back = _backward(stage, weights, inputs.pop(), back, last, first, advance)
             for name, squares in zip(stage.names, sums, strict=True):
-                found[name] = jax.tree.map(lambda a, b: a + b / _BATCHES, found[name], squares)
-    return found
+                information[name] = jax.tree.map(
+                    lambda a, b: a + b / _BATCHES, information[name], squares
+                )
+    return information
 
 
 def _backward(
@@ -89,7 +94,11 @@ def _backward(
     first: bool,
     advance: Advance,
 ) -> tuple[list[Any], list[Any]]:
-    """Return the summed mean squared gradients of a stage's params, and those of its inputs."""
+    """Backpropagate all batches through a stage.
+
+    Returns:
+      Mean squared gradients of the params, summed over batches; and cotangents of the inputs.
+    """
     sums, through = jax.tree.map(lambda leaf: np.float32(0), params), []
     for x, gradient in zip(inputs, back, strict=True):
         squares, before = _one_batch(stage.apply, params, x, gradient, last, first)
@@ -103,16 +112,26 @@ def _backward(
 def _one_batch(
     apply: Any, params: Any, x: jax.Array, back: jax.Array, last: bool, first: bool
 ) -> tuple[Any, Any]:
-    """Go through a stage backwards; `back` is the key of drawn labels if it is the last."""
+    """Backpropagate a batch through a stage.
+
+    Args:
+      apply: Function (params, inputs) -> outputs of the stage.
+      params: `values` of the params.
+      x: Inputs of the stage.
+      back: Cotangent of the outputs; for the last stage, the key of the drawn labels.
+      last: Whether the outputs are the logits of the network.
+      first: Whether the inputs need no cotangent.
+    """
 
     def value(params: Any, x: jax.Array) -> jax.Array:
         y = apply(params, x)
         if not last:
             return jnp.vdot(y, back.astype(y.dtype))
         drawn = jax.random.categorical(back, jax.lax.stop_gradient(y))
-        each = optax.softmax_cross_entropy_with_integer_labels(y, drawn)
-        return jnp.sum(each) / jnp.sqrt(each.size)
+        losses = optax.softmax_cross_entropy_with_integer_labels(y, drawn)
+        return jnp.sum(losses) / jnp.sqrt(losses.size)
 
     gradients = jax.grad(value, argnums=0 if first else (0, 1))(params, x)
-    its, before = (gradients, None) if first else gradients
-    return jax.tree.map(lambda g: jnp.mean(jnp.square(g.astype(jnp.float32))), its), before
+    weight_gradients, before = (gradients, None) if first else gradients
+    squares = jax.tree.map(lambda g: jnp.mean(jnp.square(g.astype(jnp.float32))), weight_gradients)
+    return squares, before

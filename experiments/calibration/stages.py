@@ -1,4 +1,4 @@
-"""A network as stages, run one after the other, so that one of them is in memory at a time."""
+"""Stages of a network, run sequentially, so that memory holds a single stage."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -18,10 +18,10 @@ class Stage(NamedTuple):
     """A part of a network.
 
     Attributes:
-      names: of its params, at the top of the tree, in order of the alphabet.
-      scope: what paths of its layers begin with in the tree, and not within the stage.
-      apply: (`values` of {name: params}, inputs) -> outputs; equal for stages that one program
-        serves.
+      names: Names of the stage's params at the top of the tree, in alphabetical order.
+      scope: Prefix of the layers' paths in the tree that the paths within the stage lack.
+      apply: Function (`values` of {name: params}, inputs) -> outputs; equal for stages that share
+        a program.
     """
 
     names: tuple[str, ...]
@@ -30,11 +30,11 @@ class Stage(NamedTuple):
 
 
 def stages_of(model: nn.Module, variables: Any) -> list[Stage]:
-    """Return the stages of a network, from examples to logits: of a decoder its blocks.
+    """List the stages of a network, from examples to logits.
 
     Args:
-      model: the network; one that is no decoder is one stage.
-      variables: its variables, of which only the names and what is not params are used.
+      model: Network. A decoder has a stage per block; any other network is a single stage.
+      variables: Variables of the network; only names of params and the other collections are used.
     """
     if not isinstance(model, Decoder):
         state = other_collections(variables)
@@ -56,24 +56,24 @@ def stages_of(model: nn.Module, variables: Any) -> list[Stage]:
 
 
 def values(params: Any) -> list[Any]:
-    """List the params of a stage without their names: a program is made once for all blocks."""
+    """List the params of a stage without names, so that all blocks share a program."""
     return [params[name] for name in sorted(params)]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Block:
-    """Applies a block; equal for all blocks of equal models, so that each program is made once."""
+    """Function that applies a block; equal for all blocks, which share a program."""
 
     block: DecoderBlock
 
     def __call__(self, params: Any, x: jax.Array) -> Any:
-        (its,) = params
-        return self.block.apply({"params": its}, x)
+        (weights,) = params
+        return self.block.apply({"params": weights}, x)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """Applies a method of the model."""
+    """Function that applies a method of the model."""
 
     model: Decoder
     method: str
@@ -91,10 +91,10 @@ def run(apply: Callable[[Any, jax.Array], Any], params: list[Any], x: jax.Array)
 
 
 def outputs(stage: Stage, params: list[Any], batches: Iterable[Any]) -> list[Any]:
-    """Apply a stage to the `values` of its params and batches; its outputs come to the host."""
+    """Apply a stage to batches, and copy the outputs to the host."""
     return [np.asarray(run(stage.apply, params, x)) for x in batches]
 
 
 def read(params: Any, stage: Stage) -> Any:
-    """Read the params of a stage, which may still be in their files."""
+    """Read the params of a stage, which may be lazy, as numpy arrays."""
     return jax.tree.map(np.asarray, {name: params[name] for name in stage.names})

@@ -8,7 +8,8 @@ setting is a training run, and a size gets the best run that fits.
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.problem import load_problem
+from experiments.configs.sqs_fields import reset_unused
+from experiments.task.load import load_task
 from experiments.train import train
 
 OURS = "ours-trained"
@@ -96,9 +97,10 @@ def run(config: Any, method: str, number: int, workdir: Path) -> dict[str, Any]:
         # Compressed leaves have one rate. Our configs that keep codes have the rate 0 for loc.
         rates.loc = rates.means = rates.spread = rates.loc or rates.dense
         config.update_from_flattened_dict({**_PEER, **setting.fields})
+        reset_unused(config.sqs)
         settings = {"components": config.sqs.components}
         if setting.penalty:
-            train_part = load_problem(config, workdir).splits.train
+            train_part = load_task(config, workdir).splits.train
             generated = config.sqs.generated / len(train_part.labels)
             config.sqs.kl_weight = setting.penalty * train_part.units * (1 + generated)
             settings["penalty"] = setting.penalty

@@ -11,13 +11,14 @@ import jax
 import numpy as np
 
 import sqs_jax
-from experiments.calibration.statistics import with_statistics
+from experiments.calibration.batch_statistics import with_statistics
 from experiments.comparison import compression_aware_training
 from experiments.comparison.post_training import compress
-from experiments.evaluate import predict
 from experiments.export import shipped
-from experiments.problem import load_problem, starting_variables
 from experiments.scores import metrics
+from experiments.task.initial_weights import starting_variables
+from experiments.task.load import load_task
+from experiments.task.prediction import predict
 from experiments.trees import flat_leaves
 from sqs_jax.progress import progress
 
@@ -66,7 +67,7 @@ def run_point(config: Any, method: str, workdir: Path, setting: int = 0) -> dict
 def _run_untrained(config: Any, method: str, workdir: Path) -> dict[str, Any] | None:
     """Write and evaluate the file of a post-training method; None if no file fits."""
     result: dict[str, Any] = {}
-    problem = load_problem(config, workdir)
+    problem = load_task(config, workdir)
     with progress("reading the weights"):
         variables = jax.tree.map(np.asarray, starting_variables(problem, config))
     path = workdir / "model.sqs"

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import sqs_jax
-from experiments.calibration.blocks import Batches, recode_stages
+from experiments.calibration.blockwise import Batches, recode_stages
 from experiments.trees import map_leaves
 from sqs_jax.baselines import obc, obc_allocation, round_to_nearest
 from sqs_jax.progress import progress

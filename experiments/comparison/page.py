@@ -8,8 +8,8 @@ from typing import Any
 
 from scipy import stats
 
+from experiments.atomic_files import write_text
 from experiments.comparison.figure import draw
-from experiments.files import write_text
 from experiments.pages.page import table, write_page
 from experiments.pages.panels import styled, svg
 

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments.atomic_files import write_json
 from experiments.comparison import compression_aware_training as trained
 from experiments.comparison.page import write_comparison
-from experiments.files import write_json
 from sqs_jax.progress import track
 
 _SETTING = "setting"  # prefix of a setting's index in the name of a folder

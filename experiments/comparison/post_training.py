@@ -12,12 +12,12 @@ import jax
 import numpy as np
 
 import sqs_jax
-from experiments.calibration import size as ours
-from experiments.calibration.blocks import examples_of, recode_stages
-from experiments.calibration.statistics import outputs_lost
+from experiments.calibration import bit_allocation as ours
+from experiments.calibration.batch_statistics import outputs_lost
+from experiments.calibration.blockwise import examples_of, recode_stages
 from experiments.comparison import obc_database
 from experiments.export import shipped
-from experiments.problem import Problem
+from experiments.task.task import Task
 from experiments.trees import flat_leaves, map_leaves, other_collections
 from sqs_jax.baselines import (
     awq,
@@ -133,7 +133,7 @@ METHODS = (*OURS, *PEERS, ALLOCATED)
 
 
 def compress(
-    method: str, problem: Problem, variables: Any, config: Any, workdir: Path
+    method: str, problem: Task, variables: Any, config: Any, workdir: Path
 ) -> tuple[Any, Any] | None:
     """Compress a network by a method to at most `config.sqs.target_bytes`.
 
@@ -237,7 +237,7 @@ def _fitting(
 
 
 def compress_to_train(
-    method: str, problem: Problem, variables: Any, config: Any, workdir: Path
+    method: str, problem: Task, variables: Any, config: Any, workdir: Path
 ) -> Any:
     """Compress a network so that its file fits after training of the codebooks, too.
 

@@ -1,1 +1,1 @@
-"""One ml_collections file per experiment; `base` documents every field."""
+"""Configs of experiments, a file for each; `base` documents every field."""

@@ -1,11 +1,13 @@
-"""BERT-base on SQuAD v1.1, towards a tenth of the dense file.
+"""BERT-base on SQuAD v1.1, to a tenth of the dense file.
 
 Command: python -m experiments.train --config=experiments/configs/bert_base_squad.py \
     --config.data.directory=DATA --config.model.weights=bert-base-uncased --workdir=runs/bert_squad
-Data: DATA/train-v1.1.json and dev-v1.1.json, SQuAD's own, or --config.data.name=squad/v1.1 of
-    tensorflow-datasets, prepared in DATA; a folder of Hugging Face, best one that
-    is fine-tuned on SQuAD already.
-Published: F1 falls by 1.66 at the paper's 32x. Hardware: one GPU. Not yet measured.
+Data: SQuAD's own train-v1.1.json and dev-v1.1.json in DATA, or --config.data.name=squad/v1.1 of
+    tensorflow-datasets, prepared in DATA. The weights are a folder of Hugging Face, preferably
+    fine-tuned on SQuAD.
+Hardware: one GPU.
+Time: not measured.
+Expected: not measured; the paper's F1 falls by 1.66 at a ratio of 32.
 """
 
 from ml_collections import ConfigDict

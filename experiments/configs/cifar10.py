@@ -1,10 +1,12 @@
-"""CIFAR-10 through tensorflow-datasets, our own recipe on a plain ConvNet.
+"""A plain ConvNet on CIFAR-10 through tensorflow-datasets, our recipe.
 
-Prepare once: python -c "import tensorflow_datasets as tfds; \
+Data: python -c "import tensorflow_datasets as tfds; \
     tfds.builder('cifar10', file_format='array_record').download_and_prepare()"
-    (encoding images needs tensorflow once; reading them does not)
+    Encoding the images needs tensorflow once; reading them does not.
 Command: python -m experiments.train --config=experiments/configs/cifar10.py --workdir=runs/cifar10
-Hardware: one GPU. Not yet run in full; the same code path is tested on a small prepared dataset.
+Hardware: one GPU.
+Time: not measured.
+Expected: not measured; a test runs this path on a small prepared dataset.
 """
 
 from ml_collections import ConfigDict

@@ -1,12 +1,13 @@
-"""ResNet-18 on CIFAR-100 at the published operating point, K = 16 and 50 %, trained from scratch.
+"""ResNet-18 on CIFAR-100 from scratch, at the published K = 16 and 50 % sparsity.
 
 Command: python -m experiments.train --config=experiments/configs/cifar100_resnet18.py \
     --config.data.directory=DATA --workdir=runs/resnet18
 Three seeds: python -m experiments.sweep --config=experiments/configs/cifar100_resnet18.py \
     --config.data.directory=DATA --workdir=runs/resnet18 '--grid=seed=[0,1,2]'
-Data: DATA/cifar100.npz (experiments.prepare makes it), or tensorflow-datasets' cifar100.
-Published: 79.26 % to 76.14 %. Hardware: one GPU, on which it has not been run. A smoke run on a CPU
-    core, 4,096 images and five epochs in float32: 13.0 % in 4,031,549 bytes, dense 13.1 %.
+Data: DATA/cifar100.npz, which experiments.prepare writes, or cifar100 of tensorflow-datasets.
+Hardware: one GPU.
+Time: not measured.
+Expected: not measured; published 76.14 %, dense 79.26 %.
 """
 
 from ml_collections import ConfigDict

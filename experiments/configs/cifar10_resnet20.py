@@ -1,20 +1,19 @@
-"""ResNet-20 on CIFAR-10, our own recipe, from published weights (91.73 %), towards a file size.
+"""ResNet-20 on CIFAR-10 from pretrained weights (91.73 %), to a file size.
 
 Command: python -m experiments.train --config=experiments/configs/cifar10_resnet20.py \
     --config.data.directory=DATA --config.model.weights=DATA/cifar10_resnet20.npz \
     --config.sqs.target_bytes=44950 --workdir=runs/resnet20_24
-The frontier: python -m experiments.sweep with the same flags, --workdir=runs/frontier,
+Frontier: python -m experiments.sweep with the same flags, --workdir=runs/frontier,
     '--grid=sqs.target_bytes=[135549,67774,45183,33887]' '--grid=seed=[0,1,2]', and --gpus=0,1,...
-Measured: docs/results.md, on two CPU cores, seed 0, dense 91.73 % in 1,085,510 bytes: half an
-    epoch, 91.23 % in 134,181, 91.03 % in 67,102, 90.02 % in 44,841, 86.80 % in 33,597; longer
-    ones have not been run. Pruned from the weights, as this config did until commit a5da237: 14
-    epochs, 91.37 % in 66,801 and 90.43 % in 33,659; 7 epochs, 90.88 % in 44,803; 3 epochs, 91.84 %
-    in 133,072. Without training, by experiments.calibrate in minutes: 91.85 % in 134,828, 91.24 %
-    in 67,659, 89.64 % in 45,117.
-    Several processes, which do not calibrate: --config.sqs.start=weights
+Multi-process: calibration is for one process; use --config.sqs.start=weights
     --config.sqs.prune_every=10.
-Data: DATA/cifar10.npz (experiments.prepare makes it), or tensorflow-datasets' cifar10; the weights
-    of akamaster/pytorch_resnet_cifar10.
+Data: DATA/cifar10.npz, which experiments.prepare writes, or cifar10 of tensorflow-datasets. The
+    weights are those of akamaster/pytorch_resnet_cifar10.
+Hardware: one GPU, or two CPU cores for a short training.
+Time: docs/results.md.
+Expected: half an epoch on two CPU cores, seed 0: 91.23 % in 134,181 bytes, 91.03 % in 67,102,
+    90.02 % in 44,841, 86.80 % in 33,597. experiments.calibrate in minutes: 91.85 % in 134,828,
+    91.24 % in 67,659, 89.64 % in 45,117. Dense: 91.73 % in 1,085,510 (docs/results.md).
 """
 
 from ml_collections import ConfigDict

@@ -1,9 +1,11 @@
-"""Does the posterior find a sparse quantised truth as the data grow?
+"""Consistency of the posterior: sparse quantized teachers, and growing data.
 
 Command: python -m experiments.consistency --config=experiments/configs/consistency.py \
     --workdir=runs/consistency
-Measured: docs/results.md, five minutes on one CPU core; the error falls with n, at the rate of the
-    theory for the smallest teachers.
+Hardware: one CPU core.
+Time: five minutes.
+Expected: the error falls with n, at the rate of the theory for the smallest teachers
+    (docs/results.md).
 """
 
 from ml_collections import ConfigDict

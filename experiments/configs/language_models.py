@@ -1,6 +1,6 @@
-"""What published language models share here: the task, and 4 bits per weight of the whole file.
+"""Published language models: tasks, and 4 bits per weight of the whole file.
 
-Tasks: "wikitext2", the next token; "sst2", sentences whose label is the word that goes on.
+Tasks: "wikitext2", the next token of a text; "sst2", the label of a sentence as its next word.
 """
 
 from typing import Any
@@ -18,10 +18,17 @@ _TASKS = {"wikitext2": ("language", 512, "test"), "sst2": ("sentences", 128, "va
 
 
 def chosen(argument: str, sizes: dict[str, Any]) -> tuple[Any, str]:
-    """Return what a config's argument names, SIZE or SIZE-TASK: a size, and the task.
+    """Parse the argument of a config, SIZE or SIZE-TASK.
+
+    Args:
+      argument: Text after the colon of --config.
+      sizes: Description of each size by name.
+
+    Returns:
+      The description of the size, and the name of the task.
 
     Raises:
-      ValueError: for a size or a task that is not there.
+      ValueError: The size or the task is unknown.
     """
     size, _, task = argument.partition("-")
     task = task or "wikitext2"
@@ -34,7 +41,12 @@ def chosen(argument: str, sizes: dict[str, Any]) -> tuple[Any, str]:
 
 
 def experiment(shape: dict[str, Any], task: str = "wikitext2") -> ConfigDict:
-    """Return the experiment for a model of this config.json."""
+    """Make the experiment of a model.
+
+    Args:
+      shape: Fields of config.json of the model.
+      task: "wikitext2" or "sst2".
+    """
     config = base.language_experiment(rate=2e-5)
     config.data.kind, config.data.length, config.data.test_split = _TASKS[task]
     config.data.name = task
@@ -49,7 +61,7 @@ def experiment(shape: dict[str, Any], task: str = "wikitext2") -> ConfigDict:
 
 
 def count_weights(shape: dict[str, Any]) -> int:
-    """Return the number of weights of a model of this config.json."""
+    """Count the weights of a model from the fields of its config.json."""
     model = Decoder(decoder_config(shape))
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     params = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]

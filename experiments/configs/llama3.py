@@ -1,10 +1,12 @@
-"""Llama 3 towards 4 bits per weight of the whole file, on WikiText-2 or SST-2.
+"""Llama 3 to 4 bits per weight of the whole file, on WikiText-2 or SST-2.
 
 Command: python -m experiments.calibrate --config=experiments/configs/llama3.py:3.2_1b \
     --config.data.directory=DATA --config.model.weights=Llama-3.2-1B --workdir=runs/llama3
-or experiments.train, to train as well. Sizes: 3.2_1b, 3_8b; with the task: 3.2_1b-sst2.
+    experiments.train also trains. Sizes: 3.2_1b, 3_8b; with a task: 3.2_1b-sst2.
 Data: as for qwen2_5.py.
-Hardware: one GPU for 1B, eight (--config.mesh.fsdp=8) to train 8B. Not yet measured.
+Hardware: one GPU for 1B; eight GPUs (--config.mesh.fsdp=8) to train 8B.
+Time: not measured.
+Expected: not measured.
 """
 
 from ml_collections import ConfigDict

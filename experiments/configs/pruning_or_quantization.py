@@ -1,9 +1,10 @@
-"""Does pruning or quantisation keep more of a tensor at equal size?
+"""Pruning and quantization of single tensors, compared at equal size.
 
 Command: python -m experiments.pruning_or_quantization \
     --config=experiments/configs/pruning_or_quantization.py \
     --config.weights=DATA/cifar10_resnet20.npz --workdir=runs/pruning_or_quantization
-Data: any checkpoint that `sqs compress` reads; without one, drawn tensors alone.
+Data: any checkpoint that `sqs compress` reads; without a checkpoint, random tensors only.
+Hardware: one CPU core.
 """
 
 from ml_collections import ConfigDict

@@ -1,11 +1,13 @@
-"""Qwen2.5 towards 4 bits per weight of the whole file, on WikiText-2 or SST-2.
+"""Qwen2.5 to 4 bits per weight of the whole file, on WikiText-2 or SST-2.
 
 Command: python -m experiments.calibrate --config=experiments/configs/qwen2_5.py:0.5b \
     --config.data.directory=DATA --config.model.weights=Qwen2.5-0.5B --workdir=runs/qwen2_5
-or experiments.train, to train as well. Sizes: 0.5b, 1.5b; with the task: 0.5b-sst2.
-Data: DATA/wikitext2_train.txt and wikitext2_test.txt, or sst2_train.tsv and sst2_dev.tsv; the
-    folder of Hugging Face with the weights.
-Hardware: one GPU. Not yet measured.
+    experiments.train also trains. Sizes: 0.5b, 1.5b; with a task: 0.5b-sst2.
+Data: wikitext2_train.txt and wikitext2_test.txt, or sst2_train.tsv and sst2_dev.tsv, in DATA. The
+    weights are a folder of Hugging Face.
+Hardware: one GPU.
+Time: not measured.
+Expected: not measured.
 """
 
 from ml_collections import ConfigDict

@@ -1,11 +1,13 @@
-"""A BERT of bert-tiny's shape (4.4 M weights), trained from scratch on SST-2, towards a file size.
+"""A BERT of bert-tiny's shape (4.4 M weights) on SST-2, from scratch, to a file size.
 
 Command: python -m experiments.train --config=experiments/configs/sst2_bert_tiny.py \
     --config.data.directory=DATA --config.data.tokenizer=DATA/bert_base_uncased_vocab.txt \
     --workdir=runs/bert_tiny
-Measured: docs/results.md, three dense epochs and two of compression on a CPU core: dense 80.28 %,
-    79.70 % in a tenth of the bytes, 79.93 % in a twentieth.
-Data: DATA/sst2_train.tsv and sst2_dev.tsv as GLUE has them, and a WordPiece vocabulary.
+Data: sst2_train.tsv and sst2_dev.tsv of GLUE in DATA, and a WordPiece vocabulary.
+Hardware: one CPU core.
+Time: docs/results.md.
+Expected: three dense epochs and two of compression: 79.70 % in a tenth of the bytes, 79.93 % in a
+    twentieth. Dense: 80.28 % (docs/results.md).
 """
 
 from ml_collections import ConfigDict

@@ -1,11 +1,13 @@
-"""A Llama of 6.3 M weights, trained from scratch on TinyStories, towards a file size.
+"""A Llama of 6.3 M weights on TinyStories, trained from scratch, to a file size.
 
 Command: python -m experiments.train --config=experiments/configs/tinystories_llama.py \
     --config.data.directory=DATA --workdir=runs/tinystories
-With --config.model.weights=runs/tinystories/dense.sqs other sizes have the same dense network.
-Measured: docs/results.md, two CPU cores: perplexity -0.10, 0.07 and 3.65 % above dense at 4, 3
-    and 2 bits per weight of the whole file.
-Data: DATA/tinystories_lowercase_4M.txt, 4.2 MB of text; its byte pairs are learned from it.
+    --config.model.weights=runs/tinystories/dense.sqs reuses the dense network for other sizes.
+Data: DATA/tinystories_lowercase_4M.txt, 4.2 MB of text; its byte pairs are learned from the text.
+Hardware: two CPU cores.
+Time: docs/results.md.
+Expected: perplexity -0.10, 0.07 and 3.65 % above dense at 4, 3 and 2 bits per weight of the whole
+    file (docs/results.md).
 """
 
 from ml_collections import ConfigDict

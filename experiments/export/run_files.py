@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import sqs_jax
+from experiments.atomic_files import write_text
 from experiments.export.shipping import as_stored, codes_of, file_metadata, shipped, trimmed
-from experiments.files import write_text
-from experiments.training.layout import fetch
 from experiments.training.processes import is_writer
+from experiments.training.sharding import fetch
 from experiments.trees import flat_leaves, map_leaves, sub_distributions
 from sqs_jax.progress import progress
 

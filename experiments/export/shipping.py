@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 
 import sqs_jax
 from experiments.configs import base
-from experiments.training.normalisation import fold_statistics
+from experiments.training.batch_norm import fold_statistics
 from experiments.trees import map_leaves
 
 _MACHINE_FIELDS = ("data.directory", "mesh.", "sharding", "checkpoint_every")

@@ -10,9 +10,9 @@ import numpy as np
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from experiments.language_run import LanguageRun
 from experiments.models.decoder import Decoder
 from experiments.models.generation import generate_tokens
+from experiments.task.language_run import LanguageRun
 from sqs_jax.progress import track
 
 _LENGTH = 32  # tokens; padded lengths are this times a power of two, so that few compile

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 import sqs_jax.linen
 from experiments.models.convolution import conv_general_dilated
-from experiments.training.normalisation import EPSILON, MOMENTUM
+from experiments.training.batch_norm import EPSILON, MOMENTUM
 
 
 class ResNet(nn.Module):

@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 from string import Template
 
-from experiments.files import write_text
+from experiments.atomic_files import write_text
 
 _TEMPLATE = Path(__file__).with_name("page_template.html")
 

@@ -9,11 +9,11 @@ import numpy as np
 import sqs_jax
 from experiments.data import Dataset
 from experiments.data.corruptions import CORRUPTIONS, corrupt
-from experiments.evaluate import probabilities
 from experiments.export import as_stored, codes_of, deployed, shipped
 from experiments.scores import calibration, judge, metrics
-from experiments.training.layout import fetch
-from experiments.training.run import Trained
+from experiments.task.prediction import probabilities
+from experiments.training.pipeline import Trained
+from experiments.training.sharding import fetch
 from sqs_jax.progress import track
 
 CLEAN = "clean"

@@ -1,1 +1,1 @@
-"""The trainings of an experiment: what each is, its steps, its checkpoints, where it lies."""
+"""Trainings of an experiment: phases, steps, checkpoints, budgets, sharding."""

@@ -1,4 +1,4 @@
-"""Checkpoints of a training, by orbax: the only file that knows it."""
+"""Checkpoints of a training, by orbax."""
 
 import os
 from pathlib import Path
@@ -15,9 +15,9 @@ _copy = jax.jit(lambda leaves: [jnp.copy(leaf) for leaf in leaves])
 
 
 class Checkpoints:
-    """The checkpoints of one phase, in a folder of their own; the two latest are kept.
+    """Checkpoints of a phase, in a folder; the two latest are kept.
 
-    A checkpoint gets its name when all of it is on the disk, checksums of its files included.
+    A checkpoint gets its final name when all of its files are on the disk, checksums included.
     Every process of a training makes the same calls.
     """
 
@@ -29,7 +29,7 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=ocp.checkpoint_managers.LatestN(2),
                 create=True,
-                cleanup_tmp_directories=True,  # what a killed run had half written
+                cleanup_tmp_directories=True,  # incomplete checkpoints of a killed run
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._complete),
             ),
         )
@@ -41,25 +41,25 @@ class Checkpoints:
         try:
             self.wait()
         except RuntimeError:
-            if kind is None:  # else what ended the training is what is to be seen
+            if kind is None:  # An error of the training has precedence.
                 raise
         finally:
             self._manager.close()
 
     def due(self, step: int, last: int) -> bool:
-        """Return whether the state after `step` steps is to be saved."""
+        """Return whether the state after `step` steps is saved."""
         return step == last or step % self._every == 0
 
     def save(self, step: int, state: Any) -> None:
-        """Save a state in the background; training may go on and change it.
+        """Save a copy of the state after `step` steps in the background.
 
         Raises:
-          RuntimeError: if this one or the one before cannot be written, a full disk for example.
+          RuntimeError: This or the previous checkpoint cannot be written.
         """
         self.wait()
         if step in self._manager.all_steps():
-            return  # a training that stopped there
-        # Copied: on a CPU the writer would read the very buffers that the next step donates.
+            return  # A training that stopped at this step has saved the state.
+        # Without a copy, the writer on a CPU would read the buffers that the next step donates.
         leaves = _copy([leaf for leaf in jax.tree.leaves(state) if leaf.size])
         try:
             self._manager.save(step, args=ocp.args.StandardSave(leaves))
@@ -67,10 +67,10 @@ class Checkpoints:
             raise self._not_written(error) from error
 
     def wait(self) -> None:
-        """Wait until all that was saved is on the disk.
+        """Wait until all checkpoints are on the disk.
 
         Raises:
-          RuntimeError: if it cannot be written.
+          RuntimeError: A checkpoint cannot be written.
         """
         try:
             self._manager.wait_until_finished()
@@ -78,46 +78,52 @@ class Checkpoints:
             raise self._not_written(error) from error
 
     def latest(self) -> str:
-        """Name the latest checkpoint that counts, once those in the making are on the disk."""
+        """Name the latest checkpoint, after all checkpoints are on the disk."""
         self.wait()
         return self._latest()
 
     def restore(self, like: Any) -> tuple[int, Any] | None:
-        """Return (step, state) of the latest checkpoint that is whole, laid out as `like`.
+        """Restore the latest intact checkpoint.
 
-        Damaged ones are set aside, as damaged-<step>-<n> in the same folder, each with a line that
-        says so. None if there is no checkpoint.
+        Damaged checkpoints are renamed to damaged-<step>-<n> in the same folder, and a line is
+        printed for each.
+
+        Args:
+          like: State of the shapes, dtypes and shardings to restore.
+
+        Returns:
+          (step, state); None if the folder has no checkpoint.
 
         Raises:
-          ValueError: if all are damaged, or the arrays do not fit `like`.
+          ValueError: All checkpoints are damaged, or the arrays do not fit `like`.
         """
-        found = sorted(self._manager.all_steps(), reverse=True)
-        step = next((step for step in found if self._whole(step)), None)
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        step = next((step for step in steps if self._whole(step)), None)
         if step is None:
-            if found:
+            if steps:
                 raise ValueError(
                     f"{self._folder}: no checkpoint is whole. Remove the folder to train this "
                     "phase anew."
                 )
             return None
-        if step != found[0]:
-            self._set_aside([other for other in found if other > step])
-        wanted = jax.tree.leaves(like)
+        if step != steps[0]:
+            self._set_aside([other for other in steps if other > step])
+        arrays = jax.tree.leaves(like)
         abstract = [
-            jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for x in wanted if x.size
+            jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for x in arrays if x.size
         ]
         saved = iter(self._manager.restore(step, args=ocp.args.StandardRestore(abstract)))
-        # orbax stores no empty arrays; they are what they were
-        leaves = [next(saved) if x.size else x for x in wanted]
+        # Orbax stores no empty arrays; those of `like` take their place.
+        leaves = [next(saved) if x.size else x for x in arrays]
         return step, jax.tree.unflatten(jax.tree.structure(like), leaves)
 
     def _complete(self) -> None:
-        """Write the checksums of what orbax is about to rename; in its thread, on one process."""
+        """Write checksums before orbax renames a checkpoint, in the thread of orbax."""
         (part,) = self._folder.glob("*.orbax-checkpoint-tmp")
         write_checksums(part)
 
     def _whole(self, step: int) -> bool:
-        """Return whether a checkpoint is whole; the processes share the reading."""
+        """Return whether a checkpoint is intact; each process reads a share of the files."""
         folder = self._folder / str(step)
         wrong = damage(folder, jax.process_index(), jax.process_count())
         if wrong:

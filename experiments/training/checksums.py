@@ -1,32 +1,35 @@
-"""Checksums of a folder's files, so that not one changed bit goes unseen."""
+"""Checksums of the files of a folder, which reveal every changed bit."""
 
 import json
 import zlib
 from pathlib import Path
 
-from experiments.files import write_json
+from experiments.atomic_files import write_json
 
 NAME = "checksums.json"
 _CHUNK = 1 << 22
 
 
 def write_checksums(folder: Path) -> None:
-    """Write size and CRC-32 of every file in a folder's subfolders into the folder, as NAME."""
-    found = {
+    """Write size and CRC-32 of every file in subfolders to the file NAME."""
+    files = {
         str(path.relative_to(folder)): [path.stat().st_size, _crc(path)]
         for path in sorted(folder.glob("*/**/*"))
         if path.is_file()
     }
-    write_json(folder / NAME, {"files": found, "crc": _crc_of_table(found)})
+    write_json(folder / NAME, {"files": files, "crc": _crc_of_table(files)})
 
 
 def damage(folder: Path, share: int = 0, shares: int = 1) -> str | None:
-    """Say what is wrong with a folder, the first file of it; None if all is as it was written.
+    """Describe the first damaged file of a folder.
 
     Args:
-      folder: holds NAME.
-      share: which of the shares of its files to read.
-      shares: in how many the files are shared, among processes.
+      folder: Folder with the file NAME.
+      share: Index of the share of the files to read, from 0.
+      shares: Number of shares, one per process.
+
+    Returns:
+      A phrase that names the file and the damage; None if all files are intact.
     """
     try:
         table = json.loads((folder / NAME).read_text())

@@ -1,4 +1,4 @@
-"""The loop around the training step: batches, masks, metrics, checkpoints, and when it stops."""
+"""Training loop: batches, masks, metrics, checkpoints, and the end of a training."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,11 +12,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.data import Dataset, batch_indices
 from experiments.training.checkpoints import Checkpoints
-from experiments.training.diagnosis import explain
-from experiments.training.layout import fetch, lay_out, place, share_out
 from experiments.training.metrics_log import metrics_log
+from experiments.training.non_finite import explain
 from experiments.training.phases import Phase
 from experiments.training.processes import STOPPED, is_writer, stop_requests
+from experiments.training.sharding import fetch, lay_out, place, share_out
 from experiments.training.step import TrainState, init_state, make_gradient, make_step
 from experiments.trees import sparsity
 from sqs_jax.progress import progress
@@ -32,27 +32,29 @@ def run_phase(
     workdir: Path,
     mesh: Mesh,
 ) -> TrainState:
-    """Run one training to its end, or on from its latest checkpoint.
+    """Run a phase to the end, starting from the latest checkpoint if any.
+
+    All processes call `run_phase`.
 
     Args:
-      phase: what to train.
-      model: the network.
-      variables: {"params": ..., and its other collections}: where it starts.
-      teacher: variables of the network it is distilled from; {} without one.
-      train: the training examples.
-      config: the experiment.
-      workdir: holds checkpoints and metrics.
-      mesh: all devices of all processes, which all call this.
+      phase: Phase.
+      model: Network.
+      variables: Initial variables: "params" and the other collections.
+      teacher: Variables of the teacher; {} without one.
+      train: Training examples.
+      config: Config of the experiment.
+      workdir: Folder of checkpoints and metrics.
+      mesh: Mesh of all devices of all processes.
 
     Returns:
-      The final state, laid out over the mesh.
+      The final state, sharded over the mesh.
 
     Raises:
-      FloatingPointError: when the loss or the gradient is not finite, naming the step, the array
-        that was the first and the latest checkpoint.
-      SystemExit: with code STOPPED after SIGTERM, when the step it came in is saved.
+      FloatingPointError: The loss or the gradient is not finite. The message names the step, the
+        first such array and the latest checkpoint.
+      SystemExit: SIGTERM arrived, and its step is saved; the code is STOPPED.
     """
-    # codebooks start on the host, and no device need hold it all
+    # Codebooks start on the host, where the whole posterior fits; a device may hold only a shard.
     with progress(f"start of {phase.name}"), jax.default_device("cpu"):
         state = init_state(phase, fetch(variables))
     layout = lay_out(state, state.posterior, mesh, config)
@@ -61,13 +63,13 @@ def run_phase(
     gradient = make_gradient(model, phase, train, config)
     step_fn = make_step(gradient, phase, train.units, layout, mesh)
     seed = np.asarray(jax.random.key_data(jax.random.key(config.seed)))
-    # Several devices emulated on one CPU share its threads: steps that are queued wait for each
-    # other in their collectives until XLA aborts.
+    # Devices emulated on one CPU share its threads: queued steps would wait for each other in their
+    # collectives until XLA aborts.
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     await_each_step = mesh.size > 1 and on_cpu
 
-    # A decision of the mask is many small operations. One accelerator would wait for them, and
-    # compile them for minutes; several keep what is split over them.
+    # A decision of the mask consists of many small operations, which a single accelerator would
+    # compile for minutes. Several accelerators decide themselves, because the state is sharded.
     decide_on_host = mesh.size == 1 and not on_cpu
 
     def decided(state: TrainState, step: int) -> Any:
@@ -82,9 +84,9 @@ def run_phase(
         return share_out(train, chosen, mesh)
 
     def batches(start: int) -> Iterator[Any]:
-        """Read each batch while the devices are busy with the one before."""
+        """Read each batch while the devices process the previous batch."""
         if start == phase.steps:
-            return  # a finished training reads nothing
+            return  # A finished training reads no batch.
         with ThreadPoolExecutor(1) as reader:
             coming = reader.submit(batch_of, start)
             for step in range(start, phase.steps):
@@ -97,16 +99,16 @@ def run_phase(
     with Checkpoints(folder, config.checkpoint_every) as checkpoints:
 
         def require_finite(state: TrainState, failed: Any) -> None:
-            """Stop if a step has failed: the state is still the one before it."""
+            """Raise FloatingPointError if a step has failed, which left the state unchanged."""
             step = int(failed)
             if step < 0:
                 return
-            found = explain(gradient, state, batch_of(step), teacher, np.int32(step), seed)
+            array = explain(gradient, state, batch_of(step), teacher, np.int32(step), seed)
             raise FloatingPointError(
                 f"{phase.name}, step {step + 1}: the loss or the gradient is not finite, first in "
-                f"{found}. The step was not applied. The last good checkpoint is "
+                f"{array}. The step was not applied. The last good checkpoint is "
                 f"{checkpoints.latest()}. The same command goes on from there and ends here again: "
-                "mend the data, or give a smaller learning rate and another --workdir."
+                "repair the data, or give a smaller learning rate and another --workdir."
             )
 
         restored = checkpoints.restore(state)
@@ -134,8 +136,8 @@ def run_phase(
                 stopping = stop()
                 saving = stopping or checkpoints.due(done, phase.steps)
                 writing = done % 10 == 0 or done == phase.steps
-                # A step late, so that the device is never without work; at once before anything
-                # is written that must be good.
+                # The check is one step late, so that the device always has work. Before metrics
+                # or checkpoints are written the check waits for the present step.
                 require_finite(state, failed if saving or writing else before)
                 if writing:
                     line = {name: float(value) for name, value in metrics.items()}

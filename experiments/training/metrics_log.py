@@ -1,11 +1,11 @@
-"""The lines of metrics.jsonl, and what is shown of them."""
+"""Metrics of a training: the lines of metrics.jsonl and the progress bar."""
 
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from experiments.files import write_text
+from experiments.atomic_files import write_text
 from experiments.training.processes import is_writer
 from sqs_jax.progress import progress
 
@@ -14,10 +14,19 @@ Write = Callable[[int, dict[str, float]], None]
 
 @contextmanager
 def metrics_log(path: Path, phase: str, start: int, total: int) -> Iterator[Write]:
-    """Append a phase's lines to a file and show its progress; yields write(step, metrics).
+    """Append the lines of a phase to a file and show progress.
 
-    What the file has of the phase after step `start` is dropped first: a resumed run writes it
-    again. Only one of several processes writes and shows anything.
+    Lines of the phase after step `start` are dropped first, because a resumed run writes them
+    again. Only one of several processes writes the file and shows progress.
+
+    Args:
+      path: File metrics.jsonl.
+      phase: Name of the phase.
+      start: Number of steps that are done, at least 0.
+      total: Number of steps of the phase.
+
+    Yields:
+      Function write(step, metrics).
     """
     if not is_writer():
         yield lambda step, metrics: None
@@ -40,7 +49,7 @@ def metrics_log(path: Path, phase: str, start: int, total: int) -> Iterator[Writ
 
 
 def forget_after(path: Path, phase: str, step: int) -> None:
-    """Drop a phase's lines after a step."""
+    """Drop the lines of a phase after a step."""
     if not path.exists():
         return
     kept = []
@@ -48,13 +57,13 @@ def forget_after(path: Path, phase: str, step: int) -> None:
         try:
             line = json.loads(text)
         except json.JSONDecodeError:
-            continue  # cut off in the middle when the run was killed
+            continue  # The run was killed while it wrote this line.
         if line["phase"] != phase or line["step"] <= step:
             kept.append(text)
     write_text(path, "".join(kept))
 
 
 def _figures(metrics: dict[str, float]) -> str:
-    """Return what is shown of the metrics."""
+    """Format the metrics for the progress bar."""
     figures = f"nll {metrics['nll']:.4f}  accuracy {metrics['accuracy']:.3f}"
     return figures + (f"  sparsity {metrics['sparsity']:.3f}" if metrics["sparsity"] else "")

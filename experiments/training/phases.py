@@ -1,9 +1,9 @@
-"""The three trainings of an experiment, as one kind of thing.
+"""Training phases of an experiment: dense training, fine-tuning, compression.
 
-dense      the network from scratch: a posterior without compressed leaves is just its params
-finetune   the dense network trained on with the data, steps, schedule and teacher of `sqs`:
-           what compression is fairly compared with
-sqs        the compression
+dense      The network from scratch. Its posterior has no compressed leaves and equals the params.
+finetune   The fair baseline of the compression: the dense network, trained further with the data,
+           steps, schedule and teacher of the phase `sqs`.
+sqs        The compression.
 """
 
 from collections.abc import Callable
@@ -13,33 +13,33 @@ import jax
 import optax
 
 import sqs_jax
-from experiments.training.settings import require_trainable
+from experiments.configs.validation import require_trainable
 from sqs_jax.baselines import codeq, dgms
 
-_FITS = 10  # how often a budget is met anew: its file is measured, for seconds
+_FITS = 10  # searches for the budget in a training; each measures files, which takes seconds
 
 
 class Phase(NamedTuple):
-    """What one training does.
+    """Settings of a training phase.
 
     Attributes:
-      name: of its checkpoints and its lines in the metrics.
-      transform: a sqs_jax.Transform.
-      prior: of its compressed weights.
-      estimator: where the likelihood is evaluated.
-      steps: length of the run.
-      kl_weight: weight of the KL term.
-      temperature: schedule of the responsibilities' temperature.
-      relaxation: of the draws of estimator "sample".
-      method: "adamw" or "sgd".
-      learning_rate: peak learning rate of each label of `sqs_jax.param_labels` that is trained.
-      warmup: steps over which learning rates rise to their peaks.
-      settled: label -> step from which it is not trained any more, if before the end.
-      rate_weight: weight of the codes' length, nats per training example.
-      weight_decay: on everything trained; of AdamW decoupled, of SGD in the gradient.
-      distill_weight: of the teacher's term in the NLL; 0 needs no teacher.
-      distill_temperature: both networks' logits are divided by it in that term.
-      mask: when and how the mask is decided; None if nothing is pruned.
+      name: Name of the phase in checkpoints and metrics.
+      transform: Transform of the params, a `sqs_jax.Transform`.
+      prior: Prior of the compressed weights.
+      estimator: Estimator of the likelihood: "mean", "sample" or "mode".
+      steps: Number of steps, at least 1.
+      kl_weight: Weight of the KL term, at least 0.
+      temperature: Schedule of the softmax temperature of the responsibilities.
+      relaxation: Temperature of the draws of estimator "sample", positive.
+      method: Optimizer, "adamw" or "sgd".
+      learning_rate: Peak learning rate by label of `sqs_jax.param_labels`; other labels are frozen.
+      warmup: Number of steps of the linear warm-up.
+      settled: Step from which a label is frozen, by label; other labels are trained to the end.
+      rate_weight: Weight of the code length, nats per training example.
+      weight_decay: Weight decay of all trained arrays; decoupled in AdamW, in the gradient in SGD.
+      distill_weight: Weight of the teacher's term in the NLL, in [0, 1]; 0 needs no teacher.
+      distill_temperature: Divisor of both networks' logits in the teacher's term, positive.
+      mask: Schedule of the pruning mask; None without pruning.
     """
 
     name: str
@@ -61,9 +61,9 @@ class Phase(NamedTuple):
     mask: "MaskSchedule | None"
 
     def optimizer(self) -> optax.GradientTransformation:
-        """Return the method with warm-up and cosine, a learning rate for every label."""
+        """Build the optimizer with linear warm-up and cosine decay for every label."""
 
-        def one(label: str, rate: float) -> optax.GradientTransformation:
+        def label_optimizer(label: str, rate: float) -> optax.GradientTransformation:
             end = self.settled.get(label, self.steps)
             schedule = optax.warmup_cosine_decay_schedule(0.0, rate, self.warmup, end)
             if self.method == "adamw":
@@ -72,22 +72,33 @@ class Phase(NamedTuple):
             return optax.chain(decay, optax.sgd(schedule, momentum=0.9, nesterov=True))
 
         return optax.partition(
-            {label: one(label, rate) for label, rate in self.learning_rate.items()},
+            {label: label_optimizer(label, rate) for label, rate in self.learning_rate.items()},
             sqs_jax.param_labels,
         )
 
     def scored_by(self, scores: Callable[[Any], Any]) -> "Phase":
-        """Return the phase with other pruning scores: (posterior) -> scores."""
+        """Replace the function (posterior) -> pruning scores."""
         assert self.mask is not None
         return self._replace(mask=self.mask._replace(scores=scores))
 
 
 class MaskSchedule(NamedTuple):
-    """When the pruning mask is decided anew, and at which sparsity (steps are counted from 0).
+    """Schedule of the decisions of the pruning mask.
 
-    With a budget (see budget.py) there is no ramp: the first decision meets the size of the file,
-    and some of the later ones do, for codes take more bits as training goes on. The schedule then
-    says where that begins to search.
+    With a budget (budget.py) the first decision and about ten later decisions solve for the size of
+    the file, because codes take more bits as the training proceeds. `sparsity` is then the start of
+    the first search.
+
+    Attributes:
+      sparsity: Schedule of the sparsity, in [0, 1).
+      start: Step of the first decision, counted from 0.
+      end: Step at which the ramp ends.
+      freeze: Step of the last decision.
+      every: Number of steps between decisions.
+      scope: "global" or "tensor", as in `sqs_jax.prune`.
+      scores: Function (posterior) -> pruning scores.
+      refit: Whether scales and mixture weights are refitted at each decision.
+      budget: `Budget` of the file; None without one.
     """
 
     sparsity: optax.Schedule
@@ -101,13 +112,19 @@ class MaskSchedule(NamedTuple):
     budget: Any = None
 
     def due(self, step: int) -> bool:
-        """Return whether the mask is decided before this step."""
+        """Return whether the mask is decided before a step."""
         return step == self.freeze or (
             self.start <= step < self.freeze and (step - self.start) % self.every == 0
         )
 
     def decide(self, posterior: Any, step: int, model_state: Any) -> Any:
-        """Prune to this step's sparsity, and refit what is left; or as the budget decides."""
+        """Decide the mask before a step, by the sparsity or by the budget.
+
+        Args:
+          posterior: Posterior of the network.
+          step: Step, counted from 0.
+          model_state: Other collections of the network, for the size of the file.
+        """
         if self.budget is None:
             return self.prune(posterior, float(self.sparsity(step)))
         if self.fits(step):
@@ -115,12 +132,12 @@ class MaskSchedule(NamedTuple):
         return self.budget.assign(posterior, 0.0)
 
     def fits(self, step: int) -> bool:
-        """Return whether a budget is met anew at this decision."""
+        """Return whether the decision before a step solves for the budget."""
         spacing = max((self.freeze - self.start) // (self.every * _FITS), 1)
         return step == self.freeze or (step - self.start) // self.every % spacing == 0
 
     def prune(self, posterior: Any, fraction: float) -> Any:
-        """Prune to a sparsity, and refit what is left."""
+        """Prune to a sparsity, and refit the survivors."""
         scores = self.scores(posterior)
         posterior = sqs_jax.prune(posterior, fraction, scores=scores, scope=self.scope)
         return _refitted(posterior) if self.refit else posterior
@@ -128,19 +145,19 @@ class MaskSchedule(NamedTuple):
 
 @jax.jit
 def _refitted(posterior: Any) -> Any:
-    """Refit all tensors in one program: accelerators compile its kernels side by side."""
+    """Refit all tensors in a joint program, which accelerators compile in parallel."""
     return sqs_jax.refit(sqs_jax.revive(posterior))
 
 
 def phases(config: Any, num_train: int) -> list[Phase]:
-    """Return the three trainings that a config describes.
+    """Build the three phases of a config: dense, finetune, sqs.
 
     Args:
-      config: an experiment, see experiments/configs/base.py.
-      num_train: number of training examples.
+      config: Config of an experiment, see experiments/configs/base.py.
+      num_train: Number of training examples.
 
     Raises:
-      ValueError: listing all settings that cannot be trained, see settings.py.
+      ValueError: Settings cannot be trained; the message lists every problem.
     """
     require_trainable(config, num_train)
     sqs = config.sqs
@@ -187,7 +204,7 @@ def phases(config: Any, num_train: int) -> list[Phase]:
         distill_temperature=sqs.distill_temperature,
         mask=_mask_schedule(sqs, steps) if sqs.method == "spike_slab" else None,
     )
-    # Frozen latent weights are a choice of the compression, not of what it is compared with.
+    # Frozen latent weights are a choice of the compression; the baseline trains all weights.
     finetune = dense._replace(
         name="finetune",
         steps=steps,
@@ -202,7 +219,7 @@ def phases(config: Any, num_train: int) -> list[Phase]:
 
 
 def transform(config: Any, prior: sqs_jax.SpikeSlabPrior) -> sqs_jax.Transform:
-    """Return the transform that a config describes."""
+    """Build the transform of a config."""
     sqs = config.sqs
     windows = sqs_jax.Windows(kind=sqs.window_kind, count=sqs.window_count)
     rules = [sqs_jax.Rule(pattern=sqs.pattern, components=sqs.components, windows=windows)]
@@ -224,9 +241,9 @@ def _geometric(start: float, end: float, steps: int) -> optax.Schedule:
 def _mask_schedule(sqs: Any, steps: int) -> MaskSchedule:
     start, end = round(sqs.prune_start * steps), round(sqs.prune_end * steps)
     freeze = min(round(sqs.prune_freeze * steps), steps - 1)
-    final = 1.0 if sqs.target_bytes else sqs.sparsity  # a budget puts its own there, budget.py
+    final = 1.0 if sqs.target_bytes else sqs.sparsity  # scaled by a budget, budget.py
     return MaskSchedule(
-        # the cubic ramp; the last decision is at the target even if the ramp has no length
+        # A ramp of no length still ends at the target: the cubic takes at least one step.
         sparsity=optax.polynomial_schedule(0.0, final, 3, max(end - start, 1), start),
         start=start,
         end=end,

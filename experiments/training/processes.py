@@ -1,4 +1,4 @@
-"""Several processes as one training, and the signal that ends it in good order."""
+"""Multi-process training, and the signal that ends a training in good order."""
 
 import itertools
 import os
@@ -12,30 +12,31 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-# EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command goes on from here.
+# EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command resumes.
 STOPPED = 75
-# Steps of all trainings of this process: the one that is agreed on may lie in the next training.
-_ASKED = itertools.count()
+# Counts the steps of all trainings of this process, because the step on which the processes agree
+# may belong to the next training.
+_STEPS = itertools.count()
 
 
 @contextmanager
 def joined(coordinator: str | None, count: int | None, index: int | None) -> Iterator[None]:
-    """Make this process one of several for as long as the context lasts.
+    """Join a multi-process training within the context.
 
     Args:
-      coordinator: host:port of process 0; None for a single process.
-      count: number of processes.
-      index: of this process.
+      coordinator: Address host:port of process 0; None for a single process.
+      count: Number of processes.
+      index: Index of this process, from 0.
 
     Raises:
-      ValueError: if only some of the three are given.
+      ValueError: Some of the three are None, and some are not.
     """
-    given = {"coordinator_address": coordinator, "num_processes": count, "process_id": index}
-    missing = [name for name, value in given.items() if value is None]
-    if missing and len(missing) < len(given):
+    options = {"coordinator_address": coordinator, "num_processes": count, "process_id": index}
+    missing = [name for name, value in options.items() if value is None]
+    if missing and len(missing) < len(options):
         raise ValueError(
             f"--{' and --'.join(missing)} is missing: several processes need all of "
-            f"--{', --'.join(given)}, a single one none of them."
+            f"--{', --'.join(options)}, a single one none of them."
         )
     if missing:
         yield
@@ -44,36 +45,39 @@ def joined(coordinator: str | None, count: int | None, index: int | None) -> Ite
     try:
         yield
     except Exception:
-        # Python's own exit would wait for the other processes, and they wait for this one.
+        # A regular exit of Python waits for the other processes, which wait for this process.
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)
 
 
 def is_writer() -> bool:
-    """Return whether this process writes what one process writes: metrics, files, the report."""
+    """Return whether this process writes the metrics, the files and the report."""
     return jax.process_index() == 0
 
 
-def wait_for_all(what: str) -> None:
-    """Wait until every process is here; all must name the same `what`."""
-    multihost_utils.sync_global_devices(what)
+def wait_for_all(label: str) -> None:
+    """Wait until every process reaches this call with an equal label."""
+    multihost_utils.sync_global_devices(label)
 
 
 def all_agree(fine: bool) -> bool:
-    """Return whether it is true on every process."""
+    """Return whether a condition holds on every process."""
     return bool(np.all(multihost_utils.process_allgather(np.asarray(fine))))
 
 
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Catch SIGTERM; yields stop(), which says after a step whether to stop there.
+    """Catch SIGTERM within the context.
 
-    Several processes agree on the step, whichever of them got the signal; each must ask at each
-    step. They then leave SIGTERM to jax.distributed, which spreads the news.
+    Several processes agree on the last step, whichever process received the signal; every process
+    calls stop() after every step. In that case jax.distributed handles SIGTERM.
+
+    Yields:
+      Function stop(), which returns whether the training stops after the present step.
     """
     if jax.process_count() > 1:
-        yield lambda: multihost_utils.reached_preemption_sync_point(next(_ASKED))
+        yield lambda: multihost_utils.reached_preemption_sync_point(next(_STEPS))
         return
     received = []
     before = signal.signal(signal.SIGTERM, lambda *_: received.append(True))

@@ -1,4 +1,4 @@
-"""Pruning and quantisation one after the other, with the parts of the simultaneous compression."""
+"""Sequential pruning and quantization, for comparison with simultaneous compression."""
 
 from typing import Any
 
@@ -7,27 +7,28 @@ import jax.numpy as jnp
 import optax
 
 import sqs_jax
+from experiments.configs.sqs_fields import ORDERS
 from experiments.training.phases import MaskSchedule, Phase
 from experiments.trees import map_leaves
 
-ORDERS = ("together", "prune_first", "quantise_first")
-
 
 def in_order(phase: Phase, order: str) -> list[Phase]:
-    """Return the trainings that make up a compression; each starts from the posterior before it.
+    """List the phases of a compression, in their order.
 
-    "together" is one. The others are two of half the steps, and the second keeps what the first has
-    decided:
-    "prune_first" trains float weights under the mask, then starts codebooks at the survivors and
-    trains on with that mask; "quantise_first" trains without pruning, then prunes while every
-    latent weight, and with it the code of every survivor, stays as it is.
+    Each phase starts from the posterior of the previous phase. The order "together" has one phase.
+    The other orders have two phases of half the steps each:
+
+    - "prune_first" trains float weights under the mask. The second phase starts codebooks at the
+      survivors and keeps the mask.
+    - "quantise_first" trains without pruning. The second phase prunes and keeps every latent
+      weight, and therefore the code of every survivor.
 
     Args:
-      phase: the simultaneous compression, with a mask.
-      order: one of ORDERS.
+      phase: Phase of the simultaneous compression, with a mask.
+      order: Order, one of ORDERS.
 
     Raises:
-      ValueError: for another order, or an estimator whose latent weights are not trained as here.
+      ValueError: The order is unknown, or the estimator of a sequential order is not "mode".
     """
     if order not in ORDERS:
         raise ValueError(f"config.sqs.order is {order!r}; it must be one of {ORDERS}.")
@@ -84,7 +85,7 @@ def _halved(mask: MaskSchedule) -> MaskSchedule:
 
 
 def _float_weights(posterior: Any) -> Any:
-    """Return latent weights under the mask; pruned ones receive their gradient too."""
+    """Return latent weights under the mask; pruned weights receive a gradient, too."""
 
     def weights(_: str, leaf: Any) -> Any:
         if not isinstance(leaf, sqs_jax.SubDistribution):
@@ -96,7 +97,7 @@ def _float_weights(posterior: Any) -> Any:
 
 
 def _codebooks_of_survivors(posterior: Any) -> Any:
-    """Start every codebook anew, at the weights that are kept."""
+    """Start every codebook anew at the kept weights."""
 
     def start(_: str, leaf: Any) -> Any:
         if not isinstance(leaf, sqs_jax.SubDistribution):

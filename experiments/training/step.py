@@ -1,4 +1,4 @@
-"""One jitted training step that never applies an update that is not finite."""
+"""Training step, jitted, which applies finite updates only."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,18 +11,18 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import sqs_jax
 from experiments.data import Dataset, augmented
-from experiments.training.accumulation import accumulated
+from experiments.training.gradient_accumulation import accumulated
 from experiments.training.phases import Phase
 from experiments.trees import other_collections
 
 
 class TrainState(NamedTuple):
-    """All that changes while training.
+    """State of a training.
 
     Attributes:
-      posterior: sub-distributions and dense leaves.
-      model_state: mutable collections of the network (batch statistics); {} if it has none.
-      optimizer_state: optax's.
+      posterior: Sub-distributions and dense leaves.
+      model_state: Mutable collections of the network, such as batch statistics; may be {}.
+      optimizer_state: State of the optax optimizer.
     """
 
     posterior: Any
@@ -31,7 +31,7 @@ class TrainState(NamedTuple):
 
 
 def init_state(phase: Phase, variables: Any) -> TrainState:
-    """Return the state that a phase starts from."""
+    """Make the initial state of a phase from the variables of the network."""
     model_state = other_collections(variables)
     posterior = phase.transform.init(variables["params"])
     trainable, _ = sqs_jax.partition(posterior, train=phase.learning_rate)
@@ -39,12 +39,16 @@ def init_state(phase: Phase, variables: Any) -> TrainState:
 
 
 def make_nll(model: nn.Module, phase: Phase) -> Callable[..., Any]:
-    """Return nll_fn(params, batch) -> (mean NLL per label, (new model state, accuracy)).
+    """Build nll_fn(params, batch) -> (mean NLL per label, (new model state, accuracy)).
 
-    With a teacher, the NLL is mixed with the cross-entropy to the teacher's softened prediction.
-    Labels that are negative are not asked for.
+    With a teacher, the NLL is mixed with the KL divergence from the teacher's softened prediction.
+    Means are over labels that are not negative.
+
+    Args:
+      model: Network.
+      phase: Phase; its `distill_weight` and `distill_temperature` are used.
     """
-    weight, heat = phase.distill_weight, phase.distill_temperature
+    weight, softening = phase.distill_weight, phase.distill_temperature
 
     def nll_fn(params: Any, batch: Any) -> tuple[jax.Array, Any]:
         logits, model_state = model.apply(
@@ -55,18 +59,18 @@ def make_nll(model: nn.Module, phase: Phase) -> Callable[..., Any]:
             rngs={"dropout": batch["key"]},
         )
         labels = batch["labels"]
-        asked = labels >= 0
+        labeled = labels >= 0
 
-        def mean(each: jax.Array) -> jax.Array:
-            return jnp.mean(each, where=asked)
+        def mean(values: jax.Array) -> jax.Array:
+            return jnp.mean(values, where=labeled)
 
         nll = mean(optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0)))
         if weight:
             target: Any = model.apply(batch["teacher"], batch["inputs"])
             soft = optax.losses.kl_divergence_with_log_targets(
-                jax.nn.log_softmax(logits / heat), jax.nn.log_softmax(target / heat)
+                jax.nn.log_softmax(logits / softening), jax.nn.log_softmax(target / softening)
             )
-            nll = (1 - weight) * nll + weight * heat**2 * mean(soft)
+            nll = (1 - weight) * nll + weight * softening**2 * mean(soft)
         accuracy = mean((jnp.argmax(logits, -1) == labels).astype(jnp.float32))
         return nll, (model_state, accuracy)
 
@@ -76,10 +80,17 @@ def make_nll(model: nn.Module, phase: Phase) -> Callable[..., Any]:
 def make_gradient(
     model: nn.Module, phase: Phase, train: Dataset, config: Any
 ) -> Callable[..., tuple[tuple[jax.Array, sqs_jax.ElboAux], Any]]:
-    """Return gradient(state, batch, teacher, step, seed) -> ((loss, aux), gradients).
+    """Build gradient(state, batch, teacher, step, seed) -> ((loss, aux), gradients).
 
-    Gradients are of what is trained. All that is drawn depends on nothing but `seed`, a key's data,
-    and the step. It is an argument, and no constant: trainings that differ in it share a program.
+    Gradients are those of the trained arrays. Random numbers depend on `seed`, the data of a key,
+    and on the step alone. The seed is an argument, so that trainings of other seeds share a
+    program.
+
+    Args:
+      model: Network.
+      phase: Phase.
+      train: Training examples.
+      config: Config of the experiment.
     """
     loss_fn = sqs_jax.elbo(
         phase.transform,
@@ -111,8 +122,8 @@ def make_gradient(
 
             return jax.value_and_grad(loss_of, has_aux=True)(trainable)
 
-        given = {"inputs": examples, "labels": batch.labels, "key": jax.random.fold_in(key, 1)}
-        return accumulated(of_batch, config.accumulate)(state.model_state, given)
+        inputs = {"inputs": examples, "labels": batch.labels, "key": jax.random.fold_in(key, 1)}
+        return accumulated(of_batch, config.accumulate)(state.model_state, inputs)
 
     return gradient
 
@@ -120,11 +131,17 @@ def make_gradient(
 def make_step(
     gradient: Callable[..., Any], phase: Phase, num_data: int, layout: TrainState, mesh: Mesh
 ) -> Callable[..., tuple[TrainState, jax.Array, dict[str, jax.Array]]]:
-    """Return the jitted step(state, failed, *arguments) -> (state, failed, metrics).
+    """Build the jitted step(state, failed, *arguments) -> (state, failed, metrics).
 
-    The arguments are those of `gradient`, after the state.
-    `failed` is the first step whose loss or gradient was not finite, -1 before that; that step
-    and all later ones leave the state as it was. The state is donated and keeps its layout.
+    `failed` is the first step whose loss or gradient is not finite, or -1. That step and all later
+    steps do not change the state. The state is donated.
+
+    Args:
+      gradient: Function of `make_gradient`; `arguments` are its arguments after the state.
+      phase: Phase.
+      num_data: Number of training examples.
+      layout: Shardings of the state.
+      mesh: Mesh of all devices.
     """
     optimizer = phase.optimizer()
 

@@ -1,4 +1,4 @@
-"""The folder of a run, which is the run of one config."""
+"""Working directory of a run: its config and its lock."""
 
 import fcntl
 import json
@@ -8,19 +8,20 @@ from typing import Any
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
+from experiments.atomic_files import write_json
 from experiments.configs import base
-from experiments.files import write_json
 
-# Where a run lies on its devices may change from one start to the next.
+# A resumed run may use other devices.
 _LAYOUT = ("mesh.", "sharding")
-_HELD: dict[Path, Any] = {}  # open files, whose locks end with this process, however it ends
+_LOCKS: dict[Path, Any] = {}  # open files; the operating system releases their locks at exit
 
 
 def read_config(workdir: Path) -> ConfigDict:
-    """Return the config of a run; fields that there were not when it began have their defaults.
+    """Read the config of a run; fields that are newer than the run have their defaults.
 
     Raises:
-      FileNotFoundError, json.JSONDecodeError: if there is none, or a damaged one.
+      FileNotFoundError: The folder has no config.json.
+      json.JSONDecodeError: The config is damaged.
     """
     config = ConfigDict(_defaults(), type_safe=False)
     config.update(json.loads((workdir / "config.json").read_text()))
@@ -32,20 +33,24 @@ def _defaults() -> dict[str, Any]:
 
 
 def claim_workdir(workdir: Path, config: Any) -> None:
-    """Make the folder the run of this config, or raise ValueError if it holds another's."""
-    wanted = json.loads(config.to_json_best_effort())
+    """Assign a folder to a config; create the folder if necessary.
+
+    Raises:
+      ValueError: The folder belongs to another config; the message lists the differences.
+    """
+    claimed = json.loads(config.to_json_best_effort())
     path = workdir / "config.json"
     if workdir.exists() and not workdir.is_dir():
         raise ValueError(f"--workdir={workdir} is a file; give a folder, or a new name.")
     if path.exists():
         try:
-            found = json.loads(path.read_text())
+            stored = json.loads(path.read_text())
         except json.JSONDecodeError as error:
             raise ValueError(
                 f"{path} is damaged ({error}). If the run in {workdir} is of this config, remove "
                 "that file to go on; else give another --workdir."
             ) from error
-        there, now = (flatten_dict(config, sep=".") for config in (found, wanted))
+        there, now = (flatten_dict(config, sep=".") for config in (stored, claimed))
         defaults = flatten_dict(_defaults(), sep=".")
         there = {name: value for name, value in defaults.items() if name in now} | there
         differences = [
@@ -60,11 +65,15 @@ def claim_workdir(workdir: Path, config: Any) -> None:
             )
         return
     workdir.mkdir(parents=True, exist_ok=True)
-    write_json(path, wanted)
+    write_json(path, claimed)
 
 
 def locked(path: Path) -> Any:
-    """Open a file to append to, locked until it is closed; None if another process has it."""
+    """Open a file for appending, and lock the file until the end.
+
+    Returns:
+      The binary file; None if another process has locked the file.
+    """
     file = path.open("ab")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -75,17 +84,17 @@ def locked(path: Path) -> Any:
 
 
 def hold_workdir(workdir: Path) -> None:
-    """Keep others from training in a folder while this process lives.
+    """Lock a folder against other processes until this process ends.
 
     Raises:
-      ValueError: if another process is at it.
+      ValueError: Another process has locked the folder.
     """
-    place = workdir.resolve()
-    if place in _HELD:
+    folder = workdir.resolve()
+    if folder in _LOCKS:
         return
-    lock = locked(place / "lock")
+    lock = locked(folder / "lock")
     if lock is None:
         raise ValueError(
             f"Another process is training in {workdir}; wait for it, or give another --workdir."
         )
-    _HELD[place] = lock
+    _LOCKS[folder] = lock

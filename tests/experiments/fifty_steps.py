@@ -1,4 +1,4 @@
-"""Fifty steps of compression on several meshes; prints, as JSON, each one's lines of metrics.
+"""Run fifty steps of compression on several meshes, and print metrics as JSON.
 
 python -m tests.experiments.fifty_steps FOLDER [COORDINATOR PROCESSES INDEX]
 """
@@ -14,10 +14,10 @@ import numpy as np
 from experiments.configs import digits
 from experiments.data import Dataset
 from experiments.models import build_model
-from experiments.training.layout import AXES
 from experiments.training.loop import run_phase
 from experiments.training.phases import phases
 from experiments.training.processes import is_writer, joined
+from experiments.training.sharding import AXES
 from experiments.training.step import TrainState
 
 STEPS = 50
@@ -58,7 +58,7 @@ def lines(workdir: Path) -> list[dict[str, Any]]:
 
 
 def check_layout(state: TrainState, parts: int) -> None:
-    """What is large lies in so many parts, also after the mask's decisions; tables are whole."""
+    """Check that large leaves are split, after mask decisions too, and tables are whole."""
     leaf = state.posterior["Dense_0"]["kernel"]
     moments = [
         array

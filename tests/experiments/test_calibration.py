@@ -1,4 +1,4 @@
-"""Compression from inputs alone: stages against the whole network, order, resuming, the command."""
+"""Calibration: stages against the whole network, order, resuming, the command."""
 
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,13 @@ import pytest
 
 import sqs_jax
 from experiments.calibrate import calibrate
-from experiments.calibration import inputs, sensitivity
-from experiments.calibration.blocks import examples_of, recode_stages
-from experiments.calibration.inputs import input_moments, layers_by_input
-from experiments.calibration.norms import input_norms
+from experiments.calibration import sensitivity
+from experiments.calibration.bit_allocation import allocate
+from experiments.calibration.blockwise import examples_of, recode_stages
+from experiments.calibration.input_moments import _record, input_moments, layers_by_input
+from experiments.calibration.input_norms import input_norms
 from experiments.calibration.page import write_calibration
 from experiments.calibration.sensitivity import fisher_information
-from experiments.calibration.size import allocate
 from experiments.calibration.stages import read, stages_of, values
 from experiments.data import Dataset
 from experiments.importers.huggingface import decoder_config
@@ -54,7 +54,7 @@ def test_fisher_information_stage_by_stage(network: tuple[Decoder, Any]) -> None
     model, variables = network
     dataset = Dataset(TOKENS, np.zeros(TOKENS.shape, np.int32), None, None)
     before = sensitivity._one_batch._cache_size()
-    found = flat_leaves(fisher_information(model, variables, dataset, batch_size=2, seed=3))
+    actual = flat_leaves(fisher_information(model, variables, dataset, batch_size=2, seed=3))
     assert model.config.layers > 1
     assert sensitivity._one_batch._cache_size() - before == 3  # first, last, and all the blocks
 
@@ -69,10 +69,10 @@ def test_fisher_information_stage_by_stage(network: tuple[Decoder, Any]) -> None
 
     run = jax.jit(gradient)
     each = [run(variables["params"], jax.random.fold_in(jax.random.key(5), i)) for i in range(16)]
-    wanted = flat_leaves(jax.tree.map(lambda *xs: np.mean(xs), *each))
-    for path, value in wanted.items():
+    expected = flat_leaves(jax.tree.map(lambda *xs: np.mean(xs), *each))
+    for path, value in expected.items():
         if path != "embed_tokens/embedding":  # shared by two stages of a tied network
-            assert 0.4 < found[path] / value < 2.5, path  # sixteen draws each
+            assert 0.4 < actual[path] / value < 2.5, path  # sixteen draws each
 
 
 def test_layers_of_one_input_are_one_group(network: tuple[Decoder, Any]) -> None:
@@ -96,10 +96,10 @@ def test_moments_are_those_of_all_batches() -> None:
     def apply(params: Any, x: jax.Array) -> Any:
         return model.apply({"params": params}, x)
 
-    found = input_moments(apply, "", (params, list(xs)), (params, list(ys)))
+    actual = input_moments(apply, "", (params, list(xs)), (params, list(ys)))
     x, y = (each.reshape(-1, 6) for each in (xs, ys))
-    np.testing.assert_allclose(found.second, x.T @ x / len(x), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(found.cross, x.T @ y / len(x), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(actual.second, x.T @ x / len(x), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(actual.cross, x.T @ y / len(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("size", "strides", "padding"), [(3, 1, 1), (3, 2, "SAME"), (1, 2, 0)])
@@ -113,7 +113,7 @@ def test_rows_of_a_convolution_times_its_kernel_are_its_outputs(
     def apply(params: Any, x: jax.Array) -> Any:
         return layer.apply({"params": params}, x)
 
-    (call,) = inputs._record(apply, params, x)
+    (call,) = _record(apply, params, x)
     kernel = params["kernel"].reshape(-1, 4)
     outputs = apply(params, x)
     np.testing.assert_allclose(
@@ -130,15 +130,15 @@ def test_a_network_with_convolutions_and_batch_statistics(tmp_path: Path) -> Non
         {"params": variables["params"]}, target_bytes=1_600, sensitivity=ones
     )["params"]
     batches = [images[:16], images[16:32]]
-    found = recode_stages(model, variables, compressed, batches, tmp_path)
+    actual = recode_stages(model, variables, compressed, batches, tmp_path)
 
     def error(params: Any) -> float:
         given = {**variables, "params": sqs_jax.materialize(params)}
         logits: list[Any] = [model.apply(v, images[32:]) for v in (given, variables)]
         return float(jnp.sum((logits[0] - logits[1]) ** 2))
 
-    assert error(found) < 0.8 * error(compressed)
-    before, after = flat_leaves(compressed), flat_leaves(found)
+    assert error(actual) < 0.8 * error(compressed)
+    before, after = flat_leaves(compressed), flat_leaves(actual)
     kernels = [p for p, leaf in before.items() if isinstance(leaf, sqs_jax.CompressedLeaf)]
     assert any(before[p].codes.ndim == 4 for p in kernels)
     assert all(not np.array_equal(before[p].codes, after[p].codes) for p in kernels)
@@ -158,20 +158,20 @@ def test_outputs_stay_nearer_and_finished_stages_are_kept(tmp_path: Path) -> Non
         sensitivity=jax.tree.map(lambda _: np.float32(1), variables["params"]),
         rules=[sqs_jax.Rule(pattern=".*(kernel|embedding)")],
     )
-    found = recode_stages(model, variables, compressed, batches, tmp_path)
+    actual = recode_stages(model, variables, compressed, batches, tmp_path)
     run = jax.jit(model.apply)
-    wanted = run(variables, TOKENS)
+    expected = run(variables, TOKENS)
     before, after = (
-        np.square(run({"params": sqs_jax.materialize(p)}, TOKENS) - wanted).mean()
-        for p in (compressed, found)
+        np.square(run({"params": sqs_jax.materialize(p)}, TOKENS) - expected).mean()
+        for p in (compressed, actual)
     )
     assert after < 0.8 * before
-    assert sqs_jax.summarize(found).file_bytes <= 1.01 * sqs_jax.summarize(compressed).file_bytes
+    assert sqs_jax.summarize(actual).file_bytes <= 1.01 * sqs_jax.summarize(compressed).file_bytes
 
     (tmp_path / "002.sqs").unlink()  # as if the run had been stopped there
     (tmp_path / "003.sqs").unlink()
     again = recode_stages(model, variables, compressed, batches, tmp_path)
-    chex.assert_trees_all_equal(found, again)
+    chex.assert_trees_all_equal(actual, again)
 
 
 def test_the_command(tmp_path: Path) -> None:
@@ -180,18 +180,18 @@ def test_the_command(tmp_path: Path) -> None:
     config = experiment(tmp_path, "language", "qwen3", num_attention_heads=2, **size)
     config.batch_size, config.calibration.examples = 4, 8
     config.sqs.pattern, config.sqs.target_bytes = ".*(kernel|embedding)", 7_000
-    found = calibrate(config, tmp_path / "run")
-    assert found.keys() == {"dense", "mode"}
-    assert 0.97 * 7_000 <= found["mode"]["bytes"] <= 7_000
+    actual = calibrate(config, tmp_path / "run")
+    assert actual.keys() == {"dense", "mode"}
+    assert 0.97 * 7_000 <= actual["mode"]["bytes"] <= 7_000
     page = write_calibration(tmp_path / "run").read_text()
-    for shown in (found["mode"]["bytes"], found["dense"]["bytes"]):
+    for shown in (actual["mode"]["bytes"], actual["dense"]["bytes"]):
         assert f"{shown:,}" in page
-    assert f"{found['mode']['perplexity']:.3f}" in page
+    assert f"{actual['mode']['perplexity']:.3f}" in page
     assert page.count("<svg") == page.count("</svg") > 2
     assert "layers_0/<wbr>mlp/<wbr>up_proj/<wbr>kernel" in page
     first = (tmp_path / "run" / "model.sqs").read_bytes()
     (tmp_path / "run" / "model.sqs").unlink()
-    calibrate(config, tmp_path / "run")  # goes on after what is done
+    calibrate(config, tmp_path / "run")  # resumes after the finished stages
     assert (tmp_path / "run" / "model.sqs").read_bytes() == first
 
 
@@ -212,27 +212,27 @@ def test_what_cannot_be_calibrated_is_refused(tmp_path: Path) -> None:
 
 def test_norms_are_those_of_the_inputs(network: Any) -> None:
     model, variables = network
-    found = input_norms(model, variables, [TOKENS[:1], TOKENS[1:]])
+    actual = input_norms(model, variables, [TOKENS[:1], TOKENS[1:]])
     jax.tree.map(
         lambda norms, leaf: norms.shape == leaf.shape[:-1] or pytest.fail(),
-        found,
+        actual,
         variables["params"],
     )
     params = variables["params"]
     counts = np.bincount(TOKENS.ravel(), minlength=len(params["embed_tokens"]["embedding"])) + 1
-    rows = found["embed_tokens"]["embedding"]
+    rows = actual["embed_tokens"]["embedding"]
     np.testing.assert_allclose(rows, np.sqrt(counts / counts.sum()), rtol=1e-6)
     x = params["embed_tokens"]["embedding"][TOKENS]
     x = x / np.sqrt(np.mean(x**2, -1, keepdims=True) + model.config.epsilon)
     x = x * params["layers_0"]["input_layernorm"]["scale"]
-    norms = found["layers_0"]["self_attn"]["k_proj"]["kernel"]
+    norms = actual["layers_0"]["self_attn"]["k_proj"]["kernel"]
     np.testing.assert_allclose(norms, np.sqrt(np.mean(x**2, (0, 1))), rtol=1e-4)
-    np.testing.assert_array_equal(found["norm"]["scale"], np.ones(()))
+    np.testing.assert_array_equal(actual["norm"]["scale"], np.ones(()))
 
 
 def test_an_allocation_is_made_once(tmp_path: Path) -> None:
     config = experiment(tmp_path, "language", "llama")
     kernel = np.ones((2, 1), np.float32)
     sqs_jax.save(tmp_path / "allocation.sqs", {"kernel": kernel})
-    found = allocate(None, None, None, config, tmp_path, 0)  # type: ignore[arg-type]
-    np.testing.assert_array_equal(found["kernel"], kernel)
+    actual = allocate(None, None, None, config, tmp_path, 0)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(actual["kernel"], kernel)

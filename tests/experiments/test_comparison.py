@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 import sqs_jax
-from experiments.calibration.statistics import outputs_lost
+from experiments.calibration.batch_statistics import outputs_lost
 from experiments.comparison import compression_aware_training as trained
 from experiments.comparison.page import lost, write_comparison
 from experiments.comparison.points import Point, compare
 from experiments.comparison.post_training import METHODS, PEERS, compress, file_bytes
-from experiments.problem import load_problem, starting_variables
+from experiments.task.initial_weights import starting_variables
+from experiments.task.load import load_task
 from tests.experiments.test_text import STORY, experiment
 
 
@@ -25,7 +26,7 @@ def small_network(folder: Path) -> tuple[Any, Any, Any]:
     config = experiment(folder, "language", "qwen3", num_attention_heads=2, **size)
     config.batch_size, config.calibration.examples = 4, 8
     config.sqs.pattern, config.sqs.target_bytes = ".*(kernel|embedding)", 7_000
-    problem = load_problem(config, folder)
+    problem = load_task(config, folder)
     return problem, jax.tree.map(np.asarray, starting_variables(problem, config)), config
 
 

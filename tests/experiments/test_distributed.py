@@ -1,4 +1,4 @@
-"""Two processes of two devices each, as one command: stopped, killed, and started again."""
+"""Two processes with two devices per process: stopped, killed and restarted."""
 
 import hashlib
 import json
@@ -60,15 +60,15 @@ def wait_for_step(process: subprocess.Popen[str], workdir: Path, phase: str, ste
 
 
 def children(process: subprocess.Popen[str]) -> list[int]:
-    found = []
+    actual = []
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = status.read_text().rsplit(")", 1)[1].split()
         except (FileNotFoundError, ProcessLookupError):
             continue
         if int(fields[1]) == process.pid:
-            found.append(int(status.parent.name))
-    return sorted(found)
+            actual.append(int(status.parent.name))
+    return sorted(actual)
 
 
 @pytest.mark.scale  # finds processes through /proc: on Linux

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 import sqs_jax
-from experiments.calibration.blocks import examples_of
-from experiments.calibration.size import compress
+from experiments.calibration.bit_allocation import compress
+from experiments.calibration.blockwise import examples_of
 from experiments.comparison.post_training import PEERS
 from experiments.configs import digits
 from experiments.data import Dataset
 from experiments.export import as_stored, deployed, export, shipped
 from experiments.models.resnet import ResNet
-from experiments.training.calibrated import with_codes
 from experiments.training.phases import Phase, phases
 from experiments.training.step import init_state
+from experiments.training.warm_start import with_codes
 from experiments.trees import flat_leaves, map_leaves
 
 

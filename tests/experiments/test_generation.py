@@ -14,7 +14,7 @@ from experiments.importers.huggingface import decoder_config
 from experiments.models import build_model
 from experiments.models.decoder import Decoder
 from experiments.models.generation import generate_tokens
-from experiments.training.generated import with_generated
+from experiments.training.synthetic_data import with_generated
 from tests.experiments.language_models import CONFIGS, tokens
 
 TOKENS = tokens("llama")

@@ -17,11 +17,11 @@ import sqs_jax
 from experiments.configs import base
 from experiments.data import text
 from experiments.importers.huggingface import decoder_config
-from experiments.language_run import LanguageRun
 from experiments.models.decoder import Decoder
 from experiments.models.generation import generate_tokens
 from experiments.models.lm_eval_adapter import HarnessModel
-from experiments.problem import TOKENIZER
+from experiments.task.language_run import LanguageRun
+from experiments.task.tokenizer import TOKENIZER
 from experiments.training.workdir import claim_workdir
 from tests.experiments.language_models import CONFIGS
 from tests.experiments.test_text import STORY

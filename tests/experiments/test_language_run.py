@@ -9,12 +9,13 @@ import pytest
 from safetensors.numpy import load_file
 
 import sqs_jax
-from experiments.evaluate import evaluate, predict
+from experiments.evaluate import evaluate
 from experiments.export import deployed, export
 from experiments.generate import generate
 from experiments.scores import fingerprint
+from experiments.task.prediction import predict
 from experiments.to_huggingface import convert
-from experiments.training.run import run_trainings
+from experiments.training.pipeline import run_trainings
 from tests.experiments.test_text import STORY, experiment
 
 

@@ -4,8 +4,8 @@ import jax
 import pytest
 
 from experiments.configs import digits, tinystories_llama
+from experiments.cost_model.memory import predict
 from experiments.memory import explained, remedy
-from experiments.predict import predict
 
 
 @pytest.fixture

@@ -56,8 +56,11 @@ def test_a_peer_that_learns_what_it_prunes_has_no_mask() -> None:
         ({"prune_start": 0.9}, "must ascend"),
         ({"window_kind": "outlier", "window_count": 2}, "Windows.count"),
         ({"estimator": "guess"}, "guess"),
-        ({"method": "dgms"}, "use 'mean', 0, 'together', none"),
-        ({"method": "dgms", "estimator": "mean"}, "learning_rate.spread 0.0"),
+        ({"method": "dgms"}, r"config\.sqs\.estimator is 'mode'.*: use 'mean'"),
+        (
+            {"method": "dgms", "estimator": "mean"},
+            r"config\.sqs\.learning_rate\.spread is 0\.0.*positive rate",
+        ),
         (
             {
                 "method": "dgms",
@@ -65,7 +68,7 @@ def test_a_peer_that_learns_what_it_prunes_has_no_mask() -> None:
                 "learning_rate": {"spread": 1e-3},
                 "rate_weight": 0.05,
             },
-            "rate_weight 0.05",
+            r"config\.sqs\.rate_weight is 0\.05.*'dgms' does not use it.*default, 0\.0",
         ),
         (
             {"start": "calibration", "target_bytes": 9000, "mistakes": ("binned",)},

@@ -1,4 +1,4 @@
-"""Published shapes, abstractly: their numbers of weights, and what they take on devices."""
+"""Cost model: numbers of weights, and memory of published shapes on devices."""
 
 from importlib import import_module
 from pathlib import Path
@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 
 from experiments.configs import tinystories_llama
+from experiments.cost_model.duration import predict_seconds
+from experiments.cost_model.memory import predict
+from experiments.cost_model.shapes import network_shapes
+from experiments.cost_model.stage_costs import stage_costs
 from experiments.importers.huggingface import decoder_config
 from experiments.models.decoder import Decoder
-from experiments.predict import _costs, _shapes, predict, predict_seconds
 from experiments.training.phases import phases
 from experiments.training.step import init_state
 
@@ -61,9 +64,9 @@ def test_the_state_is_counted_as_it_is() -> None:
     variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 8), np.int32))
     with jax.numpy_dtype_promotion("standard"):
         state = init_state(phase, variables)
-        found = predict(config, 1)["training, per device"]
+        actual = predict(config, 1)["training, per device"]
     held, weights = (sum(x.nbytes for x in jax.tree.leaves(tree)) for tree in (state, variables))
-    assert 0 <= found - held - 2 * weights < 0.3 * weights  # gradient and teacher; activations
+    assert 0 <= actual - held - 2 * weights < 0.3 * weights  # gradient and teacher; activations
 
 
 def test_parts_of_a_batch_and_blocks_computed_again_take_less() -> None:
@@ -87,7 +90,7 @@ def test_parts_of_a_batch_and_blocks_computed_again_take_less() -> None:
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.py")))
 def test_every_training_of_images_is_predicted(name: str) -> None:
-    """Of language models those above and below; others get their shape from their weights."""
+    """Predict every config of images; other language models need weights for their shape."""
     module = import_module(f"experiments.configs.{name}")
     if name in OTHERS or not hasattr(module, "get_config"):
         return
@@ -99,8 +102,8 @@ def test_every_training_of_images_is_predicted(name: str) -> None:
             predict(config, 1)
         return
     with jax.numpy_dtype_promotion("standard"):
-        found = predict(config, 1)
-    assert 0 < found["compressed file"] < found["dense file"] / 4
+        actual = predict(config, 1)
+    assert 0 < actual["compressed file"] < actual["dense file"] / 4
 
 
 def test_a_file_of_independent_codes() -> None:
@@ -108,17 +111,17 @@ def test_a_file_of_independent_codes() -> None:
     config = load("digits")
     config.sqs.sparsity, config.sqs.components = 0.5, 4
     with jax.numpy_dtype_promotion("standard"):
-        found = predict(config, 1)
+        actual = predict(config, 1)
     kernels, biases = 54_864, 154
-    assert found["weights"] == kernels + biases
-    assert found["compressed file"] == kernels * 2 // 8 + 2 * biases
+    assert actual["weights"] == kernels + biases
+    assert actual["compressed file"] == kernels * 2 // 8 + 2 * biases
 
 
 def test_convolutions_are_counted() -> None:
-    """ResNet-20: 40.8 M multiplications an image, nearly all of them convolutions."""
+    """ResNet-20: 40.8 M multiplications an image, nearly all in convolutions."""
     config = load("cifar10_resnet20")
-    model, variables, examples = _shapes(config)
-    (stage,) = _costs(model, variables, examples)
+    model, variables, examples = network_shapes(config)
+    (stage,) = stage_costs(model, variables, examples)
     stem, stages = 27 * 16 * 32**2, 0
     moments = 27**2 * 32**2
     for number, (width, side) in enumerate(((16, 32), (32, 16), (64, 8))):
@@ -139,7 +142,7 @@ def test_what_cannot_be_predicted_is_refused() -> None:
 
 def test_seconds_follow_from_what_is_multiplied(monkeypatch: pytest.MonkeyPatch) -> None:
     rate = 1e10
-    monkeypatch.setattr("experiments.predict.products_per_second", lambda: rate)
+    monkeypatch.setattr("experiments.cost_model.duration.products_per_second", lambda: rate)
     config = tinystories_llama.get_config()
     one = predict_seconds(config)
     weights = 6_328_576

@@ -10,7 +10,7 @@ import pytest
 from experiments.data import question_answering
 from experiments.data.question_answering import Question, read_questions
 from experiments.importers.language_model import read_tokenizer
-from experiments.problem import load_problem
+from experiments.task.load import load_task
 from tests.experiments.test_text import experiment
 
 CONTEXT = "The cat sat on the red mat. A dog, big and bad, saw the cat. " * 12
@@ -116,11 +116,11 @@ def test_a_problem_scores_answers(tmp_path: Path, tokenizer: Any) -> None:
     config = experiment(tmp_path, "answers", "bert_answers", max_position_embeddings=128)
     config.data.length, config.data.stride = 90, 5
     config.data.tokenizer = str(tmp_path / "vocab.txt")
-    problem = load_problem(config, tmp_path)
+    problem = load_task(config, tmp_path)
     features = question_answering.encode(QUESTIONS, tokenizer, 90, 5)
     np.testing.assert_array_equal(problem.splits.holdout.examples, features.tokens)
     assert problem.score is not None
     assert problem.score(certain(features)) == {"exact_match": 100.0, "f1": 100.0}
     config.model.shape.model_type = "llama"
     with pytest.raises(ValueError, match="'answers' is for 'bert', not 'llama'"):
-        load_problem(config, tmp_path)
+        load_task(config, tmp_path)

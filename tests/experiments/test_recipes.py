@@ -10,9 +10,9 @@ import pytest
 import sqs_jax
 from experiments.configs import digits, digits_paper
 from experiments.models import build_model
-from experiments.training.normalisation import estimate_statistics
+from experiments.training.ablations import with_mistakes
+from experiments.training.batch_norm import estimate_statistics
 from experiments.training.phases import phases
-from experiments.training.published import with_mistakes
 from experiments.training.sequential import in_order
 from experiments.trees import sub_distributions
 

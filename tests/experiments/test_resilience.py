@@ -1,4 +1,4 @@
-"""Numbers that stop being finite, checkpoints that are damaged, full disks, and SIGTERM."""
+"""Resilience to non-finite values, damaged checkpoints, full disks and SIGTERM."""
 
 import os
 import shutil
@@ -17,10 +17,10 @@ import pytest
 from experiments.data import Dataset, batch_indices
 from experiments.models import build_model
 from experiments.training.checkpoints import Checkpoints
-from experiments.training.layout import make_mesh
 from experiments.training.loop import run_phase
 from experiments.training.phases import phases
 from experiments.training.processes import STOPPED, stop_requests
+from experiments.training.sharding import make_mesh
 from tests.experiments.fifty_steps import dataset, experiment, lines
 
 
@@ -76,7 +76,7 @@ def test_a_gradient_that_explodes_is_named_with_the_last_good_checkpoint(tmp_pat
 def test_a_step_that_processes_agree_on_may_lie_in_the_next_training(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """JAX names one that is to come: counted anew in each training, it might never be reached."""
+    """JAX names a future step, which a counter per training might never reach."""
     asked: list[int] = []
 
     def reached(step: int) -> bool:

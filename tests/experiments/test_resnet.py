@@ -12,7 +12,7 @@ from jax import lax
 import sqs_jax
 from experiments.models import NETWORKS, build_model
 from experiments.models.convolution import conv_general_dilated
-from experiments.training.normalisation import fold_statistics
+from experiments.training.batch_norm import fold_statistics
 
 
 def network(name: str, num_classes: int = 10, stem: str = "cifar", **options: Any) -> Any:

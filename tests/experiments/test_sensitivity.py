@@ -18,15 +18,15 @@ def test_fisher_information_of_a_linear_classifier() -> None:
     logits = np.asarray(model.apply(variables, inputs), np.float64)
     p = np.exp(logits - logits.max(-1, keepdims=True))
     p /= p.sum(-1, keepdims=True)
-    wanted = {
+    expected = {
         "kernel": np.mean(np.square(inputs)[:, :, None] * (p * (1 - p))[:, None]),
         "bias": np.mean(p * (1 - p)),
     }
-    found = fisher_information(model, variables, dataset, batch_size=256, seed=1)
-    assert found.keys() == wanted.keys()
-    for name, value in wanted.items():
-        np.testing.assert_allclose(found[name], value, rtol=0.25)
+    actual = fisher_information(model, variables, dataset, batch_size=256, seed=1)
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(actual[name], value, rtol=0.25)
     again = fisher_information(model, variables, dataset, batch_size=256, seed=1)
-    assert again == found
+    assert again == actual
     small = fisher_information(model, variables, dataset, batch_size=32, seed=1)
-    np.testing.assert_allclose(small["kernel"], wanted["kernel"], rtol=0.5)
+    np.testing.assert_allclose(small["kernel"], expected["kernel"], rtol=0.5)

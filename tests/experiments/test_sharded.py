@@ -1,4 +1,4 @@
-"""The same fifty steps on 1 to 8 devices and on two processes: the layout changes nothing."""
+"""Fifty steps give equal results on 1 to 8 devices and on two processes."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.training.layout import make_mesh
+from experiments.training.sharding import make_mesh
 from tests.experiments.fifty_steps import check_layout, experiment, train
 
 COMMAND = [sys.executable, "-W", "error", "-m", "tests.experiments.fifty_steps"]
@@ -38,19 +38,19 @@ def test_losses_agree_on_all_meshes_and_on_two_processes(tmp_path: Path) -> None
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     groups: list[list[Any]] = [[(8,)], [(2, address, "2", "0"), (2, address, "2", "1")]]
-    found = {}
+    actual = {}
     for group in groups:
         processes = [start(*arguments) for arguments in group]
         for process in processes:
             out, err = process.communicate()
             assert process.returncode == 0, err[-4000:]
             if printed := [line for line in out.splitlines() if line.startswith("{")]:
-                found |= json.loads(printed[0])
-    assert len(found) == 6
-    reference = found["1 x 1"]
+                actual |= json.loads(printed[0])
+    assert len(actual) == 6
+    reference = actual["1 x 1"]
     assert [line["step"] for line in reference] == [10, 20, 30, 40, 50]
     assert reference[-1]["loss"] < 0.9 * reference[0]["loss"]
-    for name, lines in found.items():
+    for name, lines in actual.items():
         for line, expected in zip(lines, reference, strict=True):
             for figure in ("loss", "nll", "kl_per_example", "sparsity"):
                 np.testing.assert_allclose(

@@ -15,8 +15,8 @@ import pytest
 from experiments.configs import digits
 from experiments.frontier import read_sweeps
 from experiments.pages.pareto_front import front, spots, write_frontier
-from experiments.points import Point, points, train_all
-from experiments.sweep import parse
+from experiments.sweeps.grid import Point, parse, points
+from experiments.sweeps.local_processes import train_all
 from experiments.training.workdir import claim_workdir
 
 BRIEF = (

@@ -12,7 +12,8 @@ from experiments.data import text
 from experiments.importers import huggingface
 from experiments.models.decoder import Decoder
 from experiments.models.verbalizer import VerbalizerClassifier
-from experiments.problem import TOKENIZER, described, load_problem
+from experiments.task.load import described, load_task
+from experiments.task.tokenizer import TOKENIZER
 from tests.experiments.language_models import CONFIGS, tokens, write_folder
 
 STORY = "One day, a cat sat on a mat.\n\n" * 40
@@ -130,7 +131,7 @@ def test_sentences_are_classified_by_a_head_or_a_verbalizer(tmp_path: Path) -> N
     (tmp_path / "vocab.txt").write_text("\n".join(words))
     config = experiment(tmp_path, "sentences", "bert_classifier")
     config.data.tokenizer = str(tmp_path / "vocab.txt")
-    model, splits, *_ = load_problem(config, tmp_path)
+    model, splits, *_ = load_task(config, tmp_path)
     assert splits.train.examples[0].tolist() == [2, 5, 6, 7, 8, 3] + [0] * 10
     assert splits.num_classes == 2 and splits.holdout.labels.tolist() == [0, 1] * 20
     example = splits.train.inputs(slice(4))
@@ -139,38 +140,38 @@ def test_sentences_are_classified_by_a_head_or_a_verbalizer(tmp_path: Path) -> N
 
     config = experiment(tmp_path, "sentences", "llama")
     config.data.words = (" bad", " good")
-    model, splits, tokenizer, _ = load_problem(config, tmp_path)
+    model, splits, tokenizer, _ = load_task(config, tmp_path)
     prompt = tokenizer.decode(splits.train.examples[0].tolist())
     assert prompt.startswith("the cat is bad It was")
     config.data.words = (" bad", " splendid")
     with pytest.raises(ValueError, match="needs a word that is one token"):
-        load_problem(config, tmp_path)
+        load_task(config, tmp_path)
     with pytest.raises(ValueError, match=r"no token \[SEP\], which BERT needs"):
-        load_problem(experiment(tmp_path, "sentences", "bert_classifier"), tmp_path)
+        load_task(experiment(tmp_path, "sentences", "bert_classifier"), tmp_path)
 
 
 def test_a_language_models_folder_determines_its_architecture(tmp_path: Path) -> None:
     (tmp_path / "story.txt").write_text(STORY)
     config = experiment(tmp_path, "language", "llama")
-    model, splits, tokenizer, _ = load_problem(config, tmp_path)
+    model, splits, tokenizer, _ = load_task(config, tmp_path)
     assert model.config.heads == 4 and splits.train.units == splits.train.labels.size
     with pytest.raises(ValueError, match=r"length is 65, but the model's context is 64"):
         config.data.length = 65
-        load_problem(config, tmp_path)
+        load_task(config, tmp_path)
     write_folder(tmp_path / "model", "qwen2")
     config = experiment(tmp_path, "language", "llama")
     config.model.weights = str(tmp_path / "model")
     assert described(config).model.shape.model_type == "qwen2"
     with pytest.raises(FileNotFoundError, match=r"model has no tokenizer\.json; name the one"):
-        load_problem(described(config), tmp_path)
+        load_task(described(config), tmp_path)
     (tmp_path / "run").mkdir()
     tokenizer.save(str(tmp_path / "run" / TOKENIZER))
     with pytest.raises(ValueError, match=r"tokens, the model an embedding of 96"):
-        load_problem(described(config), tmp_path / "run")
+        load_task(described(config), tmp_path / "run")
     config.data.kind = "sounds"
     with pytest.raises(ValueError, match="it must be 'images', 'language'"):
-        load_problem(described(config), tmp_path)
+        load_task(described(config), tmp_path)
     empty = base.experiment()
     empty.data.kind = "language"
     with pytest.raises(ValueError, match=r"config\.model\.shape is empty"):
-        load_problem(empty, tmp_path)
+        load_task(empty, tmp_path)

@@ -1,4 +1,4 @@
-"""The main job, as a user runs it: processes, files, interruptions, mistakes."""
+"""The command experiments.train: processes, files, interruptions, user errors."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ import sqs_jax
 from experiments.configs import base, cifar10_resnet20, digits
 from experiments.data.corruptions import CORRUPTIONS
 from experiments.export import recipe
-from experiments.training.run import run_trainings
+from experiments.training.pipeline import run_trainings
 from sqs_jax.cli import main as sqs_command
 
 SHORT = (
@@ -50,8 +50,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def lines(workdir: Path, phase: str) -> list[dict[str, float]]:
     path = workdir / "metrics.jsonl"
     texts = path.read_text().splitlines(keepends=True) if path.exists() else []
-    found = [json.loads(text) for text in texts if text.endswith("\n")]
-    return [line for line in found if line["phase"] == phase]
+    actual = [json.loads(text) for text in texts if text.endswith("\n")]
+    return [line for line in actual if line["phase"] == phase]
 
 
 def test_run_ends_with_a_small_file_and_a_report(finished: Path) -> None:

@@ -1,4 +1,4 @@
-"""Training towards a size: the allocation becomes rules, units and a start, and the file lands."""
+"""Training towards a file size: allocation, start, search and final file."""
 
 import dataclasses
 import os
@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 
 import sqs_jax
-from experiments.calibration.size import allocate
+from experiments.calibration.bit_allocation import allocate
 from experiments.configs import digits
 from experiments.export import shipped
 from experiments.models import build_model
 from experiments.training.budget import _of_few_sizes, require_compressed, with_budget
-from experiments.training.calibrated import with_codes
 from experiments.training.phases import phases
 from experiments.training.sequential import in_order
+from experiments.training.warm_start import with_codes
 from experiments.trees import flat_leaves, map_leaves, sparsity, sub_distributions
 from sqs_jax.cli import main
 from tests.experiments.test_train import SHORT
@@ -30,7 +30,7 @@ TARGET = 12_000
 
 
 def allocated(target, folder, **settings):
-    """Return a config, the params of an untrained network, and those in so many bytes."""
+    """Return a config, untrained params, and these params compressed to a size."""
     config = digits.get_config()
     config.sqs.update(target_bytes=target, **settings)
     model = build_model(config.model, 10)
@@ -48,7 +48,7 @@ def compression(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def priced(tmp_path_factory):
-    """Return a phase that starts at codes, its posterior and these codes."""
+    """Return a phase that starts at codes, the posterior and the codes."""
     config, params, compressed = allocated(
         TARGET, tmp_path_factory.mktemp("allocation"), start="calibration"
     )
@@ -72,7 +72,7 @@ def test_rules_and_ramp_are_those_of_the_allocation(compression):
 
 def test_a_calibrated_start_has_its_codes_and_stays_near_the_weights(tmp_path):
     config, params, compressed = allocated(TARGET, tmp_path, start="calibration")
-    wanted = {}
+    expected = {}
 
     def moved(path, leaf):
         """Move every seventh code on to the next level."""
@@ -81,15 +81,15 @@ def test_a_calibrated_start_has_its_codes_and_stays_near_the_weights(tmp_path):
         codes = np.array(leaf.codes)
         flat = codes.reshape(-1)[::7]
         flat[:] = (flat + 1) % (1 + leaf.codebook.size)
-        wanted[path] = dataclasses.replace(leaf, codes=codes)
-        return wanted[path]
+        expected[path] = dataclasses.replace(leaf, codes=codes)
+        return expected[path]
 
     compressed = map_leaves(moved, compressed)
     phase = with_budget(phases(config, num_train=1280)[-1], params, config, compressed)
     posterior = phase.transform.init(params)
     before = flat_leaves(params)
     for path, leaf in sub_distributions(posterior).items():
-        codes, levels = wanted[path].codes, np.append(0, wanted[path].codebook.reshape(-1))
+        codes, levels = expected[path].codes, np.append(0, expected[path].codebook.reshape(-1))
         nearest = np.argmin(np.abs(np.asarray(leaf.loc)[..., None] - levels), axis=-1)
         np.testing.assert_array_equal(nearest, codes)
         same = np.argmin(np.abs(np.asarray(before[path])[..., None] - levels), axis=-1) == codes
@@ -114,15 +114,15 @@ def test_codes_that_stay_have_trained_codebooks(tmp_path):
     def loss(part):
         return loss_fn(sqs_jax.combine(part, fixed), None, jax.random.key(0), 0)[0]
 
-    found = flat_leaves(jax.jit(jax.grad(loss))(trainable))
+    actual = flat_leaves(jax.jit(jax.grad(loss))(trainable))
     for path, leaf in flat_leaves(compressed).items():
         inputs = flat_leaves(x)[path]
         if isinstance(leaf, sqs_jax.CompressedLeaf):
-            assert found[path].codes is None
+            assert actual[path].codes is None
             sums = np.bincount(leaf.codes.ravel(), inputs.ravel(), leaf.codebook.size + 1)[1:]
-            np.testing.assert_allclose(found[path].codebook.ravel(), sums, rtol=1e-4, atol=1e-3)
+            np.testing.assert_allclose(actual[path].codebook.ravel(), sums, rtol=1e-4, atol=1e-3)
         else:
-            np.testing.assert_allclose(found[path], inputs, rtol=1e-5)
+            np.testing.assert_allclose(actual[path], inputs, rtol=1e-5)
     assert phase.transform.compress(posterior) is posterior
 
 
@@ -195,10 +195,10 @@ def test_a_price_errs_less_than_pruning_in_as_many_bytes(priced, share):
         for path, leaf in sub_distributions(posterior).items()
     }
 
-    def error(found):
+    def error(actual):
         return sum(
             float(jnp.sum(((leaf.mode() - leaf.loc) / widths[path]) ** 2))
-            for path, leaf in sub_distributions(found).items()
+            for path, leaf in sub_distributions(actual).items()
         )
 
     def pruned(sparsity):
@@ -244,19 +244,19 @@ def test_codes_start_as_they_are_and_their_price_is_kept(priced):
 
 
 def test_levels_that_cannot_fill_a_file_keep_their_price(priced):
-    """However often the budget is met in vain: later it may have to rise again."""
+    """The price does not fall without end, so that it can rise again later."""
     phase, posterior, _ = priced
     budget = phase.mask.budget._replace(target=2 * TARGET)
-    found = posterior
+    actual = posterior
     for _ in range(6):
-        found = budget.fit(found, {})
-    most = budget.file_bytes(found, {})
-    assert budget.file_bytes(budget.fit(found, {}), {}) == most
-    for path, leaf in sub_distributions(found).items():
+        actual = budget.fit(actual, {})
+    most = budget.file_bytes(actual, {})
+    assert budget.file_bytes(budget.fit(actual, {}), {}) == most
+    for path, leaf in sub_distributions(actual).items():
         start = sub_distributions(posterior)[path]
         assert float((leaf.log_scales - start.log_scales)[0, 0]) > -12
     less = budget._replace(target=round(0.9 * most))
-    assert 0.98 * less.target <= less.file_bytes(less.fit(found, {}), {}) <= less.target
+    assert 0.98 * less.target <= less.file_bytes(less.fit(actual, {}), {}) <= less.target
 
 
 def test_tensors_of_one_shape_have_as_many_levels_and_files_leave_the_surplus_out():
@@ -271,28 +271,28 @@ def test_tensors_of_one_shape_have_as_many_levels_and_files_leave_the_surplus_ou
     assert [filled[name].codebook.shape for name in "ab"] == [(1, 7)] * 2
     config = digits.get_config()
     for tree in (filled, compressed):
-        found, _ = shipped(tree, {}, config)
+        actual, _ = shipped(tree, {}, config)
         for name in "ab":
-            assert found["params"][name].codebook.shape == compressed[name].codebook.shape
+            assert actual["params"][name].codebook.shape == compressed[name].codebook.shape
             np.testing.assert_allclose(
-                sqs_jax.materialize(found["params"][name]),
+                sqs_jax.materialize(actual["params"][name]),
                 sqs_jax.materialize(compressed[name]),
                 atol=1e-3,  # float16
             )
     many = sqs_jax.CompressedLeaf(
         rng.integers(0, 50, (30, 20)).astype(np.uint16), np.linspace(-1, 1, 300, dtype="f4")[None]
     )
-    found, options = shipped({"a": many}, {}, config)
-    assert found["params"]["a"].codes.dtype == np.uint8
-    assert sqs_jax.summarize(found, **options).file_bytes > 0
+    actual, options = shipped({"a": many}, {}, config)
+    assert actual["params"]["a"].codes.dtype == np.uint8
+    assert sqs_jax.summarize(actual, **options).file_bytes > 0
 
 
 @pytest.mark.parametrize("order", ["prune_first", "quantise_first"])
 def test_what_comes_second_meets_the_size_by_pruning(compression, order):
     phase, posterior = compression
     second = in_order(phase, order)[-1]
-    found = second.mask.decide(second.transform.init(posterior), second.mask.freeze, {})
-    assert 0.98 * TARGET <= second.mask.budget.file_bytes(found, {}) <= TARGET
+    actual = second.mask.decide(second.transform.init(posterior), second.mask.freeze, {})
+    assert 0.98 * TARGET <= second.mask.budget.file_bytes(actual, {}) <= TARGET
 
 
 def test_a_size_that_cannot_be_met_is_named(compression):

@@ -1,4 +1,4 @@
-"""One folder, one run, one process."""
+"""A folder belongs to a single run and a single process."""
 
 import fcntl
 import json
@@ -29,9 +29,9 @@ def test_a_run_from_before_a_field_was_goes_on_with_its_default(tmp_path: Path) 
     assert older.pop("accumulate") == 1 and older["model"].pop("remat") is False
     path.write_text(json.dumps(older))
     claim_workdir(tmp_path, config)
-    found = read_config(tmp_path)
-    assert found.accumulate == 1 and found.model.features == [16, 32]
-    assert found.to_dict() == json.loads(config.to_json_best_effort())
+    actual = read_config(tmp_path)
+    assert actual.accumulate == 1 and actual.model.features == [16, 32]
+    assert actual.to_dict() == json.loads(config.to_json_best_effort())
     config.accumulate = 2
     with pytest.raises(ValueError, match=r"config\.accumulate: 1 there, 2 now"):
         claim_workdir(tmp_path, config)

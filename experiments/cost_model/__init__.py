@@ -1,0 +1,1 @@
+"""Cost model: memory, file size and time of an experiment, from shapes alone."""

@@ -1,0 +1,59 @@
+"""Synthetic training data: texts sampled from the language model itself."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.data.dataset import Dataset
+from experiments.models.decoder import Decoder
+from experiments.models.generation import generate_tokens
+from sqs_jax.progress import track
+
+_BATCH = 64
+
+
+def with_generated(
+    train: Dataset, model: Any, params: Any, count: int, seed: int, path: Path
+) -> Dataset:
+    """Append sequences that a language model samples, token by token, to a dataset.
+
+    Sampled texts serve distillation as well as real ones (Liu et al. 2023, LLM-QAT,
+    arXiv:2305.17888). They help where the real text is short.
+
+    Args:
+      train: Dataset of token sequences; samples begin with first tokens drawn from `train`.
+      model: Language model, a `Decoder`.
+      params: Params of the model.
+      count: Number of sampled sequences, each as long as those of `train`.
+      seed: Seed of the samples, an integer.
+      path: File (.npy) that stores the samples; an existing file is read, and nothing is sampled.
+
+    Raises:
+      ValueError: The model is no `Decoder`.
+    """
+    if not isinstance(model, Decoder):
+        raise ValueError(
+            f"config.sqs.generated is {count}, but a {type(model).__name__} writes no text: use 0, "
+            "or a language model."
+        )
+    length = train.labels.shape[1]
+    if not path.is_file():
+        keys = jax.random.split(jax.random.key(seed), -(-count // _BATCH))
+        chosen = np.random.default_rng(seed).integers(len(train.labels), size=(len(keys), _BATCH))
+        starts = train.examples[chosen, 0]
+        parts = [
+            np.asarray(generate_tokens(model, params, start[:, None], length, key))
+            for start, key in track(zip(starts, keys, strict=True), "writing texts", len(keys))
+        ]
+        part = path.with_suffix(".part")
+        with part.open("wb") as file:
+            np.save(file, np.concatenate(parts)[:count])
+        os.replace(part, path)
+    tokens = np.load(path)
+    return train._replace(
+        examples=np.concatenate([train.examples, tokens[:, :-1]]),
+        labels=np.concatenate([train.labels, tokens[:, 1:]]),
+    )
