@@ -1,4 +1,8 @@
-"""Make neural networks small: prune and quantise by sparse quantised sub-distributions, in JAX."""
+"""Bayesian compression of neural networks by sparse quantized sub-distributions.
+
+Pruning and quantization are one variational problem: a posterior over weights whose deployed
+values are few levels, and zero. See docs/math.md for the method, docs/architecture.md for the code.
+"""
 
 from sqs_jax.artifact import (
     CompressedLeaf,

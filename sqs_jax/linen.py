@@ -1,8 +1,8 @@
-"""Compressible Flax Linen layers: `flax.linen`'s own, with a `rule` for their kernel.
+"""Compressible Flax Linen layers: layers of `flax.linen` with a `rule` for the kernel.
 
-The params of a model built with these are `transform.init` of the plain model's params: same
-paths, same leaves, same random draw. A kernel may also be an array, used as it is: what `mean`,
-`sample`, `mode` and `materialize` return.
+The params of a model with these layers are `transform.init` of the plain model's params: same
+paths, same leaves, same random draw. A kernel may also be an array, which the layer uses unchanged.
+`mean`, `sample`, `mode` and `materialize` return such arrays.
 """
 
 from collections.abc import Callable
@@ -16,9 +16,14 @@ DEFAULT_RULE = Rule()
 
 
 class _Compressible:
-    """Create one param as a SubDistribution, and hand the layer its deployed weights.
+    """Mixin that stores a param as a SubDistribution, and computes with its mode.
 
-    Everything else (fields, initialisation, dtypes, masks) is the plain layer's.
+    Fields, initialization, dtypes and masks are those of the plain layer.
+
+    Attributes:
+        rule: Rule that compresses the param.
+        compressed_param: Name of the param.
+        scope: Scope of the module, set by Flax.
     """
 
     rule: Rule
@@ -27,6 +32,7 @@ class _Compressible:
 
     @nn.nowrap
     def param(self, name: str, init_fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Return a param of the layer; the deployed weights of the compressed param."""
         if name != self.compressed_param:
             return super().param(name, init_fn, *args, **kwargs)  # type: ignore[misc]
 
@@ -45,21 +51,72 @@ class _Compressible:
 
 
 class Dense(_Compressible, nn.Dense):
-    """`flax.linen.Dense` whose kernel is compressed as `rule` says (its pattern is not used)."""
+    """`flax.linen.Dense` with a compressed kernel.
+
+    Attributes:
+        rule: Rule that compresses the kernel. The pattern and `stacked` are not used. The other
+            fields are those of `flax.linen.Dense`.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import sqs_jax
+        >>> from sqs_jax.linen import Dense
+        >>> layer = Dense(2, rule=sqs_jax.Rule(components=4))
+        >>> variables = layer.init(jax.random.key(0), jnp.ones((1, 4)))
+        >>> variables["params"]["kernel"].loc.shape
+        (4, 2)
+        >>> layer.apply(variables, jnp.ones((1, 4))).shape
+        (1, 2)
+    """
 
     rule: Rule = DEFAULT_RULE
     compressed_param = "kernel"
 
 
 class Conv(_Compressible, nn.Conv):
-    """`flax.linen.Conv` whose kernel is compressed as `rule` says (its pattern is not used)."""
+    """`flax.linen.Conv` with a compressed kernel.
+
+    Attributes:
+        rule: Rule that compresses the kernel. The pattern and `stacked` are not used. The other
+            fields are those of `flax.linen.Conv`.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import sqs_jax
+        >>> from sqs_jax.linen import Conv
+        >>> layer = Conv(2, kernel_size=(3, 3), rule=sqs_jax.Rule(components=4))
+        >>> variables = layer.init(jax.random.key(0), jnp.ones((1, 5, 5, 1)))
+        >>> variables["params"]["kernel"].loc.shape
+        (3, 3, 1, 2)
+        >>> layer.apply(variables, jnp.ones((1, 5, 5, 1))).shape
+        (1, 5, 5, 2)
+    """
 
     rule: Rule = DEFAULT_RULE
     compressed_param = "kernel"
 
 
 class Embed(_Compressible, nn.Embed):
-    """`flax.linen.Embed` whose table is compressed as `rule` says (its pattern is not used)."""
+    """`flax.linen.Embed` with a compressed embedding.
+
+    Attributes:
+        rule: Rule that compresses the embedding. The pattern and `stacked` are not used. The other
+            fields are those of `flax.linen.Embed`.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import sqs_jax
+        >>> from sqs_jax.linen import Embed
+        >>> layer = Embed(num_embeddings=8, features=2, rule=sqs_jax.Rule(components=4))
+        >>> variables = layer.init(jax.random.key(0), jnp.array([3]))
+        >>> variables["params"]["embedding"].loc.shape
+        (8, 2)
+        >>> layer.apply(variables, jnp.array([3])).shape
+        (1, 2)
+    """
 
     rule: Rule = DEFAULT_RULE
     compressed_param = "embedding"

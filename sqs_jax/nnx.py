@@ -1,8 +1,8 @@
-"""Compressible Flax NNX layers, and the way from an NNX model to pure functions.
+"""Compressible Flax NNX layers, and pure functions of NNX models.
 
-The params of a model built with these layers are `transform.init` of the plain model's params:
-same paths, same leaves, same random draw. A kernel may also be an array, used as it is: what
-`mean`, `sample`, `mode` and `materialize` return.
+The params of a model with these layers are `transform.init` of the plain model's params: same
+paths, same leaves, same random draw. A kernel may also be an array, which the layer uses unchanged.
+`mean`, `sample`, `mode` and `materialize` return such arrays.
 """
 
 from collections.abc import Callable
@@ -16,39 +16,66 @@ DEFAULT_RULE = Rule()
 
 
 class CompressibleParam(nnx.Param):
-    """A Param that may hold a SubDistribution: `param[...]` is then its deployed weights."""
+    """Param whose value may be a SubDistribution.
+
+    Indexing, `param[...]`, returns the deployed weights.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import sqs_jax
+        >>> rule = sqs_jax.Rule(components=2)
+        >>> leaf = rule.init_leaf("kernel", jnp.array([[0.5, -0.3], [0.2, 0.1]]))
+        >>> param = CompressibleParam(leaf)
+        >>> param.shape, len(set(param[...].ravel().tolist()))
+        ((2, 2), 2)
+    """
 
     def get_value(self, **index: Any) -> Any:
-        """Return the value whole as it is stored; indexed, the weights a layer computes with."""
+        """Return the stored value, or the deployed weights at an index."""
         value = super().get_value()
         return deployed(value)[index["index"]] if index else value
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the weights."""
+        """Return the shape of the weights."""
         value = super().get_value()
         return value.loc.shape if is_sub_distribution(value) else value.shape
 
     @property
     def ndim(self) -> int:
-        """The number of dimensions of the weights."""
+        """Return the number of dimensions of the weights."""
         return len(self.shape)
 
     @property
     def dtype(self) -> Any:
-        """The dtype of the weights."""
+        """Return the dtype of the weights."""
         value = super().get_value()
         return value.loc.dtype if is_sub_distribution(value) else value.dtype
 
 
 def _compress(layer: nnx.Module, name: str, rule: Rule) -> None:
-    """Replace a layer's freshly drawn weights by their sub-distribution."""
+    """Replace the initial weights of a layer by their sub-distribution."""
     plain = getattr(layer, name)
     setattr(layer, name, CompressibleParam(rule.init_layer(name, plain[...])))
 
 
 class Linear(nnx.Linear):
-    """`flax.nnx.Linear` whose kernel is compressed as `rule` says (its pattern is not used)."""
+    """`flax.nnx.Linear` with a compressed kernel.
+
+    Args:
+        *args: Arguments of `flax.nnx.Linear`.
+        rule: Rule that compresses the kernel. The pattern and `stacked` are not used.
+        **kwargs: Keyword arguments of `flax.nnx.Linear`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> import sqs_jax.nnx
+        >>> rule = sqs_jax.Rule(components=4)
+        >>> layer = sqs_jax.nnx.Linear(4, 2, rule=rule, rngs=nnx.Rngs(0))
+        >>> layer(jnp.ones((1, 4))).shape
+        (1, 2)
+    """
 
     def __init__(self, *args: Any, rule: Rule = DEFAULT_RULE, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -56,7 +83,22 @@ class Linear(nnx.Linear):
 
 
 class Conv(nnx.Conv):
-    """`flax.nnx.Conv` whose kernel is compressed as `rule` says (its pattern is not used)."""
+    """`flax.nnx.Conv` with a compressed kernel.
+
+    Args:
+        *args: Arguments of `flax.nnx.Conv`.
+        rule: Rule that compresses the kernel. The pattern and `stacked` are not used.
+        **kwargs: Keyword arguments of `flax.nnx.Conv`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> import sqs_jax.nnx
+        >>> rule = sqs_jax.Rule(components=4)
+        >>> layer = sqs_jax.nnx.Conv(1, 2, (3, 3), rule=rule, rngs=nnx.Rngs(0))
+        >>> layer(jnp.ones((1, 5, 5, 1))).shape
+        (1, 5, 5, 2)
+    """
 
     def __init__(self, *args: Any, rule: Rule = DEFAULT_RULE, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -64,7 +106,22 @@ class Conv(nnx.Conv):
 
 
 class Embed(nnx.Embed):
-    """`flax.nnx.Embed` whose table is compressed as `rule` says (its pattern is not used)."""
+    """`flax.nnx.Embed` with a compressed embedding.
+
+    Args:
+        *args: Arguments of `flax.nnx.Embed`.
+        rule: Rule that compresses the embedding. The pattern and `stacked` are not used.
+        **kwargs: Keyword arguments of `flax.nnx.Embed`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> import sqs_jax.nnx
+        >>> rule = sqs_jax.Rule(components=4)
+        >>> layer = sqs_jax.nnx.Embed(8, 2, rule=rule, rngs=nnx.Rngs(0))
+        >>> layer(jnp.array([3])).shape
+        (1, 2)
+    """
 
     def __init__(self, *args: Any, rule: Rule = DEFAULT_RULE, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -72,20 +129,30 @@ class Embed(nnx.Embed):
 
 
 def functionalize(model: nnx.Module) -> tuple[Any, Any, Callable[..., tuple[Any, Any]]]:
-    """Split an NNX model in plain trees and a pure function.
+    """Split an NNX model into plain trees and a pure function.
 
     Args:
-      model: any NNX module; it is not changed.
+        model: NNX module, which stays unchanged.
 
     Returns:
-      (params, state, apply_fn). `params` is a plain dict of the model's `nnx.Param`s, `state` one
-      of everything else (batch statistics, random streams), and
-      apply_fn(params, state, *args, **kwargs) -> (output, new state).
+        Tuple (params, state, apply_fn). `params` is a dict of the model's `nnx.Param`s, `state` a
+        dict of all other variables (batch statistics, random streams). The pure function is
+        apply_fn(params, state, *args, **kwargs) -> (output, new state).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> import sqs_jax.nnx
+        >>> model = nnx.Linear(4, 2, rngs=nnx.Rngs(0))
+        >>> params, state, apply_fn = sqs_jax.nnx.functionalize(model)
+        >>> out, state = apply_fn(params, state, jnp.ones((3, 4)))
+        >>> sorted(params), out.shape
+        (['bias', 'kernel'], (3, 2))
     """
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
 
     def apply_fn(params: Any, state: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        # copy=True: under jax.grad a merged model may not share the tracers it is given.
+        # copy=True: under jax.grad, a merged model must not share the tracers of the arguments.
         merged = nnx.merge(graphdef, params, state, copy=True)
         out = merged(*args, **kwargs)
         _, _, new_state = nnx.split(merged, nnx.Param, ...)  # type: ignore[misc]
