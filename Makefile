@@ -5,9 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PACKAGES := $(wildcard sqs_jax experiments benchmarks)
+# Examples that use names which they do not define; they run once they do, and leave this list.
+SKETCHES := $(foreach name,objective.elbo transform.spike_slab_gmm,sqs_jax/transform/$(firstword $(subst ., ,$(name))).py::sqs_jax.transform.$(name))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-scale lint format clean
+.PHONY: help demo test test-scale lint docs dist format clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [PYTHON=python3.12]"
@@ -19,9 +21,10 @@ demo: $(STAMP) ## train a small digit classifier towards 8,000 bytes, and report
 	  --config.sqs.target_bytes=8000 --workdir=runs/digits
 	@echo "The report and the compressed model are in runs/digits."
 
-test: $(STAMP) ## run the tests
-	@echo "Running the tests: six to thirteen minutes on two cores."
+test: $(STAMP) ## run the tests and the examples of the docstrings
+	@echo "Running the tests: six to thirteen minutes on two cores; then the examples: one minute."
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
+	@JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 --dist loadfile --doctest-modules $(SKETCHES:%=--deselect=%) sqs_jax
 
 test-scale: $(STAMP) ## run the tests of several processes and eight devices
 	@echo "Training in several processes, killing some, and a ResNet from weights to file: many minutes."
@@ -33,12 +36,21 @@ lint: $(STAMP) ## check style, formatting and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy $(PACKAGES)
 
+docs: $(VENV)/.installed-docs ## build the documentation site; warnings are errors
+	@echo "Building the site, which runs the tutorial: one minute."
+	@$(BIN)/python -m sphinx -q -b html -n -W --keep-going docs docs/_build/html
+	@echo "Open docs/_build/html/index.html."
+
+dist: $(VENV)/.installed-dist ## build sdist and wheel, and try the wheel in an empty environment
+	@echo "Building the archives and installing the wheel: one to three minutes."
+	@.ci/dist $(BIN)/python
+
 format: $(STAMP) ## format the code and apply the safe fixes
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
 clean: ## remove the environment, caches and build outputs; runs/ stays
-	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf $(VENV) build dist docs/_build *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	@find . -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # A broken environment (an interrupted install, a removed Python) is made anew, any other is updated.
@@ -50,4 +62,10 @@ $(STAMP): requirements.txt pyproject.toml
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -r requirements.txt
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+# What only one target needs, so that the others install less.
+$(VENV)/.installed-%: requirements-%.txt $(STAMP)
+	@echo "Installing what \`make $*\` needs into $(VENV)."
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -r $<
 	@touch $@

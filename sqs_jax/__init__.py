@@ -4,6 +4,9 @@ Pruning and quantization are one variational problem: a posterior over weights w
 values are few levels, and zero. See docs/math.md for the method, docs/architecture.md for the code.
 """
 
+from importlib.metadata import PackageNotFoundError as _PackageNotFoundError
+from importlib.metadata import version as _version
+
 from sqs_jax.artifact import (
     CompressedLeaf,
     GridLeaf,
@@ -102,4 +105,8 @@ __all__ = [
     "state_shardings",
     "summarize",
 ]
-__version__ = "0.2.0"
+
+try:
+    __version__ = _version("sqs_jax")
+except _PackageNotFoundError:  # imported from a checkout that is not installed
+    __version__ = "0.0.0+not.installed"

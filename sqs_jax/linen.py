@@ -1,8 +1,8 @@
-"""Compressible Flax Linen layers: layers of `flax.linen` with a `rule` for the kernel.
+"""Compressible Flax Linen layers: `flax.linen`'s own, with a `rule` for their kernel.
 
-The params of a model with these layers are `transform.init` of the plain model's params: same
-paths, same leaves, same random draw. A kernel may also be an array, which the layer uses unchanged.
-`mean`, `sample`, `mode` and `materialize` return such arrays.
+The params of a model built with these are `transform.init` of the plain model's params: same
+paths, same leaves, same random draw. A kernel may also be an array, used as it is: what `mean`,
+`sample`, `mode` and `materialize` return.
 """
 
 from collections.abc import Callable
@@ -19,11 +19,6 @@ class _Compressible:
     """Mixin that stores a param as a SubDistribution, and computes with its mode.
 
     Fields, initialization, dtypes and masks are those of the plain layer.
-
-    Attributes:
-        rule: Rule that compresses the param.
-        compressed_param: Name of the param.
-        scope: Scope of the module, set by Flax.
     """
 
     rule: Rule
@@ -32,7 +27,6 @@ class _Compressible:
 
     @nn.nowrap
     def param(self, name: str, init_fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Return a param of the layer; the deployed weights of the compressed param."""
         if name != self.compressed_param:
             return super().param(name, init_fn, *args, **kwargs)  # type: ignore[misc]
 
@@ -51,23 +45,22 @@ class _Compressible:
 
 
 class Dense(_Compressible, nn.Dense):
-    """`flax.linen.Dense` with a compressed kernel.
+    """Linear layer of Flax Linen with a compressible kernel.
+
+    The fields are those of `flax.linen.Dense` and `rule`.
 
     Attributes:
-        rule: Rule that compresses the kernel. The pattern and `stacked` are not used. The other
-            fields are those of `flax.linen.Dense`.
+        rule: Rule of the kernel; its pattern is not used.
 
     Example:
-        >>> import jax
-        >>> import jax.numpy as jnp
+        >>> import jax, jax.numpy as jnp
         >>> import sqs_jax
-        >>> from sqs_jax.linen import Dense
-        >>> layer = Dense(2, rule=sqs_jax.Rule(components=4))
-        >>> variables = layer.init(jax.random.key(0), jnp.ones((1, 4)))
-        >>> variables["params"]["kernel"].loc.shape
-        (4, 2)
-        >>> layer.apply(variables, jnp.ones((1, 4))).shape
-        (1, 2)
+        >>> layer = Dense(8, rule=sqs_jax.Rule(components=4))
+        >>> params = layer.init(jax.random.key(0), jnp.zeros((1, 16)))["params"]
+        >>> type(params["kernel"]).__name__
+        'SubDistribution'
+        >>> layer.apply({"params": params}, jnp.zeros((1, 16))).shape
+        (1, 8)
     """
 
     rule: Rule = DEFAULT_RULE
@@ -75,23 +68,19 @@ class Dense(_Compressible, nn.Dense):
 
 
 class Conv(_Compressible, nn.Conv):
-    """`flax.linen.Conv` with a compressed kernel.
+    """Convolution of Flax Linen with a compressible kernel.
+
+    The fields are those of `flax.linen.Conv` and `rule`.
 
     Attributes:
-        rule: Rule that compresses the kernel. The pattern and `stacked` are not used. The other
-            fields are those of `flax.linen.Conv`.
+        rule: Rule of the kernel; its pattern is not used.
 
     Example:
-        >>> import jax
-        >>> import jax.numpy as jnp
-        >>> import sqs_jax
-        >>> from sqs_jax.linen import Conv
-        >>> layer = Conv(2, kernel_size=(3, 3), rule=sqs_jax.Rule(components=4))
-        >>> variables = layer.init(jax.random.key(0), jnp.ones((1, 5, 5, 1)))
-        >>> variables["params"]["kernel"].loc.shape
-        (3, 3, 1, 2)
-        >>> layer.apply(variables, jnp.ones((1, 5, 5, 1))).shape
-        (1, 5, 5, 2)
+        >>> import jax, jax.numpy as jnp
+        >>> layer = Conv(8, kernel_size=(3, 3))
+        >>> params = layer.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
+        >>> params["kernel"].loc.shape
+        (3, 3, 3, 8)
     """
 
     rule: Rule = DEFAULT_RULE
@@ -99,23 +88,19 @@ class Conv(_Compressible, nn.Conv):
 
 
 class Embed(_Compressible, nn.Embed):
-    """`flax.linen.Embed` with a compressed embedding.
+    """Embedding of Flax Linen with a compressible table.
+
+    The fields are those of `flax.linen.Embed` and `rule`.
 
     Attributes:
-        rule: Rule that compresses the embedding. The pattern and `stacked` are not used. The other
-            fields are those of `flax.linen.Embed`.
+        rule: Rule of the table; its pattern is not used.
 
     Example:
-        >>> import jax
-        >>> import jax.numpy as jnp
-        >>> import sqs_jax
-        >>> from sqs_jax.linen import Embed
-        >>> layer = Embed(num_embeddings=8, features=2, rule=sqs_jax.Rule(components=4))
-        >>> variables = layer.init(jax.random.key(0), jnp.array([3]))
-        >>> variables["params"]["embedding"].loc.shape
-        (8, 2)
-        >>> layer.apply(variables, jnp.array([3])).shape
-        (1, 2)
+        >>> import jax, jax.numpy as jnp
+        >>> layer = Embed(num_embeddings=100, features=4)
+        >>> params = layer.init(jax.random.key(0), jnp.zeros(3, jnp.int32))["params"]
+        >>> params["embedding"].loc.shape
+        (100, 4)
     """
 
     rule: Rule = DEFAULT_RULE

@@ -87,6 +87,16 @@ class GridLeaf:
         scales: Floating array `[*S, G, O]`, in units of weight, or a leaf that stands for one.
         zeros: Unsigned array `[*S, G, O]`, the code of the weight 0.
         levels: Number of different codes, 2 to 65,536.
+
+    Example:
+        One output with two inputs and one group: the grid has a step of 0.5 and its zero at code 1.
+
+        >>> import numpy as np
+        >>> codes, zeros = np.uint8([[0], [3]]), np.uint8([[1]])
+        >>> leaf = GridLeaf(codes, scales=np.float32([[0.5]]), zeros=zeros, levels=4)
+        >>> materialize(leaf)
+        array([[-0.5],
+               [ 1. ]], dtype=float32)
     """
 
     codes: Any
@@ -103,6 +113,13 @@ class ScaledLeaf:
     Attributes:
         leaf: Leaf of any kind, or array, that stands for a tensor `[*S, I, O]`.
         scales: Floating array `[I]`; the weights of input i are those of `leaf` times `scales[i]`.
+
+    Example:
+        >>> import numpy as np
+        >>> leaf = CompressedLeaf(np.uint8([[1, 2], [1, 0]]), np.float32([[-1, 2]]))
+        >>> materialize(ScaledLeaf(leaf, scales=np.float32([1, 10])))
+        array([[ -1.,   2.],
+               [-10.,   0.]], dtype=float32)
     """
 
     leaf: Any
@@ -126,6 +143,12 @@ class OverlayLeaf:
         leaf: Leaf of any kind, or array, that stands for a tensor `[*shape]`.
         places: uint8 array `[*shape]`, 1 where a weight is an outlier, else 0.
         values: Floating array `[n]`, the outliers in C order.
+
+    Example:
+        >>> import numpy as np
+        >>> leaf = CompressedLeaf(np.uint8([1, 1, 0]), np.float32([[0.5]]))
+        >>> materialize(OverlayLeaf(leaf, places=np.uint8([0, 0, 1]), values=np.float32([7.25])))
+        array([0.5 , 0.5 , 7.25], dtype=float32)
     """
 
     leaf: Any
@@ -153,6 +176,13 @@ class ProductLeaf:
         left: Leaf or array `[I, R]`, R at least 1.
         right: Leaf or array `[R, O]`, of the same dtype.
         shape: Shape of the tensor, `[*inputs, O]`; the product of `inputs` is I.
+
+    Example:
+        >>> import numpy as np
+        >>> left, right = np.float32([[1], [2]]), np.float32([[3, 0, 5]])
+        >>> materialize(ProductLeaf(left, right, shape=(2, 3)))
+        array([[ 3.,  0.,  5.],
+               [ 6.,  0., 10.]], dtype=float32)
     """
 
     left: Any
@@ -177,6 +207,13 @@ class TransposedLeaf:
 
     Attributes:
         leaf: Leaf of any kind, or array, that stands for a tensor `[*S, O, I]`.
+
+    Example:
+        >>> import numpy as np
+        >>> leaf = CompressedLeaf(np.uint8([[1, 2], [0, 0]]), np.float32([[-1, 2]]))
+        >>> materialize(TransposedLeaf(leaf))
+        array([[-1.,  0.],
+               [ 2.,  0.]], dtype=float32)
     """
 
     leaf: Any

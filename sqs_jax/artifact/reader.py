@@ -31,7 +31,20 @@ Path = str | os.PathLike[str]
 
 
 class SqsFileError(ValueError):
-    """Raised for a file that is damaged, or no sqs file, or too new for this version."""
+    """Raised for a file that is damaged, or no sqs file, or too new for this version.
+
+    Example:
+        >>> import os, tempfile
+        >>> import sqs_jax
+        >>> path = os.path.join(tempfile.mkdtemp(), "model.sqs")
+        >>> with open(path, "wb") as file:
+        ...     _ = file.write(b"not a model")
+        >>> try:
+        ...     sqs_jax.load(path)
+        ... except sqs_jax.SqsFileError as error:
+        ...     print(isinstance(error, ValueError))
+        True
+    """
 
 
 def max_unfolded(file_bytes: int) -> int:

@@ -128,6 +128,17 @@ class SizeReport(_PerWeight):
         file_bytes: Bytes of the whole file: header, index, leaves and attachments.
         attachments: One `AttachmentSize` per attachment, by name. Attachments count in `file_bytes`
             and `file_bits`, and in no other total.
+
+    Example:
+        >>> import numpy as np
+        >>> import sqs_jax
+        >>> codes = np.tile(np.uint8([0, 0, 0, 1, 2]), (100, 20))
+        >>> leaf = sqs_jax.CompressedLeaf(codes, np.float32([[-0.5, 0.5]]))
+        >>> report = sqs_jax.summarize({"kernel": leaf, "bias": np.zeros(100, np.float32)})
+        >>> report.weights, report.sparsity, report.original_bytes
+        (10100, 0.6, 40400)
+        >>> report.ratio > 20
+        True
     """
 
     leaves: tuple[LeafSize, ...]
@@ -166,7 +177,7 @@ class SizeReport(_PerWeight):
 
     @property
     def paper_bits(self) -> float:
-        """Published rate: kept * log2 K, summed over compressed leaves."""
+        """Published rate, kept * log2 K, summed over compressed leaves."""
         return math.fsum(leaf.paper_bits for leaf in self.leaves)
 
     @property

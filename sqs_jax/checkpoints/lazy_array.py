@@ -14,7 +14,20 @@ __all__ = ["Checkpoint", "CheckpointError", "LazyArray", "SourceFile", "check_sh
 
 
 class CheckpointError(ValueError):
-    """Error of a checkpoint that is damaged, of an unknown format, or not representable."""
+    """Error of a checkpoint that is damaged, of an unknown format, or not representable.
+
+    Example:
+        >>> import os, tempfile
+        >>> from sqs_jax.checkpoints import CheckpointError, open_checkpoint
+        >>> path = os.path.join(tempfile.mkdtemp(), "model.safetensors")
+        >>> with open(path, "wb") as file:
+        ...     _ = file.write(b"not a model")
+        >>> try:
+        ...     open_checkpoint(path)
+        ... except CheckpointError as error:
+        ...     print(isinstance(error, ValueError))
+        True
+    """
 
 
 class LazyArray:
@@ -114,6 +127,16 @@ class Checkpoint:
             the cache of huggingface_hub.
         left_out: Paths, relative to `root`, of files and folders with tensors that were not read:
             duplicates, other formats, training states.
+
+    Example:
+        >>> import os, tempfile
+        >>> import numpy as np
+        >>> from sqs_jax.checkpoints import open_checkpoint
+        >>> path = os.path.join(tempfile.mkdtemp(), "model.npz")
+        >>> np.savez(path, kernel=np.ones((4, 2), np.float32))
+        >>> checkpoint = open_checkpoint(path)
+        >>> checkpoint.kind, checkpoint.tree
+        ('npz', {'kernel': LazyArray(shape=(4, 2), dtype=float32)})
     """
 
     tree: Any

@@ -156,8 +156,8 @@ def compress_to_budget(
         overheads = [
             report.file_bits - sum(leaf.file_bits for leaf in report.leaves) for report in reports
         ]
-        per_leaf = overheads[0] - overheads[1]
-        per_leaf = _INDEX_COMPRESSION * per_leaf / (len(by_path) - len(first_run))
+        added_bits, added_leaves = overheads[0] - overheads[1], len(by_path) - len(first_run)
+        per_leaf = _INDEX_COMPRESSION * added_bits / added_leaves
         bits = {leaf.path: leaf.file_bits for leaf in reports[0].leaves}
         rest = 8 * rest_bytes + per_leaf * len(pairs)
         allocation.learn_from_sample(indices, sampled, [bits[path] for path in by_path], rest)
