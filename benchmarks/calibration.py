@@ -24,7 +24,7 @@ from experiments.calibration.size import allocate, compress
 from experiments.configs import stories260k
 from experiments.data import Dataset, text
 from experiments.evaluate import predict, probabilities
-from experiments.importers import language
+from experiments.importers import language_model
 from experiments.models.decoder import Decoder
 from experiments.problem import described
 from experiments.scores import metrics
@@ -103,12 +103,12 @@ def load(data: Path) -> Network:
     config = stories260k.get_config()
     config.model.weights = str(data / "stories260K.bin")
     config = described(config)
-    source = language.open_language_model(Path(config.model.weights))
-    model = Decoder(language.huggingface.decoder_config(source.config))
+    source = language_model.open_language_model(Path(config.model.weights))
+    model = Decoder(language_model.huggingface.decoder_config(source.config))
     tokens = np.zeros((1, 1), np.int32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
-    params = jax.tree.map(np.asarray, language.weights_of(source, shapes))
-    tokenizer = language.read_tokenizer(data / "tok512.bin")
+    params = jax.tree.map(np.asarray, language_model.weights_of(source, shapes))
+    tokenizer = language_model.read_tokenizer(data / "tok512.bin")
     (start,) = tokenizer.encode("").ids
     packed = data / "tinystories_cased_a.txt.xz"
     story = lzma.decompress(packed.read_bytes()).decode()

@@ -12,7 +12,7 @@ from PIL import Image
 from benchmarks.timing import compare, least_seconds
 from experiments.configs import cifar10_resnet20
 from experiments.data import Dataset, batch_indices
-from experiments.data.lazy import LazyImages
+from experiments.data.lazy_images import LazyImages
 from experiments.models import build_model
 from experiments.training.layout import make_mesh, share_out
 from experiments.training.phases import phases

@@ -124,7 +124,7 @@ def _outputs(
 def test_set(dataset: str, data: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Read the first test images, uint8 [count, 32, 32, 3], and the labels.
 
-    The source is cifar10.npz or cifar100.npz, see experiments/data/files.py; or a file for
+    The source is cifar10.npz or cifar100.npz, see experiments/data/npz_file.py; or a file for
     `read_images`, with a file of labels.
     """
     plain = data / f"{dataset}.npz"

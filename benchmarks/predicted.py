@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 import sqs_jax
 from benchmarks.networks import load_network
 from experiments.data.text import read_sentences
-from experiments.importers import language
+from experiments.importers import language_model
 from experiments.importers.huggingface import encoder_config
 from experiments.models.encoder import Blocks, Embeddings, EncoderConfig
 from experiments.models.layers import Layers
@@ -106,7 +106,7 @@ class _Sentences(nn.Module):
 def _load_encoder(data: Path) -> Case:
     from tokenizers import Tokenizer  # extra llm
 
-    source = language.open_language_model(data / "minilm")
+    source = language_model.open_language_model(data / "minilm")
     tokenizer = Tokenizer.from_file(str(data / "minilm" / "tokenizer.json"))
     tokenizer.enable_truncation(_LENGTH)
     tokenizer.enable_padding(length=_LENGTH)
@@ -119,7 +119,7 @@ def _load_encoder(data: Path) -> Case:
     def init() -> Any:
         return model.init(jax.random.key(0), tokens[:1])
 
-    weights = language.weights_of(source, jax.eval_shape(init)["params"], fresh=init)
+    weights = language_model.weights_of(source, jax.eval_shape(init)["params"], fresh=init)
     weights = jax.tree.map(np.asarray, weights)
     embed = jax.jit(lambda params: model.apply({"params": params}, tokens))
     dense = np.asarray(embed(weights))

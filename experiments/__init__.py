@@ -1,1 +1,1 @@
-"""How published results, and better ones, are run: python -m experiments.train --config=..."""
+"""Commands that reproduce the results; start with python -m experiments.train."""

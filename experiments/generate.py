@@ -1,11 +1,11 @@
-"""Let a language model go on with a text, from its file alone, and say how fast it does.
+"""Generate text with a compressed language model from its file, and measure the speed.
 
     python -m experiments.generate --workdir=runs/stories260k --prompt="Once upon a time"
 
 Reads config.json, tokenizer.json and model.sqs of a finished run of experiments.train or
-experiments.calibrate; --file=dense.sqs is the network that it came from. Prints the text; the
-seconds that loading took; tokens per second of --batch texts side by side, without compilation;
-and the most memory that the process, and the accelerator, have held.
+experiments.calibrate; --file=dense.sqs is the dense network. Prints the text, the seconds of
+loading, the tokens per second of --batch texts without compilation, and the peak memory of the
+process and the accelerator.
 """
 
 import resource
@@ -20,22 +20,35 @@ import numpy as np
 from absl import app, flags, logging
 
 from experiments.language_run import open_language_run
-from experiments.models.generation import go_on
+from experiments.models.generation import generate_tokens
 from sqs_jax.progress import progress
 
 
 def generate(
     workdir: Path, prompt: str, count: int, *, file: str, batch: int, temperature: float, seed: int
 ) -> dict[str, Any]:
-    """Go on with a prompt; returns the text, and what loading and going on took.
+    """Generate tokens after a prompt, and measure time and memory.
+
+    Args:
+      workdir: Folder of a finished run.
+      prompt: Beginning of the text, at least one token.
+      count: Number of tokens to generate.
+      file: Name of the .sqs file in the folder.
+      batch: Number of texts per batch.
+      temperature: Temperature of the draws; 0 chooses the most probable token.
+      seed: Seed of the draws.
+
+    Returns:
+      "text", "bytes" of the file, "load_seconds", "tokens_per_second", and the peak memory
+      "host_bytes" and "device_bytes"; the last is None if the device does not report memory.
 
     Raises:
-      FileNotFoundError: if there is no such run or file.
-      ValueError: if the network is no decoder, or the text longer than its context.
+      FileNotFoundError: If the run or the file does not exist.
+      ValueError: If the network is no decoder, or the text is longer than the context.
     """
     started = time.monotonic()
     model, tokenizer, params, _ = open_language_run(workdir, file)
-    loaded = time.monotonic() - started
+    load_seconds = time.monotonic() - started
     ids = tokenizer.encode(prompt).ids
     if not ids:
         raise ValueError("--prompt has no token; give a word at least.")
@@ -48,17 +61,19 @@ def generate(
 
     @progress("writing")
     def run() -> np.ndarray:
-        return np.asarray(go_on(model, params, prompts, count, key, temperature=temperature))
+        return np.asarray(
+            generate_tokens(model, params, prompts, count, key, temperature=temperature)
+        )
 
-    found = run()  # compiles
+    tokens = run()  # compiles
     started = time.monotonic()
     run()
     seconds = time.monotonic() - started
-    unit = 1 if sys.platform == "darwin" else 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes or kibibytes
     return {
-        "text": tokenizer.decode(found[0].tolist()),
+        "text": tokenizer.decode(tokens[0].tolist()),
         "bytes": (workdir / file).stat().st_size,
-        "load_seconds": loaded,
+        "load_seconds": load_seconds,
         "tokens_per_second": batch * count / seconds,
         "host_bytes": unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         "device_bytes": (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use"),
@@ -66,33 +81,33 @@ def generate(
 
 
 def main(_: Any) -> None:
-    given = flags.FLAGS
-    logging.set_verbosity(logging.WARNING)  # jax tells of every backend that is not there
-    found = generate(
-        Path(given.workdir),
-        given.prompt,
-        given.tokens,
-        file=given.file,
-        batch=given.batch,
-        temperature=given.temperature,
-        seed=given.seed,
+    options = flags.FLAGS
+    logging.set_verbosity(logging.WARNING)  # jax logs every backend that is not available
+    result = generate(
+        Path(options.workdir),
+        options.prompt,
+        options.tokens,
+        file=options.file,
+        batch=options.batch,
+        temperature=options.temperature,
+        seed=options.seed,
     )
-    print(found["text"])
-    memory = f"{found['host_bytes'] / 1e6:,.0f} MB of the process"
-    if found["device_bytes"]:
-        memory += f", {found['device_bytes'] / 1e6:,.0f} MB of the accelerator"
+    print(result["text"])
+    memory = f"{result['host_bytes'] / 1e6:,.0f} MB of the process"
+    if result["device_bytes"]:
+        memory += f", {result['device_bytes'] / 1e6:,.0f} MB of the accelerator"
     print(
-        f"\n{given.file}: {found['bytes']:,} bytes, loaded in {found['load_seconds']:.2f} s; "
-        f"{found['tokens_per_second']:,.0f} tokens/s ({given.batch} at a time); at most {memory}"
+        f"\n{options.file}: {result['bytes']:,} bytes, loaded in {result['load_seconds']:.2f} s; "
+        f"{result['tokens_per_second']:,.0f} tokens/s ({options.batch} at a time); at most {memory}"
     )
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "Folder of a finished run.", required=True)
-    flags.DEFINE_string("prompt", "Once upon a time", "What the text begins with.")
-    flags.DEFINE_string("file", "model.sqs", "Of the folder: model.sqs, dense.sqs, ...")
-    flags.DEFINE_integer("tokens", 200, "Tokens to add.", lower_bound=1)
-    flags.DEFINE_integer("batch", 1, "Texts side by side.", lower_bound=1)
-    flags.DEFINE_float("temperature", 0.0, "Of the draws; 0: the most probable token.", 0.0)
-    flags.DEFINE_integer("seed", 0, "Of what is drawn.")
+    flags.DEFINE_string("prompt", "Once upon a time", "Beginning of the text.")
+    flags.DEFINE_string("file", "model.sqs", "Name of the file: model.sqs, dense.sqs, ...")
+    flags.DEFINE_integer("tokens", 200, "Tokens to generate.", lower_bound=1)
+    flags.DEFINE_integer("batch", 1, "Texts per batch.", lower_bound=1)
+    flags.DEFINE_float("temperature", 0.0, "Temperature; 0: the most probable token.", 0.0)
+    flags.DEFINE_integer("seed", 0, "Seed of the draws.")
     app.run(main)

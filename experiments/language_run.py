@@ -7,7 +7,7 @@ import jax
 
 import sqs_jax
 from experiments.importers.huggingface import decoder_config
-from experiments.importers.language import read_tokenizer
+from experiments.importers.language_model import read_tokenizer
 from experiments.models.decoder import Decoder
 from experiments.problem import TOKENIZER
 from experiments.training.workdir import read_config

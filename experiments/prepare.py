@@ -1,11 +1,11 @@
-"""Make the files that experiments read from archives as they are downloaded.
+"""Convert downloaded archives to the data files of the experiments.
 
     python -m experiments.prepare --output=DATA cifar-10-binary.tar.gz wikitext-2-raw-v1.zip
 
-CIFAR-10 and CIFAR-100, https://www.cs.toronto.edu/~kriz/cifar.html, in their binary versions,
-become cifar10.npz and cifar100.npz (fine labels); WikiText-2, raw or tokenised, becomes
+The binary versions of CIFAR-10 and CIFAR-100, https://www.cs.toronto.edu/~kriz/cifar.html, become
+cifar10.npz and cifar100.npz (fine labels). WikiText-2, raw or tokenized, becomes
 wikitext2_train.txt, wikitext2_valid.txt and wikitext2_test.txt. The Python versions of CIFAR are
-pickles, which run code when they are read.
+refused, because reading a pickle can run arbitrary code.
 """
 
 import io
@@ -23,7 +23,7 @@ from sqs_jax.progress import progress
 
 _IMAGE = (3, 32, 32)
 _PIXELS = 3 * 32 * 32
-# A member's name, without its ending -> (dataset, part); CIFAR-10's are batches.
+# Stems of the members' names, with the part of the dataset.
 _CIFAR100 = {"train": "train", "test": "test"}
 _BATCHES = {"test_batch": "test"} | {f"data_batch_{i}": "train" for i in range(1, 6)}
 _COUNTS = {"train": 50_000, "test": 10_000}
@@ -32,15 +32,15 @@ Batch = tuple[np.ndarray, np.ndarray]
 
 @progress("reading an archive")
 def prepare(archive: Path, output: Path) -> list[Path]:
-    """Write the files of one archive to a folder, which is made; returns their paths.
+    """Convert an archive, and return the paths of the files.
 
     Args:
-      archive: of CIFAR-10, CIFAR-100 (.tar.gz) or WikiText-2 (.zip).
-      output: the folder.
+      archive: Archive of CIFAR-10 or CIFAR-100 (.tar.gz), or of WikiText-2 (.zip).
+      output: Folder of the files; created if missing.
 
     Raises:
-      FileNotFoundError: if there is no archive.
-      ValueError: if it is damaged, or none of these.
+      FileNotFoundError: If the archive does not exist.
+      ValueError: If the archive is damaged or unknown.
     """
     if not archive.is_file():
         raise FileNotFoundError(f"{archive} is not there; download it first.")
@@ -51,7 +51,7 @@ def prepare(archive: Path, output: Path) -> list[Path]:
             files = _images(archive)
         else:
             raise ValueError("it is neither a tar nor a zip file")
-    except Exception as error:  # tarfile, zipfile and zlib each have their own
+    except Exception as error:  # tarfile, zipfile and zlib raise exceptions of different classes
         raise ValueError(f"{archive} cannot be used: {error}. Download it again.") from error
     output.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
@@ -60,7 +60,7 @@ def prepare(archive: Path, output: Path) -> list[Path]:
 
 
 def _images(archive: Path) -> dict[str, bytes]:
-    """Return the .npz of a CIFAR archive, by its name."""
+    """Return {name: content} of the .npz file of a CIFAR archive."""
     parts: dict[tuple[str, str], list[Batch]] = {}
     with tarfile.open(archive) as tar:
         names = sorted(member.name for member in tar if member.isfile())
@@ -73,7 +73,7 @@ def _images(archive: Path) -> dict[str, bytes]:
                 continue
             dataset = "cifar10" if path.stem in _BATCHES else "cifar100"
             stream = tar.extractfile(name)
-            assert stream is not None  # it is a file
+            assert stream is not None  # the member is a file
             parts.setdefault((dataset, part), []).append(_read(stream.read(), dataset))
     datasets = {dataset for dataset, _ in parts}
     if len(datasets) != 1:
@@ -82,26 +82,28 @@ def _images(archive: Path) -> dict[str, bytes]:
     arrays: dict[str, Any] = {}
     for part, count in _COUNTS.items():
         batches = parts.get((dataset, part), [])
-        found = sum(len(labels) for _, labels in batches)
-        if found != count:
-            raise ValueError(f"it has {found:,} images for {part} of {dataset}, not {count:,}")
-        images, labels = (np.concatenate(each) for each in zip(*batches, strict=True))
+        images_read = sum(len(labels) for _, labels in batches)
+        if images_read != count:
+            raise ValueError(
+                f"it has {images_read:,} images for {part} of {dataset}, not {count:,}"
+            )
+        images, labels = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
         arrays[f"{part}_images"] = images.reshape(-1, *_IMAGE).transpose(0, 2, 3, 1)
         arrays[f"{part}_labels"] = labels.astype(np.int32)
-    whole = io.BytesIO()
-    np.savez_compressed(whole, **arrays)
-    return {f"{dataset}.npz": whole.getvalue()}
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    return {f"{dataset}.npz": buffer.getvalue()}
 
 
 def _read(content: bytes, dataset: str) -> Batch:
-    """Read records of a label, or a coarse and a fine one, and the pixels, plane after plane."""
-    labels = 1 if dataset == "cifar10" else 2
+    """Return (pixels, labels) of records; of two labels the fine label is returned."""
+    labels = 1 if dataset == "cifar10" else 2  # CIFAR-100 has a coarse and a fine label
     records = np.frombuffer(content, np.uint8).reshape(-1, labels + _PIXELS)
     return records[:, labels:], records[:, labels - 1]
 
 
 def _texts(archive: Path) -> dict[str, bytes]:
-    """Return the three texts of WikiText-2, by the names they get."""
+    """Return {name: content} of the three texts of a WikiText-2 archive."""
     files = dict(_parts_of_text(archive))
     if missing := {"train", "valid", "test"} - files.keys():
         raise ValueError(f"it holds no wiki.{'.*, wiki.'.join(sorted(missing))}.*")
@@ -109,11 +111,12 @@ def _texts(archive: Path) -> dict[str, bytes]:
 
 
 def _parts_of_text(archive: Path) -> Iterator[tuple[str, bytes]]:
-    with zipfile.ZipFile(archive) as found:
-        for name in found.namelist():
-            owner, _, ending = PurePosixPath(name).name.rpartition(".")
-            if owner.startswith("wiki.") and ending in ("raw", "tokens"):
-                yield owner.removeprefix("wiki."), found.read(name)
+    """Yield (part, content) of the members wiki.PART.raw or wiki.PART.tokens."""
+    with zipfile.ZipFile(archive) as members:
+        for name in members.namelist():
+            stem, _, ending = PurePosixPath(name).name.rpartition(".")
+            if stem.startswith("wiki.") and ending in ("raw", "tokens"):
+                yield stem.removeprefix("wiki."), members.read(name)
 
 
 def main(arguments: list[str]) -> None:
@@ -125,5 +128,5 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("output", None, "Folder that the files go to.", required=True)
+    flags.DEFINE_string("output", None, "Folder of the files.", required=True)
     app.run(main)

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import data
-from experiments.data import Dataset, Splits, answers, sources, text
-from experiments.importers import huggingface, import_weights, language
+from experiments.data import Dataset, Splits, question_answering, text, text_datasets
+from experiments.importers import huggingface, import_weights, language_model
 from experiments.models import build_model
 from experiments.models.decoder import Decoder, DecoderConfig
 from experiments.models.encoder import Encoder, EncoderConfig
-from experiments.models.label_words import LabelWords
+from experiments.models.verbalizer import VerbalizerClassifier
 from sqs_jax.progress import progress
 
 TOKENIZER = "tokenizer.json"
@@ -45,7 +45,7 @@ def described(config: Any) -> Any:
     found = config.copy_and_resolve_references()
     if path.suffix != ".sqs":
         with found.unlocked():
-            found.model.shape = language.open_language_model(path).config
+            found.model.shape = language_model.open_language_model(path).config
     return found
 
 
@@ -98,8 +98,8 @@ def initial_weights(problem: Problem, config: Any) -> Any:
     if config.data.kind == "images" or path.suffix == ".sqs":
         return import_weights(path, model, example)
     init = jax.jit(lambda: model.init(jax.random.key(config.seed), jnp.asarray(example)))
-    source = language.open_language_model(path)
-    return {"params": language.weights_of(source, jax.eval_shape(init)["params"], fresh=init)}
+    source = language_model.open_language_model(path)
+    return {"params": language_model.weights_of(source, jax.eval_shape(init)["params"], fresh=init)}
 
 
 def starting_variables(problem: Problem, config: Any) -> Any:
@@ -113,7 +113,7 @@ def starting_variables(problem: Problem, config: Any) -> Any:
 
 def _texts(config: Any, workdir: Path, shape: dict[str, Any]) -> Problem:
     """Load a text, of which each token is predicted from those before it."""
-    train, test = sources.texts(config.data)
+    train, test = text_datasets.texts(config.data)
     if config.data.holdout == "validation":
         train, test = text.cut(train)
     tokenizer = _tokenizer(config, workdir, train)
@@ -132,7 +132,7 @@ def _texts(config: Any, workdir: Path, shape: dict[str, Any]) -> Problem:
 
 def _sentences(config: Any, workdir: Path, shape: dict[str, Any]) -> Problem:
     """Load sentences with labels: for a head, or for words that a language model may go on with."""
-    parts = list(sources.sentences(config.data))
+    parts = list(text_datasets.sentences(config.data))
     if config.data.holdout == "validation":
         sentences, labels = parts[0]
         cut = len(labels) - len(labels) // 10
@@ -159,23 +159,25 @@ def _sentences(config: Any, workdir: Path, shape: dict[str, Any]) -> Problem:
             f"{classes} classes needs a word that is one token."
         )
     decoder = Decoder(_decoder(shape), **_options(config))
-    return Problem(LabelWords(decoder, tuple(ids[0] for ids in words), padding), splits, tokenizer)
+    return Problem(
+        VerbalizerClassifier(decoder, tuple(ids[0] for ids in words), padding), splits, tokenizer
+    )
 
 
 def _answers(config: Any, workdir: Path, shape: dict[str, Any]) -> Problem:
     """Load questions whose answers stand in a text, for BERT."""
     if shape["model_type"] != "bert":
         raise ValueError(f"config.data.kind 'answers' is for 'bert', not {shape['model_type']!r}.")
-    train, holdout = sources.questions(config.data)
+    train, holdout = text_datasets.questions(config.data)
     if config.data.holdout == "validation":
         cut = len(train) - len(train) // 10
         train, holdout = train[:cut], train[cut:]
     tokenizer = _tokenizer(config, workdir, "\n".join(q.context for q in train))
     length = config.data.length
 
-    def features(questions: list[answers.Question]) -> answers.Features:
+    def features(questions: list[question_answering.Question]) -> question_answering.Features:
         stride, padding = config.data.stride or length // 3, shape.get("pad_token_id") or 0
-        return answers.encode(questions, tokenizer, length, stride, padding)
+        return question_answering.encode(questions, tokenizer, length, stride, padding)
 
     asked = features(holdout)
     first, last = (Dataset(x.tokens, x.labels, None, None) for x in (features(train), asked))
@@ -183,7 +185,9 @@ def _answers(config: Any, workdir: Path, shape: dict[str, Any]) -> Problem:
     encoder = _encoder(shape, tokenizer)
 
     def score(probabilities: np.ndarray) -> dict[str, float]:
-        return answers.score(holdout, answers.best_answers(holdout, asked, probabilities))
+        return question_answering.score(
+            holdout, question_answering.best_answers(holdout, asked, probabilities)
+        )
 
     return Problem(Encoder(encoder, None, **_options(config)), splits, tokenizer, score)
 
@@ -212,11 +216,11 @@ def _tokenizer(config: Any, workdir: Path, train: str) -> Any:
     weights, named = config.model.weights, config.data.tokenizer
     folder = Path(weights).parent if weights.endswith(".sqs") else Path(weights)  # a run's file
     if (workdir / TOKENIZER).is_file():
-        found = language.read_tokenizer(workdir / TOKENIZER)
+        found = language_model.read_tokenizer(workdir / TOKENIZER)
     elif named:
-        found = language.read_tokenizer(Path(named))
+        found = language_model.read_tokenizer(Path(named))
     elif weights and (folder / TOKENIZER).is_file():
-        found = language.read_tokenizer(folder / TOKENIZER)
+        found = language_model.read_tokenizer(folder / TOKENIZER)
     elif weights:  # which know one tokenizer's tokens, and no other's
         raise FileNotFoundError(
             f"{folder} has no {TOKENIZER}; name the one it was trained with, as "

@@ -1,4 +1,4 @@
-"""How good predictions are: accuracy, likelihood and calibration."""
+"""Scores of predictions: accuracy, likelihood and calibration."""
 
 import hashlib
 from typing import NamedTuple
@@ -11,12 +11,12 @@ _CALIBRATION_BINS = 15
 
 
 class Judgement(NamedTuple):
-    """Predictions of n labels.
+    """Predictions of n labels, reduced to the numbers that the scores need.
 
     Attributes:
-      likelihood: probability of the label, [n].
-      confidence: the highest probability, [n].
-      correct: whether that is the label's, bool [n].
+      likelihood: Probability of the label, [n].
+      confidence: Highest probability of any class, [n].
+      correct: Whether the label has the highest probability, bool [n].
     """
 
     likelihood: np.ndarray
@@ -25,13 +25,13 @@ class Judgement(NamedTuple):
 
 
 def judge(probabilities: jax.Array, labels: np.ndarray) -> Judgement:
-    """Judge predictions of labels that are not negative: negative ones are not asked for.
+    """Reduce predictions to likelihood, confidence and correctness of each label.
 
     Args:
-      probabilities: [..., classes], summing to 1.
-      labels: int [...].
+      probabilities: Probabilities [..., classes], summing to 1 over the classes.
+      labels: Labels, int [...]; negative labels are ignored.
     """
-    return Judgement(*(np.asarray(each)[labels >= 0] for each in _judge(probabilities, labels)))
+    return Judgement(*(np.asarray(x)[labels >= 0] for x in _judge(probabilities, labels)))
 
 
 @jax.jit
@@ -46,8 +46,13 @@ def metrics(judged: Judgement) -> dict[str, float]:
 
     The calibration error is the mean distance between confidence and accuracy over 15 bins of
     equal width of the confidence, weighted by their counts (Naeini et al., 2015).
+
+    Args:
+      judged: Judged predictions of at least one label.
     """
-    error = sum(share * abs(sure - right) for sure, right, share in calibration(judged))
+    error = sum(
+        share * abs(confidence - accuracy) for confidence, accuracy, share in calibration(judged)
+    )
     likelihood = np.maximum(judged.likelihood.astype(np.float64), 1e-30)
     return {
         "accuracy": float(judged.correct.mean()),
@@ -59,19 +64,23 @@ def metrics(judged: Judgement) -> dict[str, float]:
 
 
 def fingerprint(correct: np.ndarray) -> str:
-    """Tell which predictions are correct, bool [n], in 64 hex digits."""
+    """Return the SHA-256 of the correctness of each prediction, 64 hex digits.
+
+    Args:
+      correct: Whether each prediction is correct, bool [n].
+    """
     return hashlib.sha256(np.packbits(correct).tobytes()).hexdigest()
 
 
 def calibration(judged: Judgement) -> list[tuple[float, float, float]]:
-    """List (mean confidence, accuracy, share of the labels) of each bin that has some."""
+    """List (mean confidence, accuracy, share of the labels) of each bin with labels."""
     bins = np.minimum((judged.confidence * _CALIBRATION_BINS).astype(int), _CALIBRATION_BINS - 1)
-    inside = [bins == b for b in np.unique(bins)]
+    members = [bins == b for b in np.unique(bins)]
     return [
         (
-            float(judged.confidence[each].mean()),
-            float(judged.correct[each].mean()),
-            float(each.mean()),
+            float(judged.confidence[member].mean()),
+            float(judged.correct[member].mean()),
+            float(member.mean()),
         )
-        for each in inside
+        for member in members
     ]

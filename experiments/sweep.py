@@ -26,7 +26,7 @@ from ml_collections import config_flags
 
 from experiments.cluster import submit
 from experiments.files import write_json
-from experiments.frontier import write_frontier
+from experiments.pages.pareto_front import write_frontier
 from experiments.points import Point, changed, points, train_all
 
 _CONFIG: Any = config_flags.DEFINE_config_file(

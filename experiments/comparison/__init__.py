@@ -1,1 +1,1 @@
-"""Methods beside each other: the same weights, examples, bytes, coder and evaluation."""
+"""Comparison of methods with equal weights, examples, bytes, coder and evaluation."""

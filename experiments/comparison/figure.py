@@ -1,4 +1,4 @@
-"""The figure of a comparison: a line for each method, from few bytes to many."""
+"""Figure of a comparison: score against bytes, a line per method."""
 
 import statistics
 from typing import Any
@@ -9,27 +9,27 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from experiments.pages.panels import COLORS, QUIET, line_color, over, panel, spread
 
-_WIDTH, _HEIGHT, _LEFT, _NAMES, _APART = 860, 520, 52, 150, 14
-_BOTTOM = 44
-_PEERS = 4  # colours, the first of `line_color` being ours
-_MOST = 4  # times what the dense network scores, or ours if that is more: worse is not told apart
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 860, 520, 52, 44  # pixels
+_NAME_WIDTH, _NAME_HEIGHT = 150, 14  # space for a line's name, pixels
+_PEER_COLORS = 4  # colors after the first of `line_color`, which is ours
+_MAX_RATIO = 4  # largest score that is drawn, times the dense network's score
 
 
 def draw(rows: list[dict[str, Any]], dense: dict[str, Any], title: str) -> Figure:
-    """Draw what methods score against the bytes of their files, both logarithmic.
+    """Draw the scores of methods against the bytes of their files, on log axes.
 
     Args:
-      rows: results; those of "ours" and "ours-trained" are drawn wider.
-      dense: the result of the dense network, a dashed line.
-      title: what the methods have in common.
+      rows: Results of the methods; "ours" and "ours-trained" have wider lines.
+      dense: Result of the dense network, a dashed line.
+      title: Title of the figure.
 
     Returns:
-      The figure, perplexities or percentages of wrong answers, to be written in the same style.
+      Figure of perplexities or error rates in percent; save it inside the same style.
     """
     unit = "perplexity" if "perplexity" in dense["scores"] else "% wrong"
     figure, axes = panel(_WIDTH, _HEIGHT, f"{title}: {unit} against bytes", _LEFT, bottom=_BOTTOM)
     box = axes.get_position()
-    axes.set_position((box.x0, box.y0, box.width - _NAMES / _WIDTH, box.height))
+    axes.set_position((box.x0, box.y0, box.width - _NAME_WIDTH / _WIDTH, box.height))
     lines = {name: line for name in _names(rows) if (line := _points(rows, name))}
     for i, (name, line) in enumerate(lines.items()):
         axes.plot(*zip(*line, strict=True), **_look(i, name))
@@ -38,12 +38,12 @@ def draw(rows: list[dict[str, Any]], dense: dict[str, Any], title: str) -> Figur
     axes.set_xscale("log")
     shown = [score for name, line in lines.items() if _is_ours(name) for _, score in line]
     least = min([_level(dense), *(score for line in lines.values() for _, score in line)])
-    axes.set_ylim(0.95 * least, max(_MOST * _level(dense), 1.1 * max(shown, default=0.0)))
+    axes.set_ylim(0.95 * least, max(_MAX_RATIO * _level(dense), 1.1 * max(shown, default=0.0)))
     axes.set_xlabel("bytes of the whole file")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_minor_formatter(NullFormatter())
-    axes.set_xticks(sorted({each["budget"] for each in rows if each["bytes"]}))
+    axes.set_xticks(sorted({row["budget"] for row in rows if row["bytes"]}))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
     _name_lines(axes, lines)
@@ -51,9 +51,9 @@ def draw(rows: list[dict[str, Any]], dense: dict[str, Any], title: str) -> Figur
 
 
 def _names(rows: list[dict[str, Any]]) -> list[str]:
-    """Return the methods, ours first: colours then tell it apart."""
-    found = dict.fromkeys(each["method"] for each in rows)
-    return sorted(found, key=lambda name: not name.startswith("ours"))
+    """Return the names of the methods, ours first, so that ours gets the first color."""
+    names = dict.fromkeys(row["method"] for row in rows)
+    return sorted(names, key=lambda name: not name.startswith("ours"))
 
 
 def _is_ours(name: str) -> bool:
@@ -61,16 +61,16 @@ def _is_ours(name: str) -> bool:
 
 
 def _look(number: int, name: str) -> dict[str, Any]:
-    ours = _is_ours(name)
-    turn, color = divmod(number, _PEERS)
-    dashes = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))[turn % 4]
+    highlighted = _is_ours(name)
+    cycle, color = divmod(number, _PEER_COLORS)
+    dashes = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))[cycle % 4]
     return {
-        "color": COLORS["mode"] if ours else line_color(1 + color),
-        "ls": "-" if ours else dashes,
-        "lw": 2.6 if ours else 1.2,
-        "marker": "osD^v"[turn % 5],
-        "ms": 6 if ours else 4,
-        "zorder": 3 if ours else 2,
+        "color": COLORS["mode"] if highlighted else line_color(1 + color),
+        "ls": "-" if highlighted else dashes,
+        "lw": 2.6 if highlighted else 1.2,
+        "marker": "osD^v"[cycle % 5],
+        "ms": 6 if highlighted else 4,
+        "zorder": 3 if highlighted else 2,
     }
 
 
@@ -80,28 +80,28 @@ def _level(result: dict[str, Any]) -> float:
 
 
 def _points(rows: list[dict[str, Any]], method: str) -> list[tuple[float, float]]:
-    """Return (bytes, score) of a method by its budgets, means over seeds."""
+    """Return (bytes, score) of a method at each budget, means over seeds."""
     sizes: dict[int, list[dict[str, Any]]] = {}
-    for each in rows:
-        if each["method"] == method and each["bytes"]:
-            sizes.setdefault(each["budget"], []).append(each)
+    for row in rows:
+        if row["method"] == method and row["bytes"]:
+            sizes.setdefault(row["budget"], []).append(row)
     return [
-        (statistics.mean(e["bytes"] for e in runs), statistics.mean(map(_level, runs)))
+        (statistics.mean(run["bytes"] for run in runs), statistics.mean(map(_level, runs)))
         for _, runs in sorted(sizes.items())
     ]
 
 
 def _name_lines(axes: Any, lines: dict[str, list[tuple[float, float]]]) -> None:
-    """Write each method's name beside the right end of its line, none over another."""
-    most = axes.get_ylim()[1]
+    """Write each method's name beside the right end of the line, without overlaps."""
+    top = axes.get_ylim()[1]
     ends = {
-        name: axes.transData.transform((line[-1][0], min(line[-1][1], most)))
+        name: axes.transData.transform((line[-1][0], min(line[-1][1], top)))
         for name, line in lines.items()
     }
     order = sorted(ends, key=lambda name: float(ends[name][1]))
     corner = np.array([axes.bbox.x0, axes.bbox.y0])
-    wanted = np.array([ends[name][1] - corner[1] for name in order])
-    heights = spread(wanted, _APART, 0, axes.bbox.height + _BOTTOM / 2)
+    end_heights = np.array([ends[name][1] - corner[1] for name in order])
+    heights = spread(end_heights, _NAME_HEIGHT, 0, axes.bbox.height + _BOTTOM / 2)
     for name, height in zip(order, heights, strict=True):
         x, y = ends[name] - corner
         look = _look(list(lines).index(name), name)

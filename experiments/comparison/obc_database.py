@@ -1,4 +1,8 @@
-"""Optimal Brain Compression with a budget: each layer in several ways, and a choice among them."""
+"""Optimal Brain Compression with a budget: a database of compressed layers.
+
+Frantar & Alistarh 2022, arXiv:2208.11580, compress each layer with several settings and choose one
+setting per layer.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +17,7 @@ from experiments.trees import map_leaves
 from sqs_jax.baselines import obc, obc_allocation, round_to_nearest
 from sqs_jax.progress import progress
 
-WAYS: tuple[dict[str, Any], ...] = tuple(
+SETTINGS: tuple[dict[str, Any], ...] = tuple(
     {"levels": levels, "sparsity": sparsity}
     for levels, sparsity in (
         *((64, 0.0), (32, 0.0), (20, 0.0), (12, 0.0), (8, 0.0)),
@@ -23,8 +27,14 @@ WAYS: tuple[dict[str, Any], ...] = tuple(
 _TRIALS = 6
 
 
-class Way(NamedTuple):
-    """A kernel as one of WAYS makes it: what it loses of its outputs' squares, and its bytes."""
+class Entry(NamedTuple):
+    """Kernel compressed with a setting of SETTINGS.
+
+    Attributes:
+      leaf: Compressed kernel.
+      error: Squared error of the layer's outputs over their squared norm, >= 0.
+      size: Size of the leaf in a file of its own, bytes.
+    """
 
     leaf: Any
     error: float
@@ -41,65 +51,76 @@ def compress(
     size: Callable[[Any], int],
     budget: int,
 ) -> Any:
-    """Return the params with a way for each kernel, in a file of at most a budget; None if none is.
+    """Compress each kernel with the setting that the allocation chooses for a budget.
 
-    As in the paper, each layer is compressed on its own, with inputs as the dense network gives
-    them (here one of 256 levels), and what a layer loses is added up. Different: over its outputs'
-    squares, for normalisations undo scales; a file's bytes take the place of operations.
+    As in the paper, each layer is compressed separately, with inputs from the dense network (here
+    a network of 256 levels), and the errors of the layers are added. Different from the paper:
+    errors are relative to the squares of the layer's outputs, because normalization layers undo
+    scales, and the cost is a file's bytes instead of operations.
 
     Args:
-      model, variables: the network, on the host.
-      kernels: what is compressed, by path.
-      batches: of examples.
-      folder: where to keep what is temporary.
-      size: (params) -> bytes of their file.
-      budget: of that.
+      model: Network.
+      variables: Variables of the network, on the host.
+      kernels: Kernels to compress, by path.
+      batches: Batches of calibration examples.
+      folder: Existing folder for temporary files.
+      size: Function from params to the bytes of their file.
+      budget: Largest size of the file, bytes.
+
+    Returns:
+      Params with compressed kernels, or None if no choice fits in the budget.
     """
-    params, found = variables["params"], {}
+    params, database = variables["params"], {}
 
     def collect(compressed: Any, weights: Any, moments: Any) -> Any:
         for path, kernel in weights.items():
-            found[path] = _ways(kernel, moments[path].second)
+            database[path] = _entries(kernel, moments[path].second)
         return compressed
 
     fine = round_to_nearest.compress(kernels, levels=256)
     start = map_leaves(lambda path, leaf: fine.get(path, leaf), params)
-    with TemporaryDirectory(dir=folder) as fresh:  # stages that were done would not be collected
+    with TemporaryDirectory(dir=folder) as fresh:  # a resumed folder would skip finished stages
         recode_stages(model, variables, start, batches, Path(fresh), collect)
-    for path in kernels.keys() - found.keys():  # read by no linear layer
-        found[path] = _ways(kernels[path], None)
-    paths = list(found)
+    for path in kernels.keys() - database.keys():  # kernels that no linear layer uses
+        database[path] = _entries(kernels[path], None)
+    paths = list(database)
 
-    def made(choice: list[int]) -> Any:
-        chosen = {path: found[path][way].leaf for path, way in zip(paths, choice, strict=True)}
-        return map_leaves(lambda path, leaf: chosen.get(path, leaf), params)
+    def assembled(choice: list[int]) -> Any:
+        leaves = {path: database[path][i].leaf for path, i in zip(paths, choice, strict=True)}
+        return map_leaves(lambda path, leaf: leaves.get(path, leaf), params)
 
     first = [0] * len(paths)
-    rest = size(made(first)) - sum(found[path][0].size for path in paths)
-    errors = [[way.error for way in found[path]] for path in paths]
-    sizes = [[way.size for way in found[path]] for path in paths]
-    room = budget - rest
+    rest = size(assembled(first)) - sum(database[path][0].size for path in paths)
+    errors = [[entry.error for entry in database[path]] for path in paths]
+    sizes = [[entry.size for entry in database[path]] for path in paths]
+    kernel_budget = budget - rest
     for _ in range(_TRIALS):
         try:
-            compressed = made(obc_allocation.allocate(errors, sizes, room))
-        except sqs_jax.BudgetError as error:  # which says how small it can be
+            compressed = assembled(obc_allocation.allocate(errors, sizes, kernel_budget))
+        except sqs_jax.BudgetError as error:  # the message gives the least size
             print(error)
             return None
-        if (taken := size(compressed)) <= budget:
+        if (file_size := size(compressed)) <= budget:
             return compressed
-        room -= taken - budget
+        kernel_budget -= file_size - budget
     return None
 
 
-def _ways(weights: Any, second: Any) -> list[Way]:
+def _entries(weights: Any, second: Any) -> list[Entry]:
+    """Compress a kernel with each of SETTINGS.
+
+    Args:
+      weights: Kernel [..., outputs].
+      second: Second moments of the layer's inputs, [inputs, inputs]; None for the identity.
+    """
     calibration = {} if second is None else {"_": sqs_jax.InputMoments(second)}
     matrix = np.asarray(weights, np.float64).reshape(-1, weights.shape[-1])
     hessian = np.eye(len(matrix)) if second is None else np.asarray(second, np.float64)
     norm = max(float(np.sum(matrix * (hessian @ matrix))), 1e-300)
-    ways = []
-    for way in WAYS:
-        leaf = obc.compress({"_": weights}, **way, calibration=calibration)["_"]
+    entries = []
+    for setting in SETTINGS:
+        leaf = obc.compress({"_": weights}, **setting, calibration=calibration)["_"]
         error = np.asarray(sqs_jax.materialize(leaf), np.float64).reshape(matrix.shape) - matrix
-        lost = float(np.sum(error * (hessian @ error))) / norm
-        ways.append(Way(leaf, max(lost, 0.0), sqs_jax.summarize({"_": leaf}).file_bytes))
-    return ways
+        relative = max(float(np.sum(error * (hessian @ error))) / norm, 0.0)
+        entries.append(Entry(leaf, relative, sqs_jax.summarize({"_": leaf}).file_bytes))
+    return entries

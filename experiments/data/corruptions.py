@@ -1,4 +1,4 @@
-"""What happens to images in the world, once each, at a strength that a good network notices."""
+"""Common image corruptions, strong enough to lower a network's accuracy."""
 
 from collections.abc import Callable
 
@@ -8,18 +8,18 @@ from experiments.data.dataset import Dataset
 
 
 def corrupt(dataset: Dataset, name: str, seed: int) -> Dataset:
-    """Return a dataset whose images are corrupted; the network's standardisation stays.
+    """Return a dataset with corrupted images and the same mean and deviation.
 
     Args:
-      dataset: images from 0 to 255, or from 0 to their largest value.
-      name: of CORRUPTIONS.
-      seed: of the noise.
+      dataset: Dataset of images from 0 to 255, or from 0 to their largest value.
+      name: Key of CORRUPTIONS.
+      seed: Seed of the noise.
     """
-    images = dataset.examples[:]  # read, where they are not yet
-    top = np.float32(255 if images.dtype == np.uint8 else images.max())
-    images = images.astype(np.float32) / top
-    changed = CORRUPTIONS[name](images, np.random.default_rng(seed))
-    return dataset._replace(examples=top * np.clip(changed, 0, 1).astype(np.float32))
+    images = dataset.examples[:]  # reads lazy images
+    white = np.float32(255 if images.dtype == np.uint8 else images.max())
+    images = images.astype(np.float32) / white
+    corrupted = CORRUPTIONS[name](images, np.random.default_rng(seed))
+    return dataset._replace(examples=white * np.clip(corrupted, 0, 1).astype(np.float32))
 
 
 def _noise(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -43,7 +43,7 @@ def _brightness(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return images + 0.25
 
 
-# name -> corrupt(images from 0 to 1, rng)
+# Keys are names; values map (images from 0 to 1, generator) to corrupted images.
 CORRUPTIONS: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
     "noise": _noise,
     "blur": _blur,

@@ -1,22 +1,24 @@
-"""Load a dataset by its name; draw batches that depend on nothing but (seed, step)."""
+"""Datasets of images by name, and batches that depend only on seed and step."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.data import digits, files, tfds
-from experiments.data.lazy import LazyImages
+from experiments.data import digits, npz_file, tfds
+from experiments.data.lazy_images import LazyImages
 
 
 class Dataset(NamedTuple):
-    """Examples and labels in memory.
+    """Examples with their labels.
 
     Attributes:
-      examples: images [n, height, width, channels], as stored, uint8 or float32, or tokens int32
-        [n, length]: an array, or what gives one when indexed.
-      labels: int32 [n, ...]; negative ones are not asked for.
-      mean, deviation: of each channel, float32 [channels], in the images' units; None for tokens.
+      examples: Images [n, height, width, channels], uint8 or float32 as stored, or tokens int32
+        [n, length]; an array, or an object that returns an array when indexed.
+      labels: Labels, int32 [n, ...]; negative labels are ignored.
+      mean: Mean of each channel, float32 [channels] or scalar, in the images' units; None for
+        tokens.
+      deviation: Standard deviation of each channel, like `mean`.
     """
 
     examples: Any
@@ -26,29 +28,29 @@ class Dataset(NamedTuple):
 
     @property
     def units(self) -> int:
-        """The number of labels that are asked for."""
+        """Number of labels that are not ignored."""
         return int((self.labels >= 0).sum())
 
-    def standardise(self, examples: Any) -> Any:
-        """Return what a network gets for examples as they are stored; on any device."""
+    def standardize(self, examples: Any) -> Any:
+        """Convert stored examples to a network's inputs; works under jit."""
         if self.mean is None:
             return examples
         return (examples.astype(np.float32) - self.mean) / self.deviation
 
     @property
     def black(self) -> np.ndarray:
-        """What a network gets for a black pixel, [channels] or a number."""
+        """Standardized value of a black pixel, [channels] or scalar."""
         if self.mean is None:
             return np.zeros((), np.float32)
         return np.asarray(-self.mean / self.deviation, np.float32)
 
     def inputs(self, chosen: Any) -> np.ndarray:
-        """Return what a network gets for some of the examples: images float32, standardised."""
-        return self.standardise(self.examples[chosen])
+        """Return a network's inputs for the examples at an index, slice or index array."""
+        return self.standardize(self.examples[chosen])
 
 
 class Splits(NamedTuple):
-    """What is trained on, what is evaluated at the end, and the number of classes."""
+    """Training part, evaluation part, and the number of classes."""
 
     train: Dataset
     holdout: Dataset
@@ -56,21 +58,22 @@ class Splits(NamedTuple):
 
 
 def load(config: Any, seed: int) -> Splits:
-    """Load the data an experiment's `data` section names.
+    """Load the images that an experiment's `data` section names.
 
     Args:
-      config: the section, see configs/base.py. A file `NAME.npz` in the directory is read; without
-        one the directory is tensorflow-datasets'.
-      seed: draws the split of datasets that have none of their own, and their validation part.
+      config: The section, see configs/base.py. The file `NAME.npz` of the directory is read if it
+        exists; otherwise the directory is that of tensorflow-datasets.
+      seed: Seed of the split of datasets without a test part, and of their validation part.
 
     Returns:
-      Splits. With holdout "validation" a tenth of the training part is held out, and the test part
-      is not used: the last tenth, or a stratified one of datasets without splits of their own.
+      Splits. With holdout "validation", a tenth of the training part is the evaluation part, and
+      the test part is not used. This tenth is the last one, or stratified for datasets without a
+      test part.
 
     Raises:
-      ValueError: for a holdout that is unknown, a file or images that cannot be read, parts that do
-        not fit each other, or a mean and a deviation that do not fit.
-      FileNotFoundError: for a dataset that is not there.
+      ValueError: If the holdout is unknown, the file or its images cannot be read, the parts do
+        not match, or mean and deviation do not match the images.
+      FileNotFoundError: If the dataset does not exist.
     """
     if config.holdout not in ("test", "validation"):
         raise ValueError(
@@ -84,9 +87,9 @@ def load(config: Any, seed: int) -> Splits:
         if validate:
             train, holdout = digits.stratified_split(*train, fraction=0.1, seed=seed)
     else:
-        plain = Path(config.directory) / f"{config.name}.npz"
-        if config.directory and plain.exists():
-            train, holdout = files.load(plain)
+        npz = Path(config.directory) / f"{config.name}.npz"
+        if config.directory and npz.exists():
+            train, holdout = npz_file.load(npz)
         else:
             try:
                 train, holdout = tfds.load(
@@ -95,15 +98,15 @@ def load(config: Any, seed: int) -> Splits:
             except FileNotFoundError as error:
                 if not config.directory:
                     raise
-                raise FileNotFoundError(f"There is no file {plain}. {error}") from error
-        _require_alike(config, train, holdout)
+                raise FileNotFoundError(f"There is no file {npz}. {error}") from error
+        _check_parts(config, train, holdout)
         if validate:
-            first = len(train[1]) - len(train[1]) // 10
+            boundary = len(train[1]) - len(train[1]) // 10
             images, labels = train
             train, holdout = (
-                (_part(images, s), labels[s]) for s in (slice(first), slice(first, None))
+                (_part(images, s), labels[s]) for s in (slice(boundary), slice(boundary, None))
             )
-    mean, deviation = _standardisation(config, train[0])
+    mean, deviation = _standardization(config, train[0])
 
     def dataset(images: Any, labels: np.ndarray) -> Dataset:
         if images.dtype != np.uint8:
@@ -114,8 +117,8 @@ def load(config: Any, seed: int) -> Splits:
     return Splits(dataset(*train), dataset(*holdout), num_classes)
 
 
-def _require_alike(config: Any, train: Any, test: Any) -> None:
-    """Refuse parts of which one network cannot be trained on the one and tested on the other."""
+def _check_parts(config: Any, train: Any, test: Any) -> None:
+    """Raise ValueError if a network of the training part cannot be tested on the other."""
     problems = []
     for part, (_, labels) in (("training", train), ("test", test)):
         if labels.min() < 0:
@@ -134,8 +137,8 @@ def _part(images: Any, chosen: slice) -> Any:
     return images.part(chosen) if isinstance(images, LazyImages) else images[chosen]
 
 
-def _standardisation(config: Any, images: Any) -> tuple[Any, Any]:
-    """Return mean and deviation of each channel: given for values from 0 to 1, or measured."""
+def _standardization(config: Any, images: Any) -> tuple[Any, Any]:
+    """Return mean and deviation in the images' units, from the config or measured."""
     channels = images.shape[-1]
     if not config.mean and not config.deviation:
         if isinstance(images, LazyImages):
@@ -143,26 +146,37 @@ def _standardisation(config: Any, images: Any) -> tuple[Any, Any]:
                 "config.data.mean and deviation are empty, but images of several sizes are read "
                 "when they are needed, and not measured: give both, for values from 0 to 1."
             )
-        # the training part's own, one number for all channels
+        # Measured on the training part, one number for all channels.
         deviation = max(float(images.std(dtype=np.float64)), 1e-12)
         return np.float32(images.mean(dtype=np.float64)), np.float32(deviation)
-    for name, given in (("mean", config.mean), ("deviation", config.deviation)):
-        if len(given) != channels:
+    for name, values in (("mean", config.mean), ("deviation", config.deviation)):
+        if len(values) != channels:
             raise ValueError(
-                f"config.data.{name} has {len(given)} numbers, the images {channels} channels; "
+                f"config.data.{name} has {len(values)} numbers, the images {channels} channels; "
                 "give one for each, of values from 0 to 1, or none in mean and deviation."
             )
     if min(config.deviation) <= 0:
         raise ValueError(f"config.data.deviation is {config.deviation}; it must be positive.")
-    most = 255 if images.dtype == np.uint8 else 1
-    return np.float32(config.mean) * most, np.float32(config.deviation) * most
+    white = 255 if images.dtype == np.uint8 else 1
+    return np.float32(config.mean) * white, np.float32(config.deviation) * white
 
 
 def batch_indices(size: int, batch_size: int, seed: int, step: int) -> np.ndarray:
-    """Return the training examples of a step: every epoch a new order, incomplete batches left out.
+    """Return the indices of the examples of a training step.
+
+    Every epoch has a new random order; an incomplete last batch is left out.
+
+    Args:
+      size: Number of training examples.
+      batch_size: Number of examples per step, at most `size`.
+      seed: Seed of the orders.
+      step: Number of the step, from 0.
+
+    Returns:
+      Indices, int [batch_size].
 
     Raises:
-      ValueError: if a batch is larger than the dataset.
+      ValueError: If a batch is larger than the dataset.
     """
     if batch_size > size:
         raise ValueError(f"config.batch_size is {batch_size}, but there are {size} examples.")

@@ -8,7 +8,14 @@ Arrays = tuple[np.ndarray, np.ndarray]
 
 
 def load(seed: int) -> tuple[Arrays, Arrays]:
-    """Return (train, test), stratified 70/30 by the seed, images [n, 8, 8, 1] from 0 to 16."""
+    """Return (train, test), split 70/30 and stratified.
+
+    Args:
+      seed: Seed of the split.
+
+    Returns:
+      Two pairs of images [n, 8, 8, 1] from 0 to 16 and labels int [n].
+    """
     images, labels = load_digits(return_X_y=True)
     return stratified_split(images.reshape(-1, 8, 8, 1), labels, fraction=0.3, seed=seed)
 
@@ -16,8 +23,15 @@ def load(seed: int) -> tuple[Arrays, Arrays]:
 def stratified_split(
     images: np.ndarray, labels: np.ndarray, *, fraction: float, seed: int
 ) -> tuple[Arrays, Arrays]:
-    """Split in (rest, held out), `fraction` of every class held out."""
-    rest, held = train_test_split(
+    """Split images into (rest, held out) with the same class frequencies.
+
+    Args:
+      images: Images [n, ...].
+      labels: Class of each image, int [n].
+      fraction: Share of each class that is held out, in (0, 1).
+      seed: Seed of the draw.
+    """
+    rest, heldout = train_test_split(
         np.arange(len(labels)), test_size=fraction, random_state=seed, stratify=labels
     )
-    return (images[rest], labels[rest]), (images[held], labels[held])
+    return (images[rest], labels[rest]), (images[heldout], labels[heldout])

@@ -1,7 +1,7 @@
-"""Texts as tokens: language modelling, sentences with labels.
+"""Text files and tokenization, for language models and sentence classification.
 
-Files are plain: NAME.txt, or NAME_train.txt and NAME_test.txt; sentences are tab-separated with a
-header that has "label" and "sentence", NAME_train.tsv and NAME_dev.tsv, as GLUE has them.
+A text is NAME.txt, or NAME_train.txt and NAME_test.txt. Sentences with labels are tab-separated
+files as in GLUE, NAME_train.tsv and NAME_dev.tsv; the header has "label" and "sentence".
 """
 
 import csv
@@ -13,41 +13,45 @@ import numpy as np
 
 Arrays = tuple[np.ndarray, np.ndarray]
 
-_TEST_SHARE = 0.1  # of a text that is one file
+_TEST_SHARE = 0.1  # test part of a text in one file
 
 
 def read_texts(directory: Path, name: str) -> tuple[str, str]:
-    """Return (train, test) of a text; of one file the last tenth, from a paragraph on, is the test.
+    """Return (train, test) from two files, or from a single file cut near its end.
+
+    Args:
+      directory: Folder of the files.
+      name: NAME of the files.
 
     Raises:
-      FileNotFoundError: if it is not there.
-      ValueError: for files that are no text or empty.
+      FileNotFoundError: If there is neither the one file nor the two.
+      ValueError: If a file is empty or not UTF-8, or the one file cannot be cut.
     """
-    whole, *parts = (directory / f"{name}{part}.txt" for part in ("", "_train", "_test"))
+    single, *parts = (directory / f"{name}{part}.txt" for part in ("", "_train", "_test"))
     if all(part.is_file() for part in parts):
         train, test = map(_read, parts)
         return train, test
-    if not whole.is_file():
+    if not single.is_file():
         raise FileNotFoundError(
-            f"There is no text {whole}, nor {parts[0].name} and {parts[1].name} beside it; "
+            f"There is no text {single}, nor {parts[0].name} and {parts[1].name} beside it; "
             "config.data.directory and config.data.name say where to look."
         )
-    return cut(_read(whole))
+    return cut(_read(single))
 
 
 def cut(text: str) -> tuple[str, str]:
     """Cut a text in two at the first blank line of its last tenth.
 
     Raises:
-      ValueError: if it has none there.
+      ValueError: If the last tenth has no blank line.
     """
-    at = text.find("\n\n", int(len(text) * (1 - _TEST_SHARE)))
-    if at < 0:
+    position = text.find("\n\n", int(len(text) * (1 - _TEST_SHARE)))
+    if position < 0:
         raise ValueError(
             "The text has no blank line in its last tenth, where it could be cut in two; give "
             "NAME_train.txt and NAME_test.txt."
         )
-    return text[: at + 2], text[at + 2 :]
+    return text[: position + 2], text[position + 2 :]
 
 
 def _read(path: Path) -> str:
@@ -61,32 +65,34 @@ def _read(path: Path) -> str:
 
 
 def windows(tokens: np.ndarray, length: int, stride: int, first: int | None) -> Arrays:
-    """Cut a text into windows in which each token is predicted from those before it.
+    """Cut a text into windows for next-token prediction.
+
+    Tokens at the end that do not fill a window are left out.
 
     Args:
-      tokens: int [n].
-      length: of a window, tokens.
-      stride: from one window to the next; what the one before has asked for is context alone.
-      first: the token that begins a window, <s>; None: the first token of the text is no label.
-
-    Tokens at the end that make no whole window are left out.
+      tokens: Token ids of the text, int [n].
+      length: Length of a window, tokens.
+      stride: Distance between the starts of neighboring windows, in [1, length] tokens. Tokens
+        that the previous window predicts are only context in the next.
+      first: Id of the token that begins each window, such as <s>. None: windows begin with a token
+        of the text, so that the first token of the text is never a label.
 
     Returns:
-      (tokens, labels), int32 [windows, length]; a label is the next token, -1 where none is asked
-      for.
+      (tokens, labels), both int32 [windows, length]; a label is the next token, or -1 if the
+      previous window predicts it.
 
     Raises:
-      ValueError: if there is not one window of text, or a stride would leave tokens out.
+      ValueError: If the text is shorter than a window, or the stride is not in [1, length].
     """
     if not 1 <= stride <= length:
         raise ValueError(f"config.data.stride is {stride}; it must lie in [1, {length}].")
     start = [] if first is None else [first]
-    room = length + 1 - len(start)  # tokens of a window, its first label's included
-    if len(tokens) < room:
+    span = length + 1 - len(start)  # tokens of the text per window, the last label included
+    if len(tokens) < span:
         raise ValueError(f"{len(tokens)} tokens are less than one sequence of {length}.")
     examples, labels = [], []
-    for begin in range(0, len(tokens) - room + 1, stride):
-        window = np.concatenate([start, tokens[begin : begin + room]]).astype(np.int32)
+    for begin in range(0, len(tokens) - span + 1, stride):
+        window = np.concatenate([start, tokens[begin : begin + span]]).astype(np.int32)
         examples.append(window[:-1])
         labels.append(window[1:].copy())
         if begin:
@@ -95,11 +101,17 @@ def windows(tokens: np.ndarray, length: int, stride: int, first: int | None) -> 
 
 
 def read_sentences(path: Path) -> tuple[list[str], np.ndarray]:
-    """Read sentences and their labels.
+    """Read sentences and their labels from a tab-separated file.
+
+    Args:
+      path: Path of the file.
+
+    Returns:
+      (sentences, labels int32 [n]).
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: listing lines that are no sentence and label.
+      FileNotFoundError: If the file does not exist.
+      ValueError: If the header lacks a column, or lines are malformed; the message lists them.
     """
     if not path.is_file():
         raise FileNotFoundError(f"There are no sentences {path}.")
@@ -109,14 +121,14 @@ def read_sentences(path: Path) -> tuple[list[str], np.ndarray]:
     text = next((name for name in ("sentence", "content", "text") if name in header), None)
     if text is None or "label" not in header:
         raise ValueError(f"{path} begins with {header}; it needs the columns label and sentence.")
-    at, label_at = header.index(text), header.index("label")
+    text_column, label_column = header.index(text), header.index("label")
     sentences, labels, problems = [], [], []
     for number, row in enumerate(rows[1:], start=2):
-        if len(row) != len(header) or not row[label_at].isdecimal():
+        if len(row) != len(header) or not row[label_column].isdecimal():
             problems.append(f"line {number}: {row}")
             continue
-        sentences.append(row[at])
-        labels.append(int(row[label_at]))
+        sentences.append(row[text_column])
+        labels.append(int(row[label_column]))
     if problems or not sentences:
         raise ValueError(
             f"{path} has {len(problems)} lines that are no label and sentence, and "
@@ -126,23 +138,34 @@ def read_sentences(path: Path) -> tuple[list[str], np.ndarray]:
 
 
 def padded(encoded: Iterable[list[int]], length: int, padding: int) -> np.ndarray:
-    """Return token sequences of one length, int32 [n, length]; longer ones lose their middle.
+    """Pad or truncate token sequences to a common length.
 
-    The last token stays: it ends the sequence for the model.
+    Truncation keeps the last token, which marks the end of a sequence for the model.
+
+    Args:
+      encoded: Token ids of each sequence.
+      length: Length of the result, tokens.
+      padding: Id of the padding token.
+
+    Returns:
+      Token ids, int32 [n, length].
     """
-    rows = list(encoded)
-    found = np.full((len(rows), length), padding, np.int32)
-    for row, ids in zip(found, rows, strict=True):
+    sequences = list(encoded)
+    rows = np.full((len(sequences), length), padding, np.int32)
+    for row, ids in zip(rows, sequences, strict=True):
         row[: len(ids)] = ids if len(ids) <= length else [*ids[: length - 1], ids[-1]]
-    return found
+    return rows
 
 
 def train_tokenizer(text: str, vocabulary: int) -> Any:
-    """Learn byte pairs from a text, as Llama 3 and Qwen have them.
+    """Learn a byte-level BPE tokenizer, as in Llama 3 and Qwen.
 
     Args:
-      text: to learn from.
-      vocabulary: number of tokens, <s> and </s> included.
+      text: Training text.
+      vocabulary: Number of tokens, including <s> and </s>.
+
+    Returns:
+      tokenizers.Tokenizer that begins each text with <s>.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 

@@ -1,6 +1,6 @@
-"""Weights of other frameworks, or of other runs, as variables of the networks here."""
+"""Importers of weights from other frameworks and from other runs."""
 
+from experiments.importers.pretrained_weights import import_weights
 from experiments.importers.state_dict import read_state_dict
-from experiments.importers.variables import import_weights
 
 __all__ = ["import_weights", "read_state_dict"]

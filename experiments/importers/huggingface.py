@@ -1,7 +1,8 @@
-"""Language models of Hugging Face: what config.json says, and the names of the weights.
+"""Architectures and parameter names of Hugging Face's language models.
 
-A path here is a name there with `weight` called `kernel`, `scale` or `embedding`, numbered blocks
-in one part, and without the prefix of all that is not a head; kernels are [inputs, outputs].
+A parameter's path differs from Hugging Face's name in four points. `weight` is called `kernel`,
+`scale` or `embedding`; a block and its number are one part of the path; the prefix of the body is
+left out; and kernels are transposed to [inputs, outputs].
 """
 
 import re
@@ -11,21 +12,24 @@ from typing import Any
 from experiments.models.decoder import DecoderConfig, RopeScaling
 from experiments.models.encoder import EncoderConfig
 
-# They stand beside what the prefix names.
+# Names of heads have no prefix.
 HEADS = ("lm_head", "classifier", "qa_outputs")
-# What a model of another task may have or lack.
-OF_THE_TASK = ("classifier", "qa_outputs", "pooler")
-# Not weights, or of heads that models here do not have.
+# A checkpoint may lack these parts, or have them for another task.
+TASK_PARTS = ("classifier", "qa_outputs", "pooler")
+# Tensors that are not weights, or belong to heads that the networks here do not have.
 IGNORED = re.compile(r"(cls\.|.*\bposition_ids$|.*rotary_emb\.inv_freq$)")
 _DECODERS = ("llama", "qwen2", "qwen3")
 _PREFIXES = {"bert": "bert.", **dict.fromkeys(_DECODERS, "model.")}
 
 
 def prefix_of(config: Mapping[str, Any]) -> str:
-    """Return what the names of all weights but a head's begin with.
+    """Return the prefix of Hugging Face's names of all weights outside the heads.
+
+    Args:
+      config: Content of config.json.
 
     Raises:
-      ValueError: for an architecture that is not supported.
+      ValueError: If the architecture is not supported.
     """
     kind = config.get("model_type")
     if kind not in _PREFIXES:
@@ -36,9 +40,14 @@ def prefix_of(config: Mapping[str, Any]) -> str:
 
 
 def path_of(name: str, prefix: str) -> tuple[str, bool]:
-    """Return the path of a leaf here, and whether its axes are swapped."""
+    """Convert Hugging Face's name to (path, whether to transpose).
+
+    Args:
+      name: Name of a tensor in the checkpoint.
+      prefix: Prefix of `prefix_of`.
+    """
     *parts, last = re.sub(r"\b(layers?)\.(\d+)\.", r"\1_\2.", name.removeprefix(prefix)).split(".")
-    if last in ("gamma", "beta"):  # what the first BERT checkpoints call them
+    if last in ("gamma", "beta"):  # names in the first BERT checkpoints
         last = {"gamma": "weight", "beta": "bias"}[last]
     owner = parts[-1] if parts else ""
     swapped = False
@@ -52,7 +61,12 @@ def path_of(name: str, prefix: str) -> tuple[str, bool]:
 
 
 def name_of(path: str, prefix: str) -> tuple[str, bool]:
-    """Return the name of a leaf there, and whether its axes are swapped: `path_of` undone."""
+    """Convert a path to (Hugging Face's name, whether to transpose); inverts `path_of`.
+
+    Args:
+      path: Path of a parameter.
+      prefix: Prefix of `prefix_of`.
+    """
     *parts, last = re.sub(r"\b(layers?)_(\d+)\b", r"\1/\2", path).split("/")
     swapped = last == "kernel"
     last = "weight" if last in ("kernel", "scale", "embedding") else last
@@ -61,10 +75,14 @@ def name_of(path: str, prefix: str) -> tuple[str, bool]:
 
 
 def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
-    """Return what config.json says of a Llama or Qwen.
+    """Convert the config.json of a Llama or Qwen.
+
+    Args:
+      config: Content of config.json.
 
     Raises:
-      ValueError: listing all that it asks for and models here have not.
+      ValueError: If config.json lacks fields or needs features that `Decoder` does not have; the
+        message lists all.
     """
     kind = config["model_type"]
     problems = []
@@ -89,19 +107,19 @@ def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
         problems.append("attention_bias is true")
     if config.get("use_sliding_window") and config.get("max_window_layers", 0) < layers:
         problems.append("use_sliding_window is true")
-    # transformers 5 keeps all of the rotation in one place, older versions in two
+    # transformers 5 has rope_parameters, which include theta; older versions have rope_scaling.
     rope = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
-    how = rope.get("rope_type", rope.get("type", "default"))
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
     scaling = None
-    if how == "llama3":
-        wanted = "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"
-        missing = [field for field in wanted if field not in rope]
+    if rope_type == "llama3":
+        fields = "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"
+        missing = [field for field in fields if field not in rope]
         problems += [f"rope_scaling has no {field}" for field in missing]
         if not missing:
-            scaling = RopeScaling(*(rope[field] for field in wanted))
-    elif how != "default":
-        problems.append(f"rope_scaling is of type {how!r}, not 'llama3'")
-    found = DecoderConfig(
+            scaling = RopeScaling(*(rope[field] for field in fields))
+    elif rope_type != "default":
+        problems.append(f"rope_scaling is of type {rope_type!r}, not 'llama3'")
+    architecture = DecoderConfig(
         vocabulary=need("vocab_size"),
         width=width,
         hidden=need("intermediate_size"),
@@ -118,18 +136,19 @@ def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
         query_norm=kind == "qwen3",
     )
     _refuse(problems)
-    return found
+    return architecture
 
 
 def encoder_config(config: Mapping[str, Any], separator: int) -> EncoderConfig:
-    """Return what config.json says of a BERT.
+    """Convert the config.json of a BERT.
 
     Args:
-      config: the file's content.
-      separator: the token [SEP], which the tokenizer knows.
+      config: Content of config.json.
+      separator: Id of the token [SEP], from the tokenizer.
 
     Raises:
-      ValueError: listing all that it asks for and models here have not.
+      ValueError: If config.json lacks fields or needs features that `Encoder` does not have; the
+        message lists all.
     """
     sizes = {
         "vocabulary": "vocab_size",
@@ -139,14 +158,14 @@ def encoder_config(config: Mapping[str, Any], separator: int) -> EncoderConfig:
         "heads": "num_attention_heads",
         "context": "max_position_embeddings",
     }
-    problems = [f"{theirs} is missing" for theirs in sizes.values() if config.get(theirs) is None]
+    problems = [f"{name} is missing" for name in sizes.values() if config.get(name) is None]
     if config.get("hidden_act", "gelu") != "gelu":
         problems.append(f"hidden_act is {config['hidden_act']!r}, not 'gelu'")
     if config.get("position_embedding_type", "absolute") != "absolute":
         problems.append(f"position_embedding_type is {config['position_embedding_type']!r}")
     _refuse(problems)
     return EncoderConfig(
-        **{ours: config[theirs] for ours, theirs in sizes.items()},
+        **{field: config[name] for field, name in sizes.items()},
         segments=config.get("type_vocab_size", 2),
         epsilon=config.get("layer_norm_eps", 1e-12),
         dropout=config.get("hidden_dropout_prob", 0.1),

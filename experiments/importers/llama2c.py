@@ -1,8 +1,10 @@
-"""Checkpoints of karpathy/llama2.c, as a folder of Hugging Face would have them.
+"""Checkpoints of karpathy/llama2.c, converted to Hugging Face's names and axes.
 
-A file is seven int32 (width, MLP, blocks, heads, heads of keys and values, vocabulary, context; a
-negative vocabulary says that the head is not the embedding), then float32 arrays, each of all
-blocks together. A tokenizer is the int32 length of its longest piece, then of every piece a float32
+A checkpoint begins with seven int32: width, MLP width, blocks, heads, key-value heads, vocabulary
+and context. A negative vocabulary means that the head is not tied to the embedding. Float32 arrays
+follow, each of all blocks together.
+
+A tokenizer begins with the int32 length of its longest piece. For each piece follow a float32
 score, an int32 length and the bytes.
 """
 
@@ -20,51 +22,54 @@ _EPSILON = 1e-5
 
 
 def read_model(path: Path) -> tuple[dict[str, Any], dict[str, LazyArray]]:
-    """Open a checkpoint.
+    """Open a checkpoint without reading its weights.
+
+    Args:
+      path: The .bin file.
 
     Returns:
-      What config.json would say, and the tensors by the names they would have, read when asked for.
+      (content of an equivalent config.json, weights by Hugging Face's names).
 
     Raises:
-      ValueError: for a file that is none, or is cut short.
+      ValueError: If the file is no checkpoint or is truncated.
     """
     with path.open("rb") as file:
         head = file.read(_HEADER.size)
     if len(head) < _HEADER.size:
         raise ValueError(f"{path}: {len(head)} bytes are no llama2.c checkpoint.")
-    width, hidden, layers, heads, shared_heads, vocabulary, context = _HEADER.unpack(head)
+    width, hidden, layers, heads, key_value_heads, vocabulary, context = _HEADER.unpack(head)
     tied, vocabulary = vocabulary > 0, abs(vocabulary)
-    sizes = width, hidden, layers, heads, shared_heads, vocabulary, context
-    if min(sizes) < 1 or max(sizes) > 1 << 20 or width % heads or heads % shared_heads:
+    sizes = width, hidden, layers, heads, key_value_heads, vocabulary, context
+    if min(sizes) < 1 or max(sizes) > 1 << 20 or width % heads or heads % key_value_heads:
         raise ValueError(
             f"{path} begins with {sizes}, which is no llama2.c checkpoint (version 0)."
         )
     head_width = width // heads
-    narrow = shared_heads * head_width
+    key_value_width = key_value_heads * head_width
 
     tensors: dict[str, LazyArray] = {}
     offset = _HEADER.size
 
-    def take(name: str, shape: tuple[int, ...], count: int = 1, turned: int = 0) -> None:
-        """Name the next arrays; `turned` heads have their pairs of dimensions side by side."""
+    def take(name: str, shape: tuple[int, ...], count: int = 1, interleaved_heads: int = 0) -> None:
+        """Add the next arrays of the file to `tensors`, an array per block."""
         nonlocal offset
         for i in range(count):
-            tensors[name.format(i)] = _lazy(path, offset, shape, turned)
+            tensors[name.format(i)] = _lazy(path, offset, shape, interleaved_heads)
             offset += 4 * int(np.prod(shape))
 
     block = "model.layers.{}."
     take("model.embed_tokens.weight", (vocabulary, width))
     take(block + "input_layernorm.weight", (width,), layers)
     take(block + "self_attn.q_proj.weight", (width, width), layers, heads)
-    take(block + "self_attn.k_proj.weight", (narrow, width), layers, shared_heads)
-    take(block + "self_attn.v_proj.weight", (narrow, width), layers)
+    take(block + "self_attn.k_proj.weight", (key_value_width, width), layers, key_value_heads)
+    take(block + "self_attn.v_proj.weight", (key_value_width, width), layers)
     take(block + "self_attn.o_proj.weight", (width, width), layers)
     take(block + "post_attention_layernorm.weight", (width,), layers)
     take(block + "mlp.gate_proj.weight", (hidden, width), layers)
     take(block + "mlp.down_proj.weight", (width, hidden), layers)
     take(block + "mlp.up_proj.weight", (hidden, width), layers)
     take("model.norm.weight", (width,))
-    offset += 4 * context * head_width  # cosines and sines, which follow from the header
+    offset += 4 * context * head_width  # cosines and sines, which the header determines
     if not tied:
         take("lm_head.weight", (vocabulary, width))
     size = path.stat().st_size
@@ -78,7 +83,7 @@ def read_model(path: Path) -> tuple[dict[str, Any], dict[str, LazyArray]]:
         "intermediate_size": hidden,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
-        "num_key_value_heads": shared_heads,
+        "num_key_value_heads": key_value_heads,
         "head_dim": head_width,
         "max_position_embeddings": context,
         "rms_norm_eps": _EPSILON,
@@ -92,11 +97,15 @@ def read_model(path: Path) -> tuple[dict[str, Any], dict[str, LazyArray]]:
     return config, tensors
 
 
-def _lazy(path: Path, offset: int, shape: tuple[int, ...], turned: int) -> LazyArray:
+def _lazy(path: Path, offset: int, shape: tuple[int, ...], interleaved_heads: int) -> LazyArray:
+    """Return the array at an offset in bytes, with Hugging Face's rotary pairs."""
+
     def read() -> np.ndarray:
         array = np.fromfile(path, "<f4", int(np.prod(shape)), offset=offset).reshape(shape)
-        if turned:  # rows 2i and 2i+1 of a head are a pair there, i and i + head_width/2 here
-            array = array.reshape(turned, -1, 2, shape[1]).swapaxes(1, 2).reshape(shape)
+        if interleaved_heads:
+            # A rotary pair is rows 2i and 2i + 1 of a head in llama2.c, and rows i and
+            # i + head_width / 2 in Hugging Face.
+            array = array.reshape(interleaved_heads, -1, 2, shape[1]).swapaxes(1, 2).reshape(shape)
         return array
 
     return LazyArray(shape, np.float32, read)
@@ -105,11 +114,14 @@ def _lazy(path: Path, offset: int, shape: tuple[int, ...], turned: int) -> LazyA
 def read_tokenizer(path: Path) -> Any:
     """Read a tokenizer.
 
+    Args:
+      path: The .bin file.
+
     Returns:
-      tokenizers.Tokenizer: byte pairs as sentencepiece has them, with a leading <s>.
+      tokenizers.Tokenizer: SentencePiece BPE that begins each text with <s>.
 
     Raises:
-      ValueError: for a file that is none.
+      ValueError: If the file is no tokenizer or is truncated.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, processors
 

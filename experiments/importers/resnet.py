@@ -1,14 +1,14 @@
-"""The names that residual networks of torchvision, timm and the usual PyTorch code for CIFAR have.
+"""Parameter names of PyTorch's residual networks.
 
-The last is chenyaofo/pytorch-cifar-models and akamaster/pytorch_resnet_cifar10. The names differ in
-few places, so that one map serves all.
+The networks are those of torchvision, timm, chenyaofo/pytorch-cifar-models and
+akamaster/pytorch_resnet_cifar10. Their names differ so little that one map serves all.
 """
 
 import re
 
 import numpy as np
 
-# Of PyTorch's names, one after another: (pattern, what it becomes).
+# (pattern, replacement) of PyTorch's names, applied in this order
 NAMES = (
     (r"^layer(\d+)\.(\d+)\.", r"layer\1_\2."),
     (r"\b(?:downsample|shortcut)\.0\.", "downsample_conv."),
@@ -16,7 +16,7 @@ NAMES = (
     (r"^(?:linear|classifier)\.", "fc."),
 )
 
-# (layer's name, PyTorch's name) -> (collection, Flax's name, axes in Flax's order)
+# (pattern of the layer's name, PyTorch's name, Flax's collection, Flax's name, axes for Flax)
 LEAVES: tuple[tuple[str, str, str, str, tuple[int, ...] | None], ...] = (
     (r".*conv\d*", "weight", "params", "kernel", (2, 3, 1, 0)),
     (r"fc", "weight", "params", "kernel", (1, 0)),
@@ -29,12 +29,20 @@ LEAVES: tuple[tuple[str, str, str, str, tuple[int, ...] | None], ...] = (
 
 
 def translate(name: str, array: np.ndarray) -> tuple[str, np.ndarray]:
-    """Return the path of a leaf here, and its weights with the axes as they are here."""
+    """Convert PyTorch's name and array to Flax's path and axes.
+
+    Args:
+      name: Name in the state dict.
+      array: Weights with PyTorch's axes.
+
+    Returns:
+      (path, weights with Flax's axes); the arguments themselves if the name is unknown.
+    """
     for pattern, replacement in NAMES:
         name = re.sub(pattern, replacement, name)
     *layer, last = name.split(".")
-    for pattern, theirs, collection, ours, axes in LEAVES:
-        if layer and re.fullmatch(pattern, layer[-1]) and last == theirs:
-            turned = array.transpose(axes) if axes and array.ndim == len(axes) else array
-            return "/".join((collection, *layer, ours)), turned
+    for pattern, torch_name, collection, flax_name, axes in LEAVES:
+        if layer and re.fullmatch(pattern, layer[-1]) and last == torch_name:
+            transposed = array.transpose(axes) if axes and array.ndim == len(axes) else array
+            return "/".join((collection, *layer, flax_name)), transposed
     return name, array

@@ -1,4 +1,4 @@
-"""PyTorch state dicts from files, as numpy arrays; nothing in a file is ever executed."""
+"""PyTorch state dicts from files as numpy arrays, without executing code."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,23 +8,27 @@ import numpy as np
 
 from sqs_jax.checkpoints import open_checkpoint, unwrapped
 
-# What training scripts wrap a state dict in.
+# Keys under which training scripts store a state dict.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 
 
 def read_state_dict(path: Path) -> dict[str, np.ndarray]:
-    """Read a state dict: .safetensors, .npz, or what PyTorch saves (.pt, .pth, .th, .bin, ...).
+    """Read a state dict from a file.
 
-    Entries of a training checkpoint beside the state dict are left out, and so are the wrappers
-    that training puts around names, see `sqs_jax.checkpoints.unwrapped`.
+    Other entries of a training checkpoint are left out, and so are wrappers of names, such as
+    "module.", see `sqs_jax.checkpoints.unwrapped`.
 
     Args:
-      path: the file. PyTorch reads its own formats, weights only.
+      path: File with the suffix .safetensors, .npz, or a suffix of PyTorch (.pt, .pth, .th, .bin,
+        .ckpt, .tar). PyTorch loads its own formats with `weights_only=True`.
+
+    Returns:
+      Arrays by name.
 
     Raises:
-      FileNotFoundError: no such file.
-      ValueError: not a file of these kinds, a damaged one, or one that holds no arrays.
-      ModuleNotFoundError: for PyTorch's formats, where it is not installed.
+      FileNotFoundError: If the file does not exist.
+      ValueError: If the suffix is unknown, the file is damaged, or the file has no arrays.
+      ModuleNotFoundError: If the file is of PyTorch's formats and PyTorch is not installed.
     """
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}; give the path of a state dict.")
@@ -35,23 +39,23 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
             f"files that end in {', '.join(_READERS)}."
         )
     try:
-        found = read(path)
+        arrays = read(path)
     except ModuleNotFoundError:
         raise
-    except Exception as error:  # each library has its own
+    except Exception as error:  # the libraries raise exceptions of several classes
         raise ValueError(f"{path} cannot be read as {path.suffix}: {error}") from error
-    if not found:
+    if not arrays:
         raise ValueError(f"{path} holds no arrays; give the file of a state dict.")
-    return unwrapped(found)
+    return unwrapped(arrays)
 
 
 def _safetensors(path: Path) -> dict[str, np.ndarray]:
-    # not by the library, which has no float8
+    # The safetensors library cannot read float8 into numpy.
     return {name: np.asarray(tensor) for name, tensor in open_checkpoint(path).tree.items()}
 
 
 def _npz(path: Path) -> dict[str, np.ndarray]:
-    # opened here: numpy leaves a file open that it cannot read
+    # The stream is opened here, because np.load(path) does not close a file it cannot read.
     with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file}
     for name, x in arrays.items():
@@ -85,5 +89,5 @@ def _torch(path: Path) -> dict[str, np.ndarray]:
     }
 
 
-_OF_PYTORCH = (".pt", ".pth", ".th", ".bin", ".ckpt", ".tar")
-_READERS = {".safetensors": _safetensors, ".npz": _npz, **dict.fromkeys(_OF_PYTORCH, _torch)}
+_TORCH_SUFFIXES = (".pt", ".pth", ".th", ".bin", ".ckpt", ".tar")
+_READERS = {".safetensors": _safetensors, ".npz": _npz, **dict.fromkeys(_TORCH_SUFFIXES, _torch)}

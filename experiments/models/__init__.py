@@ -1,4 +1,4 @@
-"""The networks that are compressed, by the name that a config gives them."""
+"""Networks to compress, by their name in a config."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,23 +14,24 @@ __all__ = ["NETWORKS", "ConvNet", "ResNet", "build_model"]
 
 
 def _cifar(depth: int, shortcut: str) -> Callable[..., ResNet]:
-    """Three stages of 16, 32 and 64 channels, as He et al. have for CIFAR."""
+    """Return a constructor of the CIFAR ResNet of He et al., 16, 32 and 64 channels."""
     return partial(ResNet, ((depth - 2) // 6,) * 3, (16, 32, 64), shortcut=shortcut)
 
 
 def _wide(*blocks: int, bottleneck: bool = False) -> Callable[..., ResNet]:
-    """Four stages of 64 to 512 channels, as for ImageNet."""
+    """Return a constructor of the ImageNet ResNet of He et al., 64 to 512 channels."""
     return partial(ResNet, blocks, (64, 128, 256, 512), bottleneck=bottleneck)
 
 
 def _staged(blocks: int) -> Callable[..., ResNet]:
-    """A variant with a stem of 64 channels, ReLU after stages only, a classifier of 2x2 pixels."""
+    """Return a constructor of a ResNet with a wide stem and ReLU after stages only."""
     return partial(ResNet, (blocks,) * 3, (16, 32, 64), stem_width=64, relu_after="stage", pool=2)
 
 
-# name -> network(num_classes=, ...)
+# Keys are values of config.model.name.
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
-    # option A shortcuts, and b: option B, as chenyaofo/pytorch-cifar-models has them
+    # Shortcuts are of option A, or with the suffix "b" of option B, as in
+    # chenyaofo/pytorch-cifar-models.
     **{f"resnet{depth}": _cifar(depth, "pad") for depth in (20, 32, 44, 56, 110)},
     **{f"resnet{depth}b": _cifar(depth, "project") for depth in (20, 32, 44, 56, 110)},
     "resnet18": _wide(2, 2, 2, 2),
@@ -42,15 +43,15 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 
 
 def build_model(config: Any, num_classes: int, **options: Any) -> nn.Module:
-    """Return the network that a config's `model` section describes.
+    """Build the network that a config's `model` section describes.
 
     Args:
-      config: the section: name, and what the network of that name needs.
-      num_classes: number of logits.
-      **options: further fields of the network.
+      config: The section: name, and the fields that this network needs.
+      num_classes: Number of logits.
+      **options: Further fields of the network.
 
     Raises:
-      ValueError: for an unknown name, stem or dtype.
+      ValueError: If the name, the stem or the dtype is unknown.
     """
     if config.name == "convnet":
         return ConvNet(

@@ -7,12 +7,12 @@ import jax
 
 
 class ConvNet(nn.Module):
-    """3x3 convolutions with ReLU, 2x2 max pooling after all but the first, two dense layers.
+    """Network of 3x3 convolutions with ReLU and max pooling, and two dense layers.
 
     Attributes:
-      features: output channels of each convolution.
-      hidden: units of the hidden dense layer.
-      num_classes: number of logits.
+      features: Output channels of each convolution; a 2x2 max pool follows all but the first.
+      hidden: Number of units of the hidden dense layer.
+      num_classes: Number of logits.
     """
 
     features: Sequence[int]
@@ -25,7 +25,7 @@ class ConvNet(nn.Module):
         x = images
         for i, features in enumerate(self.features):
             x = nn.relu(nn.Conv(features, (3, 3))(x))
-            if i:  # images are small: the first convolution keeps their resolution
+            if i:  # the first convolution keeps the resolution, because the images are small
                 x = halve(x)
         x = x.reshape(x.shape[0], -1)
         x = nn.relu(nn.Dense(self.hidden)(x))
@@ -33,10 +33,16 @@ class ConvNet(nn.Module):
 
 
 def halve(x: jax.Array) -> jax.Array:
-    """Pool the maximum of every 2x2 pixels; an odd last row or column is left out.
+    """Compute the maximum of every 2x2 pixels; an odd last row or column is left out.
 
     Windows that do not overlap are a reshape, whose gradient is much faster on CPUs than that of
     `nn.max_pool`.
+
+    Args:
+      x: Images [batch, height, width, channels].
+
+    Returns:
+      Images [batch, height // 2, width // 2, channels].
     """
     batch, height, width, channels = x.shape
     height, width = height // 2, width // 2

@@ -1,4 +1,4 @@
-"""A convolution whose gradients are fast on CPUs too."""
+"""Convolution whose kernel gradient is fast on CPUs too."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -9,24 +9,28 @@ import jax.numpy as jnp
 from jax import lax
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
-_CHUNK = 1 << 20  # floats of patches at a time: what a cache holds
+_PATCH_FLOATS = 1 << 20  # size of the patches that are multiplied at a time; they fit in a cache
 
 
 def conv_general_dilated(
     x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any, **options: Any
 ) -> jax.Array:
-    """Convolve, as `lax.conv_general_dilated` does for `flax.linen.Conv` in two dimensions.
+    """Convolve images like `lax.conv_general_dilated`, for `flax.linen.Conv`.
 
-    On CPUs XLA's gradient of the kernel, one convolution with a window as large as the image, can
-    take most of a step of a small network; here it is a sum of products of matrices, patches by
-    gradients, over a few images at a time.
+    XLA computes the gradient of the kernel as one convolution with a window as large as the image.
+    On CPUs this convolution can take most of a small network's step. Here the gradient is a sum of
+    matrix products, patches by output gradients, over a few images at a time.
 
     Args:
-      x: [batch, height, width, channels].
-      kernel: [height, width, channels, features].
-      strides: one number per dimension.
-      padding: (before, after) of each dimension.
-      **options: the rest of what Flax passes; dilations and groups only where they do nothing.
+      x: Images [batch, height, width, channels].
+      kernel: Kernel [height, width, channels, features].
+      strides: Stride of each spatial dimension, pixels.
+      padding: (before, after) of each spatial dimension, pixels.
+      **options: Further arguments that Flax passes. Dilated and grouped convolutions use XLA's
+        gradient.
+
+    Returns:
+      Images [batch, output height, output width, features].
     """
     dilations = (*(options.get("lhs_dilation") or ()), *(options.get("rhs_dilation") or ()))
     if set(dilations) - {1} or options.get("feature_group_count", 1) != 1:
@@ -41,8 +45,8 @@ def _convolve(x: jax.Array, kernel: jax.Array, strides: Any, padding: Any, preci
     )
 
 
-def _forward(x: jax.Array, kernel: jax.Array, *how: Any) -> tuple[jax.Array, Any]:
-    return _convolve(x, kernel, *how), (x, kernel)
+def _forward(x: jax.Array, kernel: jax.Array, *static: Any) -> tuple[jax.Array, Any]:
+    return _convolve(x, kernel, *static), (x, kernel)
 
 
 def _backward(
@@ -53,12 +57,12 @@ def _backward(
         lax.conv_general_dilated, window_strides=strides, padding=padding,
         dimension_numbers=_LAYOUT, precision=precision,
     )  # fmt: skip
-    (of_x,) = jax.vjp(lambda x: convolve(x, kernel), x)[1](gradient)
+    (x_gradient,) = jax.vjp(lambda x: convolve(x, kernel), x)[1](gradient)
 
-    def whole() -> jax.Array:
+    def kernel_gradient() -> jax.Array:
         return jax.vjp(lambda kernel: convolve(x, kernel), kernel)[1](gradient)[0]
 
-    def of_patches() -> jax.Array:
+    def patchwise_kernel_gradient() -> jax.Array:
         rows, columns, channels, features = kernel.shape
         height, width = (1 + (n - 1) * s for n, s in zip(gradient.shape[1:3], strides, strict=True))
 
@@ -70,21 +74,25 @@ def _backward(
                 for i in range(rows)
                 for j in range(columns)
             ]
-            seen = jnp.concatenate(patches, -1)
-            return total + jnp.tensordot(
-                seen, gradient, ((0, 1, 2),) * 2, precision=precision
-            ), None
+            product = jnp.tensordot(
+                jnp.concatenate(patches, -1), gradient, ((0, 1, 2),) * 2, precision=precision
+            )
+            return total + product, None
 
         images = x.shape[0]
-        floats = rows * columns * channels * gradient[0, ..., 0].size  # of an image's patches
+        floats = rows * columns * channels * gradient[0, ..., 0].size  # patches of one image
         size = max(
-            n for n in range(1, images + 1) if images % n == 0 and n * floats <= max(_CHUNK, floats)
+            n
+            for n in range(1, images + 1)
+            if images % n == 0 and n * floats <= max(_PATCH_FLOATS, floats)
         )
         chunks = [a.reshape(images // size, size, *a.shape[1:]) for a in (x, gradient)]
         start = jnp.zeros((rows * columns * channels, features), kernel.dtype)
         return lax.scan(add, start, chunks)[0].reshape(kernel.shape)
 
-    return of_x, lax.platform_dependent(cpu=of_patches, default=whole)
+    return x_gradient, lax.platform_dependent(
+        cpu=patchwise_kernel_gradient, default=kernel_gradient
+    )
 
 
 _convolve.defvjp(_forward, _backward)

@@ -1,8 +1,8 @@
-"""Decoders of the Llama family: Llama 2 and 3, Qwen 2, 2.5 and 3, with one set of modules.
+"""Decoders of the Llama family: Llama 2 and 3, Qwen 2, 2.5 and 3.
 
-RMS norms before attention and MLP, rotary positions, grouped-query attention, SwiGLU. They differ
-in what `DecoderConfig` says. Kernels are [inputs, outputs]; names are Hugging Face's, but for
-`layers_0`, `kernel`, `scale` and `embedding`.
+All have RMS norms before attention and MLP, rotary positions, grouped-query attention and SwiGLU;
+`DecoderConfig` holds their differences. Kernels are [inputs, outputs]. Names of parameters are
+Hugging Face's, except for `layers_0`, `kernel`, `scale` and `embedding`.
 """
 
 import dataclasses
@@ -19,13 +19,13 @@ from experiments.models.layers import Layers
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """How Llama 3.1 stretches rotary positions over a longer context.
+    """Scaling of rotary frequencies to a longer context in Llama 3.1.
 
     Attributes:
-      factor: by which low frequencies are divided.
-      low_freq_factor, high_freq_factor: wavelengths over original_context / low are stretched
-        whole, those under original_context / high not at all.
-      original_context: tokens that it was first trained on.
+      factor: Divisor of the low frequencies.
+      low_freq_factor: Wavelengths over original_context / low_freq_factor are scaled by `factor`.
+      high_freq_factor: Wavelengths under original_context / high_freq_factor are not scaled.
+      original_context: Context length of the first training phase, tokens.
     """
 
     factor: float
@@ -36,22 +36,23 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """What distinguishes one decoder from another.
+    """Architecture of a decoder.
 
     Attributes:
-      vocabulary: number of tokens.
-      width: of the residual stream.
-      hidden: units of an MLP.
-      layers: number of blocks.
-      heads, key_value_heads: of attention; the former is a multiple of the latter.
-      head_width: of each.
-      context: most tokens of a sequence.
-      theta: base of the rotary frequencies.
-      rope_scaling: of Llama 3.1 and later.
-      epsilon: of the norms.
-      tied: the head is the embedding.
-      query_bias: queries, keys and values have biases (Qwen 2).
-      query_norm: queries and keys are normalised per head (Qwen 3).
+      vocabulary: Number of tokens.
+      width: Width of the residual stream.
+      hidden: Number of hidden units of an MLP.
+      layers: Number of blocks.
+      heads: Number of attention heads, a multiple of `key_value_heads`.
+      key_value_heads: Number of heads of keys and values.
+      head_width: Width of a head.
+      context: Largest length of a sequence, tokens.
+      theta: Base of the rotary frequencies.
+      rope_scaling: Scaling of the rotary frequencies (Llama 3.1 and later); None for no scaling.
+      epsilon: Constant added to the mean square in the norms.
+      tied: Whether the head is the embedding.
+      query_bias: Whether queries, keys and values have biases (Qwen 2).
+      query_norm: Whether queries and keys are normalized per head (Qwen 3).
     """
 
     vocabulary: int
@@ -71,16 +72,17 @@ class DecoderConfig:
 
 
 class Decoder(nn.Module):
-    """A language model.
+    """Language model.
 
-    `__call__` is `head(block(... block(embed(tokens))))`, which can be called one by one too.
+    `__call__` is `head(block(... block(embed(tokens))))`; the parts can be called separately.
 
     Attributes:
-      config: its shape.
-      rule: None for flax.linen's layers; a `sqs_jax.Rule` for compressible ones with the same
+      config: Architecture.
+      rule: None for flax.linen's layers; a `sqs_jax.Rule` for compressible layers with the same
         parameter paths.
-      dtype: of the arithmetic; norms, softmax and logits are float32.
-      remat: keep each block's input alone for the backward pass, and compute the rest again.
+      dtype: Data type of the arithmetic; norms, softmax and logits are float32.
+      remat: Whether blocks are recomputed in the backward pass, so that only their inputs are
+        stored.
     """
 
     config: DecoderConfig
@@ -98,11 +100,11 @@ class Decoder(nn.Module):
             self.lm_head = layers.dense(config.vocabulary, bias=False)
 
     def __call__(self, tokens: jax.Array, *, train: bool = False) -> jax.Array:
-        """Compute logits [batch, length, vocabulary], float32, from tokens int [batch, length]."""
+        """Compute float32 logits [batch, length, vocabulary] of tokens [batch, length]."""
         return self.head(self.hidden(tokens))
 
     def hidden(self, tokens: jax.Array) -> jax.Array:
-        """Compute what the head reads, [batch, length, width], from tokens int [batch, length]."""
+        """Compute the last block's output [batch, length, width] of tokens [batch, length]."""
         x = self.embed(tokens)
         for block in self.layers:
             x = block(x)
@@ -120,7 +122,7 @@ class Decoder(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """Attention and MLP, each behind a norm and beside a shortcut; [batch, length, width]."""
+    """Pre-norm attention and MLP with residual connections; [batch, length, width]."""
 
     config: DecoderConfig
     layers: Layers
@@ -163,11 +165,11 @@ class Attention(nn.Module):
 
     @property
     def cached(self) -> bool:
-        """Whether keys and values are kept: `apply(..., mutable="cache")` says so."""
+        """Whether keys and values are cached, as under `apply(..., mutable="cache")`."""
         return self.is_mutable_collection("cache") and not self.is_initializing()
 
     def count(self, length: int) -> jax.Array:
-        """Count more tokens in the cache; returns how many there were."""
+        """Add `length` to the number of cached tokens, and return the number before."""
         count = self.variable("cache", "count", jnp.zeros, (), jnp.int32)
         before = count.value
         count.value = before + length
@@ -176,23 +178,33 @@ class Attention(nn.Module):
     def attend(
         self, queries: jax.Array, keys: jax.Array, values: jax.Array, positions: jax.Array
     ) -> jax.Array:
-        """Attend to these tokens and all in the cache: [batch, length, heads, head_width]."""
+        """Compute causal attention over new and cached tokens.
+
+        Args:
+          queries: Queries [batch, length, heads, head_width].
+          keys: Keys of the new tokens [batch, length, key_value_heads, head_width].
+          values: Values of the new tokens, shaped like `keys`.
+          positions: Positions of the new tokens, int [length].
+
+        Returns:
+          Array shaped like `queries`.
+        """
         if not self.cached:
             return jax.nn.dot_product_attention(queries, keys, values, is_causal=True)
 
-        def together(name: str, new: jax.Array) -> jax.Array:
+        def with_cached(name: str, new: jax.Array) -> jax.Array:
             shape = new.shape[0], self.config.context, *new.shape[2:]
-            seen = self.variable("cache", name, jnp.zeros, shape, new.dtype)
-            seen.value = jax.lax.dynamic_update_slice_in_dim(seen.value, new, positions[0], 1)
-            return seen.value
+            cache = self.variable("cache", name, jnp.zeros, shape, new.dtype)
+            cache.value = jax.lax.dynamic_update_slice_in_dim(cache.value, new, positions[0], 1)
+            return cache.value
 
-        keys, values = together("keys", keys), together("values", values)
+        keys, values = with_cached("keys", keys), with_cached("values", values)
         mask = jnp.arange(self.config.context)[None] <= positions[:, None]
         return jax.nn.dot_product_attention(queries, keys, values, mask=mask[None, None])
 
 
 class GatedMlp(nn.Module):
-    """silu(gate) * up, projected down; [batch, length, width]."""
+    """SwiGLU: silu(gate) * up, projected down; [batch, length, width]."""
 
     config: DecoderConfig
     layers: Layers
@@ -206,26 +218,29 @@ class GatedMlp(nn.Module):
 
 
 def rotary_frequencies(config: DecoderConfig) -> np.ndarray:
-    """Return radians per position of each pair of dimensions, float32 [head_width / 2]."""
+    """Return the rotation per position, radians, float32 [head_width / 2]."""
     exponents = np.arange(0, config.head_width, 2) / config.head_width
     frequencies = config.theta**-exponents
     scaling = config.rope_scaling
     if scaling is not None:
         turns = scaling.original_context * frequencies / (2 * np.pi)  # in the original context
         low, high = scaling.low_freq_factor, scaling.high_freq_factor
-        kept = np.clip((turns - low) / (high - low), 0, 1)
-        frequencies = frequencies * (kept + (1 - kept) / scaling.factor)
+        unscaled = np.clip((turns - low) / (high - low), 0, 1)
+        frequencies = frequencies * (unscaled + (1 - unscaled) / scaling.factor)
     return frequencies.astype(np.float32)
 
 
 def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
-    """Turn the pairs (i, i + head_width / 2) of x [batch, length, heads, head_width].
+    """Rotate the pairs of dimensions (i, i + head_width / 2) of queries or keys.
 
     Args:
-      x: queries or keys.
-      angles: radians, [length, head_width / 2].
+      x: Queries or keys [batch, length, heads, head_width].
+      angles: Angles, radians, [length, head_width / 2].
+
+    Returns:
+      Array of the shape and dtype of `x`.
     """
     cos, sin = (f(angles)[None, :, None] for f in (jnp.cos, jnp.sin))
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x.dtype)

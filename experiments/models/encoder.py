@@ -1,7 +1,7 @@
-"""BERT, with a head that classifies texts or one that finds answers in them.
+"""BERT with a head for text classification or extractive question answering.
 
-Devlin et al. 2019, arXiv:1810.04805. Kernels are [inputs, outputs]; names are Hugging Face's, but
-for `layer_0`, `kernel`, `scale` and `embedding`.
+Devlin et al. 2019, arXiv:1810.04805. Kernels are [inputs, outputs]. Names of parameters are
+Hugging Face's, except for `layer_0`, `kernel`, `scale` and `embedding`.
 """
 
 import dataclasses
@@ -14,25 +14,25 @@ import jax.numpy as jnp
 import sqs_jax
 from experiments.models.layers import Layers
 
-_FAR = -1e9  # a logit that is never chosen
+_MASKED = -1e9  # logit of a masked token, whose probability is 0
 
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
-    """What distinguishes one encoder from another.
+    """Architecture of an encoder.
 
     Attributes:
-      vocabulary: number of tokens.
-      width: of the residual stream.
-      hidden: units of an MLP.
-      layers: number of blocks.
-      heads: of attention.
-      context: most tokens of a sequence.
-      segments: number of token types.
-      epsilon: of the norms.
-      dropout: of embeddings, attention and blocks, while training.
-      padding: the token that is no token.
-      separator: the token that ends a segment.
+      vocabulary: Number of tokens.
+      width: Width of the residual stream.
+      hidden: Number of hidden units of an MLP.
+      layers: Number of blocks.
+      heads: Number of attention heads.
+      context: Largest length of a sequence, tokens.
+      segments: Number of token types.
+      epsilon: Constant added to the variance in the norms.
+      dropout: Dropout rate of embeddings, attention and blocks during training, in [0, 1).
+      padding: Id of the padding token.
+      separator: Id of the token that ends a segment.
     """
 
     vocabulary: int
@@ -49,15 +49,17 @@ class EncoderConfig:
 
 
 class Encoder(nn.Module):
-    """Tokens to logits.
+    """BERT from tokens to logits.
 
     Attributes:
-      config: its shape.
-      classes: of texts; None finds answers: a start and an end among the tokens.
-      rule: None for flax.linen's layers; a `sqs_jax.Rule` for compressible ones with the same
+      config: Architecture.
+      classes: Number of classes of texts; None for question answering, whose logits are those of
+        an answer's first and last token.
+      rule: None for flax.linen's layers; a `sqs_jax.Rule` for compressible layers with the same
         parameter paths.
-      dtype: of the arithmetic; norms, softmax and logits are float32.
-      remat: keep each block's input alone for the backward pass, and compute the rest again.
+      dtype: Data type of the arithmetic; norms, softmax and logits are float32.
+      remat: Whether blocks are recomputed in the backward pass, so that only their inputs are
+        stored.
     """
 
     config: EncoderConfig
@@ -71,12 +73,12 @@ class Encoder(nn.Module):
         """Compute logits, float32.
 
         Args:
-          tokens: int [batch, length], padded at the end. What stands after the first separator is
-            the second segment.
-          train: drop activations; needs the key "dropout".
+          tokens: Token ids, int [batch, length], padded at the end. Tokens after the first
+            separator are the second segment.
+          train: Whether to apply dropout, which needs the PRNG key "dropout".
 
         Returns:
-          [batch, classes]; or [batch, 2, length], never where padding is.
+          Logits [batch, classes], or [batch, 2, length], where those of padding are -1e9.
         """
         config, layers = self.config, Layers(self.rule, self.dtype)
         drop = nn.Dropout(config.dropout, deterministic=not train)
@@ -85,13 +87,13 @@ class Encoder(nn.Module):
         x = Blocks(config, layers, train, self.remat, name="encoder")(x, real)
         if self.classes is None:
             logits = layers.dense(2, "qa_outputs")(x).astype(jnp.float32)
-            return jnp.where(real[:, None], jnp.swapaxes(logits, 1, 2), _FAR)
+            return jnp.where(real[:, None], jnp.swapaxes(logits, 1, 2), _MASKED)
         pooled = drop(Pooler(config, layers, name="pooler")(x))
         return layers.dense(self.classes, "classifier")(pooled).astype(jnp.float32)
 
 
 class Embeddings(nn.Module):
-    """Words, positions and segments, normalised: [batch, length, width]."""
+    """Normalized sum of word, position and segment embeddings: [batch, length, width]."""
 
     config: EncoderConfig
     layers: Layers
@@ -100,8 +102,9 @@ class Embeddings(nn.Module):
     def __call__(self, tokens: jax.Array) -> jax.Array:
         config, embed = self.config, self.layers.embed
         ends = (tokens == config.separator).astype(jnp.int32)
-        ended = jnp.cumsum(ends, axis=1) - ends  # a separator ends its own segment
-        segments = jnp.where(tokens == config.padding, 0, jnp.minimum(ended, config.segments - 1))
+        segments = jnp.cumsum(ends, axis=1) - ends  # a separator belongs to the segment it ends
+        segments = jnp.minimum(segments, config.segments - 1)
+        segments = jnp.where(tokens == config.padding, 0, segments)
         x = embed(config.vocabulary, config.width, "word_embeddings")(tokens)
         positions = jnp.arange(tokens.shape[1])[None]
         x = x + embed(config.context, config.width, "position_embeddings")(positions)
@@ -110,7 +113,7 @@ class Embeddings(nn.Module):
 
 
 class Blocks(nn.Module):
-    """All blocks, one after the other: [batch, length, width]."""
+    """Stack of all blocks: [batch, length, width]."""
 
     config: EncoderConfig
     layers: Layers
@@ -126,7 +129,7 @@ class Blocks(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """Attention and MLP, each beside a shortcut and before a norm: [batch, length, width]."""
+    """Attention and MLP with residual connections and post-norms: [batch, length, width]."""
 
     config: EncoderConfig
     layers: Layers
@@ -143,7 +146,7 @@ class EncoderBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Attention to all tokens but padding: [batch, length, width]."""
+    """Bidirectional attention, masked at padding: [batch, length, width]."""
 
     config: EncoderConfig
     layers: Layers
@@ -156,7 +159,7 @@ class SelfAttention(nn.Module):
 
 
 class Heads(nn.Module):
-    """The heads of attention, side by side: [batch, length, width]."""
+    """Outputs of the attention heads, concatenated: [batch, length, width]."""
 
     config: EncoderConfig
     layers: Layers
@@ -171,14 +174,14 @@ class Heads(nn.Module):
             for name in ("query", "key", "value")
         )
         logits = jnp.einsum("bqhd,bkhd->bhqk", queries, keys).astype(jnp.float32)
-        logits = jnp.where(real[:, None, None], logits / split[-1] ** 0.5, _FAR)
+        logits = jnp.where(real[:, None, None], logits / split[-1] ** 0.5, _MASKED)
         attention = jax.nn.softmax(logits).astype(values.dtype)
         attention = nn.Dropout(config.dropout, deterministic=not self.train)(attention)
         return jnp.einsum("bhqk,bkhd->bqhd", attention, values).reshape(x.shape)
 
 
 class Residual(nn.Module):
-    """A projection, dropped out, and a shortcut, normalised: [batch, length, width]."""
+    """Normalized sum of a projection after dropout and a shortcut: [batch, length, width]."""
 
     config: EncoderConfig
     layers: Layers
@@ -192,7 +195,7 @@ class Residual(nn.Module):
 
 
 class Projection(nn.Module):
-    """A linear layer under a name of its own: [..., width]."""
+    """Linear layer in a scope of its own, as Hugging Face's names need: [..., width]."""
 
     width: int
     layers: Layers
@@ -203,7 +206,7 @@ class Projection(nn.Module):
 
 
 class Pooler(nn.Module):
-    """What a classifier reads of the first token: [batch, width]."""
+    """Projection of the first token for the classifier: [batch, width]."""
 
     config: EncoderConfig
     layers: Layers

@@ -1,4 +1,4 @@
-"""A language model goes on with a text, token by token, with a cache of keys and values."""
+"""Autoregressive generation with a cache of keys and values."""
 
 import dataclasses
 from functools import partial
@@ -11,7 +11,7 @@ from experiments.models.decoder import Decoder
 
 
 @partial(jax.jit, static_argnames=("model", "count", "temperature"))
-def go_on(
+def generate_tokens(
     model: Decoder,
     params: Any,
     prompts: jax.Array,
@@ -19,27 +19,29 @@ def go_on(
     key: jax.Array,
     temperature: float = 1.0,
 ) -> jax.Array:
-    """Go on with each prompt.
+    """Generate tokens that continue each prompt.
 
     Args:
-      model, params: the network.
-      prompts: int [batch, length], length > 0; with what follows, no longer than the context.
-      count: of tokens to add, > 0.
-      key: of what is drawn.
-      temperature: of the draws; 0: always the most probable token.
+      model: Language model.
+      params: Parameters of the model.
+      prompts: Token ids, int [batch, length], length > 0; length + count must not exceed the
+        context.
+      count: Number of tokens to generate, > 0.
+      key: PRNG key of the draws.
+      temperature: Temperature of the draws, >= 0; 0 chooses the most probable token.
 
     Returns:
-      int32 [batch, length + count].
+      Prompts with the generated tokens, int32 [batch, length + count].
     """
-    length = prompts.shape[1] + count - 1  # the last token is read by nobody
-    # keys and values of as many tokens as there will be, and not of the whole context
+    length = prompts.shape[1] + count - 1  # the network never reads the last token
+    # The cache then has space for this text only, not for the whole context.
     model = model.clone(config=dataclasses.replace(model.config, context=length))
 
     def predict(cache: Any, tokens: jax.Array) -> tuple[jax.Array, Any]:
-        found: Any = model.apply(
+        outputs: Any = model.apply(
             {"params": params, **cache}, tokens, mutable="cache", method="hidden"
         )
-        hidden, cache = found
+        hidden, cache = outputs
         logits: Any = model.apply({"params": params}, hidden[:, -1], method="head")
         return logits, cache
 
@@ -56,5 +58,5 @@ def go_on(
     keys = jax.random.split(key, count)
     (logits, _), tokens = jax.lax.scan(step, predict({}, prompts), keys[:-1])
     last = choose(keys[-1], logits)
-    added = jnp.concatenate([tokens, last[None]]).T
-    return jnp.concatenate([prompts.astype(jnp.int32), added], axis=1)
+    generated = jnp.concatenate([tokens, last[None]]).T
+    return jnp.concatenate([prompts.astype(jnp.int32), generated], axis=1)

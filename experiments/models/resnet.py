@@ -1,6 +1,7 @@
-"""Residual networks for CIFAR and ImageNet, with torchvision's names for their parameters.
+"""Residual networks for CIFAR and ImageNet with torchvision's parameter names.
 
-He et al. 2016, arXiv:1512.03385; bottleneck blocks stride in their 3x3 convolution.
+He et al. 2016, arXiv:1512.03385. As in torchvision, the 3x3 convolution of a bottleneck block has
+the stride.
 """
 
 import dataclasses
@@ -18,23 +19,24 @@ from experiments.training.normalisation import EPSILON, MOMENTUM
 
 
 class ResNet(nn.Module):
-    """A stem, stages of residual blocks, an average pool and a linear classifier.
+    """Residual network: stem, stages of residual blocks, average pool, linear classifier.
 
     Attributes:
-      blocks: of each stage; every stage but the first halves the resolution.
-      widths: channels of each stage's 3x3 convolutions.
-      num_classes: number of logits.
-      bottleneck: blocks of 1x1, 3x3 and 1x1 convolutions, the last one four times as wide, in place
-        of two 3x3 convolutions.
-      stem: "cifar", a 3x3 convolution; "imagenet", a 7x7 one and a max pool, both of stride 2.
-      stem_width: channels of the stem; the first stage's by default.
-      shortcut: where shapes change: "pad", every second pixel, and channels of zeros on both sides
-        (option A); "project", a 1x1 convolution (option B).
-      relu_after: "block", or "stage": none between the blocks of a stage.
-      pool: side of what the pool leaves; what is flattened is [channels, pool, pool].
-      rule: None for flax.linen's layers; a `sqs_jax.Rule` for compressible ones with the same
+      blocks: Number of blocks of each stage; every stage but the first halves the resolution.
+      widths: Channels of each stage's 3x3 convolutions.
+      num_classes: Number of logits.
+      bottleneck: Whether a block has 1x1, 3x3 and 1x1 convolutions, the last with four times the
+        channels, instead of two 3x3 convolutions.
+      stem: "cifar" for a 3x3 convolution; "imagenet" for a 7x7 convolution and a max pool, both of
+        stride 2.
+      stem_width: Channels of the stem; None for those of the first stage.
+      shortcut: Shortcut of a block that changes the shape. "pad" takes every second pixel and pads
+        the channels with zeros on both sides (option A); "project" is a 1x1 convolution (option B).
+      relu_after: Position of the ReLU: "block" for after each block, "stage" for after each stage.
+      pool: Side of the pooled images, pixels; the classifier reads [channels, pool, pool].
+      rule: None for flax.linen's layers; a `sqs_jax.Rule` for compressible layers with the same
         parameter paths.
-      dtype: of the arithmetic; weights and statistics are float32.
+      dtype: Data type of the arithmetic; weights and statistics are float32.
     """
 
     blocks: Sequence[int]
@@ -51,11 +53,14 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Compute logits [batch, num_classes] from images [batch, height, width, channels].
+        """Compute logits.
 
         Args:
-          images: normalised.
-          train: normalise by the batch's own statistics, and move the running ones.
+          images: Standardized images [batch, height, width, channels].
+          train: Whether to normalize by the batch's statistics and update the running ones.
+
+        Returns:
+          Logits [batch, num_classes], float32.
         """
         layers = Layers(self.rule, train, self.dtype)
         large = self.stem == "imagenet"
@@ -85,13 +90,14 @@ class ResNet(nn.Module):
 
 
 class Block(nn.Module):
-    """A residual block, up to the sum that it ends in.
+    """Residual block without the ReLU after the sum.
 
     Attributes:
-      width: channels of its 3x3 convolutions.
-      stride: of the first of them.
-      bottleneck, shortcut: as for `ResNet`.
-      layers: what it is built of.
+      width: Channels of the 3x3 convolutions.
+      stride: Stride of the first 3x3 convolution, pixels.
+      bottleneck: Whether the block is a bottleneck, see `ResNet`.
+      shortcut: Kind of shortcut, see `ResNet`.
+      layers: Constructors of the layers.
     """
 
     width: int
@@ -103,11 +109,11 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         layers, width = self.layers, self.width
-        first = 3, self.stride
-        sizes = ((1, 1), first, (1, 1)) if self.bottleneck else (first, (3, 1))
+        strided = 3, self.stride  # (size, stride)
+        convolutions = ((1, 1), strided, (1, 1)) if self.bottleneck else (strided, (3, 1))
         y = x
-        for i, (size, stride) in enumerate(sizes, start=1):
-            last = i == len(sizes)
+        for i, (size, stride) in enumerate(convolutions, start=1):
+            last = i == len(convolutions)
             channels = 4 * width if last and self.bottleneck else width
             y = layers.norm(f"bn{i}")(layers.conv(channels, size, stride, f"conv{i}")(y))
             y = y if last else nn.relu(y)
@@ -122,7 +128,13 @@ class Block(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Layers:
-    """Makes the layers of a network: PyTorch's padding, momentum and epsilon."""
+    """Constructors of layers with PyTorch's padding, momentum and epsilon.
+
+    Attributes:
+      rule: None for flax.linen's layers; a `sqs_jax.Rule` for compressible layers.
+      train: Whether batch norms use the batch's statistics.
+      dtype: Data type of the arithmetic.
+    """
 
     rule: sqs_jax.Rule | None
     train: bool
@@ -138,14 +150,14 @@ class Layers:
         )  # fmt: skip
 
     def norm(self, name: str) -> nn.Module:
-        """Return a batch normalisation."""
+        """Return a batch norm."""
         return nn.BatchNorm(
             use_running_average=not self.train, momentum=MOMENTUM, epsilon=EPSILON,
             dtype=self.dtype, name=name,
         )  # fmt: skip
 
     def dense(self, width: int, name: str) -> nn.Module:
-        """Return a linear layer."""
+        """Return a linear layer with `width` outputs."""
         make = self._compressible(sqs_jax.linen.Dense) or nn.Dense
         return make(width, dtype=self.dtype, name=name)
 

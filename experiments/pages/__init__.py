@@ -1,1 +1,1 @@
-"""Pages that open in any browser: figures, tables, and the command that makes a run again."""
+"""HTML pages of results: figures, tables, and the command that reproduces a run."""

@@ -1,4 +1,4 @@
-"""The figures of a report: SVG panels, so that a narrow page can put them below each other."""
+"""Figures of a report as separate SVG panels, which a narrow page stacks."""
 
 import math
 from collections.abc import Sequence
@@ -25,18 +25,23 @@ from experiments.pages.panels import (
     svg,
 )
 
-_THIRD, _HALF = 340, 400  # widths of panels, three or two of them to a row
-_MOST_LABELS = 8  # codebook values that are labelled; beyond, lines alone
-_MOST_POINTS = 300  # of a curve
+_THIRD, _HALF = 340, 400  # widths of panels of which three or two share a row, pixels
+_MAX_LABELS = 8  # largest codebook whose values are labeled
+_MAX_POINTS = 300  # points per curve
 
 
 class Distribution(NamedTuple):
-    """One compressed tensor, before and after.
+    """Latent weights, mixture and codebook of a compressed tensor.
 
     Attributes:
-      edges, all, kept: histograms of all latent weights and of those not pruned.
-      means, scales, counts: of each component; `counts` is how many kept weights it claims.
-      values, users: the codebook that ships, and how many weights have each value.
+      edges: Edges of the histograms' bins, [bins + 1].
+      all: Histogram of all latent weights, [bins].
+      kept: Histogram of the weights that are not pruned, [bins].
+      means: Means of the components, [K].
+      scales: Standard deviations of the components, [K].
+      counts: Expected number of kept weights of each component, [K].
+      values: Codebook of model.sqs, [levels].
+      users: Number of weights with each value, [levels].
     """
 
     edges: np.ndarray
@@ -50,7 +55,7 @@ class Distribution(NamedTuple):
 
 
 def wilson(correct: int, count: int) -> tuple[float, float]:
-    """Return the 95 % Wilson interval of a fraction (Wilson, 1927)."""
+    """Return the 95 % Wilson interval of the fraction correct / count (Wilson, 1927)."""
     z = 1.959964
     center = (correct + z * z / 2) / (count + z * z)
     half = z / (count + z * z) * math.sqrt(correct * (count - correct) / count + z * z / 4)
@@ -59,7 +64,15 @@ def wilson(correct: int, count: int) -> tuple[float, float]:
 
 @styled
 def comparison(evaluation: dict[str, Any], names: dict[str, str]) -> list[str]:
-    """Draw accuracy with its interval, NLL and calibration error of every network, as dots."""
+    """Draw accuracy with its interval, NLL and calibration error of every network.
+
+    Args:
+      evaluation: Scores by network.
+      names: Labels of the networks to draw, by network.
+
+    Returns:
+      One SVG panel per score.
+    """
     panels = []
     titles = {
         "accuracy": ("Accuracy, %", "more is better", 100),
@@ -79,8 +92,8 @@ def comparison(evaluation: dict[str, Any], names: dict[str, str]) -> list[str]:
         axes.set_ylim(len(names) - 0.4, -0.6)
         axes.set_yticks([])
         if field != "accuracy":
-            known = [v for v in (evaluation[name][field] for name in names) if math.isfinite(v)]
-            axes.set_xlim(0, 1.15 * unit * max(known, default=1) or 1)
+            finite = [v for v in (evaluation[name][field] for name in names) if math.isfinite(v)]
+            axes.set_xlim(0, 1.15 * unit * max(finite, default=1) or 1)
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         panels.append(svg(figure, f"comparison-{field}", f"{title} of {', '.join(names)}"))
     return panels
@@ -88,7 +101,7 @@ def comparison(evaluation: dict[str, Any], names: dict[str, str]) -> list[str]:
 
 @styled
 def sizes(report: sqs_jax.SizeReport) -> list[str]:
-    """Draw the bytes of the whole model by each figure, then without the dense network."""
+    """Draw the whole model's bytes by each measure, with and without the dense network."""
     rows = [
         ("dense network", report.original_bytes, COLORS["dense"]),
         ("fixed-length codes", report.fixed_bits / 8, TINT),
@@ -108,14 +121,14 @@ def sizes(report: sqs_jax.SizeReport) -> list[str]:
         for row, (label, size, color) in enumerate(shown):
             weight = "bold" if label.startswith("the file") else "normal"
             ratio = f"{report.original_bytes / size:.1f}×" if size else "–"
-            # what no file could have is drawn empty
+            # The published formula is drawn without color, because no file can have this size.
             edge: dict[str, Any] = (
                 {"edgecolor": QUIET, "ls": (0, (3, 2))} if color == "none" else {}
             )
             axes.barh(row, size, 0.38, color=color, **edge)
             axes.text(0.008 * widest, row - 0.4, label, va="center", weight=weight)
-            for at, text in ((0.86, f"{size:,.0f} bytes"), (1, ratio)):
-                axes.text(at * widest, row - 0.4, text, va="center", ha="right", weight=weight)
+            for right, text in ((0.86, f"{size:,.0f} bytes"), (1, ratio)):
+                axes.text(right * widest, row - 0.4, text, va="center", ha="right", weight=weight)
         axes.set(xlim=(0, widest), ylim=(len(shown) - 0.7, -0.75), xticks=[], yticks=[])
         text = "; ".join(f"{label} {size:,.0f}" for label, size, _ in shown)
         panels.append(svg(figure, f"sizes-{name}", f"{title}: {text}"))
@@ -124,7 +137,13 @@ def sizes(report: sqs_jax.SizeReport) -> list[str]:
 
 @styled
 def histogram(name: str, path: str, tensor: Distribution) -> str:
-    """Draw the latent weights of one tensor, its mixture and the values that replace them."""
+    """Draw a tensor's latent weights, mixture and codebook.
+
+    Args:
+      name: Prefix of the SVG's ids.
+      path: Path of the tensor, the title.
+      tensor: Data to draw.
+    """
     figure, axes = panel(_THIRD, 248, shorten(path, 46), left=46, top=58)
     axes.set_yscale("log")
     axes.stairs(tensor.all, tensor.edges, fill=True, baseline=0.5, color=PALE)
@@ -145,19 +164,20 @@ def histogram(name: str, path: str, tensor: Distribution) -> str:
     accent = COLORS["mode"]
     for value in values:
         axes.axvline(value, color=accent, lw=1.3)
-    if len(values) <= _MOST_LABELS:
+    if len(values) <= _MAX_LABELS:
         order = np.argsort(values)
         width = _THIRD - 46 - 14
-        wanted = (values[order] - low + margin) / (high - low + 2 * margin) * width
-        for at, place, i in zip(wanted, spread(wanted, 39, 8, width - 8), order, strict=True):
+        positions = (values[order] - low + margin) / (high - low + 2 * margin) * width
+        labels = spread(positions, 39, 8, width - 8)
+        for position, label, i in zip(positions, labels, order, strict=True):
             top = axes.bbox.height
-            axes.plot([at, place], [top, top + 7], color=accent, lw=1, **over(axes))
+            axes.plot([position, label], [top, top + 7], color=accent, lw=1, **over(axes))
             share = tensor.users[i] / max(tensor.users.sum(), 1)
             share_text = "<1 %" if 0 < share < 0.01 else f"{share:.0%}".replace("%", " %")
             text = f"{values[i]:.3f}".replace("-", "−")
             for lift, line in ((19, text), (8, share_text)):
                 axes.text(
-                    place, top + lift, line, color=accent, size=9.5, ha="center", **over(axes)
+                    label, top + lift, line, color=accent, size=9.5, ha="center", **over(axes)
                 )
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.yaxis.set_minor_locator(NullLocator())
@@ -168,7 +188,7 @@ def histogram(name: str, path: str, tensor: Distribution) -> str:
 
 @styled
 def layers(report: sqs_jax.SizeReport) -> list[str]:
-    """Draw sparsity, and bits per weight by file and by entropy, of each compressed leaf."""
+    """Draw sparsity, and bits per weight by file and entropy, of each compressed leaf."""
     leaves = [leaf for leaf in report.leaves if leaf.compressed]
     labels = [shorten(leaf.path.removeprefix("params/"), 22) for leaf in leaves]
     left = 16 + 6.2 * max(map(len, labels), default=0)
@@ -181,7 +201,7 @@ def layers(report: sqs_jax.SizeReport) -> list[str]:
         axes.text(114, row, f"{100 * leaf.sparsity:.1f}", va="center", ha="right")
     axes.set(xlim=(0, 114), xticks=range(0, 101, 20))
     name_rows(axes, labels)
-    first = svg(figure, "layers-sparsity", "Sparsity per layer")
+    sparsity_panel = svg(figure, "layers-sparsity", "Sparsity per layer")
 
     figure, axes = panel(_HALF, height, "Bits per weight: entropy (light), file (dark)", left=left)
     entropy = [leaf.entropy_bits_per_weight for leaf in leaves]
@@ -191,12 +211,18 @@ def layers(report: sqs_jax.SizeReport) -> list[str]:
     axes.plot(file, rows, "D", color=COLORS["mode"], ms=6, mec="white")
     axes.set_xlim(0, 1.12 * max([*entropy, *file], default=1))
     name_rows(axes, labels)
-    return [first, svg(figure, "layers-bits", "Bits per weight per layer")]
+    return [sparsity_panel, svg(figure, "layers-bits", "Bits per weight per layer")]
 
 
 @styled
 def curves(metrics: Sequence[dict[str, Any]]) -> list[str]:
-    """Draw the trainings; compression and its dense control both start where `dense` ended."""
+    """Draw loss, accuracy, sparsity and temperature by training step.
+
+    Compression and the finetuning of the dense network both start at the last step of `dense`.
+
+    Args:
+      metrics: Lines of metrics.jsonl.
+    """
     colors = {"dense": COLORS["dense"], "finetune": COLORS["finetune"], "sqs": COLORS["mode"]}
     phases = {name: [line for line in metrics if line["phase"] == name] for name in colors}
     start = max((line["step"] for line in phases["dense"]), default=0)
@@ -213,14 +239,14 @@ def curves(metrics: Sequence[dict[str, Any]]) -> list[str]:
         for name in shown:
             steps = [line["step"] + (0 if name == "dense" else start) for line in phases[name]]
             values = percent * np.array([line[field] for line in phases[name]], float)
-            raw: dict[str, Any] = {} if len(shown) == 1 else {"alpha": 0.3, "lw": 1}
-            # A long run is drawn at some of its steps, but averaged over all of them.
-            every = 1 + len(steps) // _MOST_POINTS
-            some = slice((len(steps) - 1) % every, None, every)
-            axes.plot(steps[some], values[some], color=colors[name], **raw)
-            if raw:
+            pale: dict[str, Any] = {} if len(shown) == 1 else {"alpha": 0.3, "lw": 1}
+            # A long run is drawn at a subset of its steps, but smoothed over all steps.
+            every = 1 + len(steps) // _MAX_POINTS
+            subset = slice((len(steps) - 1) % every, None, every)
+            axes.plot(steps[subset], values[subset], color=colors[name], **pale)
+            if pale:
                 smoothed = smooth(values, max(3, len(steps) // 60))
-                axes.plot(steps[some], smoothed[some], color=colors[name], lw=1.8)
+                axes.plot(steps[subset], smoothed[subset], color=colors[name], lw=1.8)
         if field == "sparsity":
             axes.set_ylim(0, 100)
         if field in ("nll", "temperature"):

@@ -1,4 +1,4 @@
-"""A page of figures and tables that opens in any browser, alone."""
+"""Self-contained HTML page of figures and tables."""
 
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -11,13 +11,13 @@ _TEMPLATE = Path(__file__).with_name("page_template.html")
 
 
 def write_page(path: Path, title: str, intro: str, *sections: str) -> Path:
-    """Write a page at once; returns its path.
+    """Write a page atomically, and return its path.
 
     Args:
-      path: of the page.
-      title: plain text.
-      intro: HTML of its first paragraph.
-      *sections: HTML, a figure or a table each.
+      path: Path of the page.
+      title: Title, plain text.
+      intro: First paragraph, HTML.
+      *sections: Figures and tables, HTML.
     """
     parts = "\n".join(f"<section>{section}</section>" for section in sections)
     text = Template(_TEMPLATE.read_text()).substitute(
@@ -28,23 +28,23 @@ def write_page(path: Path, title: str, intro: str, *sections: str) -> Path:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], best: Iterable[int] = ()) -> str:
-    """Return a table, its first column on the left, the others on the right; a tinted row is best.
+    """Return a table as HTML, with all columns but the first aligned to the right.
 
     Args:
-      columns: names, HTML.
-      rows: of cells, HTML.
-      best: numbers of the rows that are tinted.
+      columns: Names of the columns, HTML.
+      rows: Cells of each row, HTML.
+      best: Indices of the rows to highlight.
     """
-    tinted = set(best)
+    highlighted = set(best)
 
     def line(number: int, cells: Sequence[str]) -> str:
         first, *rest = cells
         body = "".join(f'<td class="n">{cell}</td>' for cell in rest)
-        mark = ' class="best"' if number in tinted else ""
+        mark = ' class="best"' if number in highlighted else ""
         return f'<tr{mark}><th scope="row">{first}</th>{body}</tr>'
 
-    first, *others = columns
-    head = f"<th>{first}</th>" + "".join(f'<th class="n">{name}</th>' for name in others)
+    first, *rest = columns
+    head = f"<th>{first}</th>" + "".join(f'<th class="n">{name}</th>' for name in rest)
     lines = "\n".join(line(i, cells) for i, cells in enumerate(rows))
     return (
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{lines}\n'

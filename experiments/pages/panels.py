@@ -1,6 +1,6 @@
-"""One panel of a figure: axes of the report's style, and the inline SVG they become.
+"""Panels of figures: axes in the report's style, rendered as inline SVG.
 
-No global state, and the same data give the same bytes. Lengths are CSS pixels.
+The functions have no global state, and equal data give equal bytes. Lengths are CSS pixels.
 """
 
 import io
@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import Affine2D, blended_transform_factory
 
-# Told apart by lightness too, for readers who do not see colours and for print.
+# The colors differ in lightness too, for readers with color blindness and for print.
 COLORS = {
     "dense": "#9aa3ad",
     "finetune": "#5f6873",
@@ -25,12 +25,12 @@ COLORS = {
 }
 _LINES = (COLORS["mode"], COLORS["averaged"], COLORS["mean"], COLORS["dense"], COLORS["finetune"])
 INK, QUIET, _GRID, PALE = "#1d2733", "#5f6873", "#e3e7ec", "#d5dae0"
-TINT = "#a9c6de"  # of the colour of mode, for sizes that are not a file's
+TINT = "#a9c6de"  # lighter shade of the color of mode, for sizes other than the file's
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "sqs_jax",
     "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],  # measured with a wide font; the page sets its own
+    "font.sans-serif": ["DejaVu Sans"],  # a wide font, because the page sets another one
     "font.size": 11,
     "text.color": INK,
     "axes.edgecolor": PALE,
@@ -55,14 +55,23 @@ styled = matplotlib.rc_context(_STYLE)
 
 
 def line_color(number: int) -> str:
-    """Return the colour of a figure's line, by its place."""
+    """Return the color of a figure's line by the line's index."""
     return _LINES[number % len(_LINES)]
 
 
 def panel(
     width: int, height: int, title: str, left: float, top: int = 34, bottom: int = 28
 ) -> tuple[Figure, Axes]:
-    """Make axes with a title at the picture's left edge; margins in pixels."""
+    """Return a figure with axes and a title at the left edge.
+
+    Args:
+      width: Width of the figure, pixels.
+      height: Height of the figure, pixels.
+      title: Title of the panel.
+      left: Left margin, pixels.
+      top: Top margin, pixels.
+      bottom: Bottom margin, pixels.
+    """
     figure = Figure((width / 72, height / 72), dpi=72)  # an SVG user unit is 1/72 inch
     box = (
         left / width,
@@ -76,31 +85,39 @@ def panel(
 
 
 def name_rows(axes: Axes, labels: Sequence[str]) -> None:
+    """Label the rows of horizontal bars, the first row at the top."""
     axes.grid(axis="y", visible=False)
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.4, -0.6)
 
 
 def beside(axes: Axes) -> Any:
-    """Return a transform: x in pixels from the axes' left, y in data."""
+    """Return a transform of x in pixels from the axes' left edge and y in data units."""
     shift = Affine2D().translate(axes.bbox.x0, 0)
     return blended_transform_factory(shift, axes.transData)
 
 
 def over(axes: Axes) -> dict[str, Any]:
-    """Return options to draw in pixels from the axes' lower left corner, outside too."""
+    """Return options to draw in pixels from the axes' lower left corner, unclipped."""
     shift = Affine2D().translate(axes.bbox.x0, axes.bbox.y0)
     return {"transform": shift, "clip_on": False}
 
 
-def spread(wanted: np.ndarray, gap: float, low: float, high: float) -> np.ndarray:
-    """Move ascending positions apart to at least `gap`, as near to where they were as that allows.
+def spread(positions: np.ndarray, gap: float, low: float, high: float) -> np.ndarray:
+    """Move positions apart to at least `gap` with the least squared displacement.
 
-    With i·gap taken off, "at least a gap apart" is "not descending": an isotonic regression.
+    After subtracting i·gap from position i, the constraint is that positions do not descend: the
+    problem is isotonic regression.
+
+    Args:
+      positions: Ascending positions [n].
+      gap: Least distance of neighbors.
+      low: Lower bound of the result.
+      high: Upper bound of the result, if n - 1 gaps fit in.
     """
-    offsets = gap * np.arange(len(wanted))
+    offsets = gap * np.arange(len(positions))
     blocks: list[list[float]] = []
-    for value in wanted - offsets:
+    for value in positions - offsets:
         blocks.append([value])
         while len(blocks) > 1 and np.mean(blocks[-2]) > np.mean(blocks[-1]):
             blocks[-2:] = [blocks[-2] + blocks[-1]]
@@ -109,20 +126,29 @@ def spread(wanted: np.ndarray, gap: float, low: float, high: float) -> np.ndarra
 
 
 def smooth(values: np.ndarray, reach: int) -> np.ndarray:
-    """Average over a centred window of up to 2·reach + 1 values."""
+    """Average over a centered window of up to 2·reach + 1 values."""
     sides = [(max(i - reach, 0), i + reach + 1) for i in range(len(values))]
     return np.array([values[low:high].mean() for low, high in sides])
 
 
 def shorten(path: str, length: int) -> str:
+    """Cut the beginning of a path that is longer than `length` characters."""
     return path if len(path) <= length else "…" + path[1 - length :]
 
 
 def svg(figure: Figure, name: str, label: str) -> str:
-    """Write a figure for the inside of a page: ids of its own, no style or size of its own."""
+    """Return a figure as SVG to be embedded in a page.
+
+    Ids have the prefix `name`, and the page determines fonts and size.
+
+    Args:
+      figure: Figure to render.
+      name: Prefix of the ids, unique in the page.
+      label: Description for screen readers.
+    """
     buffer = io.StringIO()
-    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.savefig(buffer, format="svg", metadata=nothing)
+    no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(buffer, format="svg", metadata=no_metadata)
     text = buffer.getvalue()
     text = re.sub(r"<style.*?</style>|<!--.*?-->|font-family: [^;]*; ?", "", text, flags=re.S)
     text = re.sub(r' transform="rotate\(-0 [^"]*"', "", text)

@@ -1,4 +1,4 @@
-"""The tables of a report, as HTML, and how its numbers are written."""
+"""Tables of a report as HTML, and the format of numbers."""
 
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -20,23 +20,28 @@ _FIGURES = ("paper", "fixed", "entropy", "file")
 
 
 def percent(fraction: float, count: int) -> str:
-    """Write a fraction of `count`, with the decimals that many examples can carry."""
+    """Format a fraction in percent with as many decimals as `count` examples support."""
     return f"{100 * fraction:.{_decimals(count)}f} %"
 
 
-def points(one: dict[str, Any], other: dict[str, Any]) -> str:
-    """Write how far two networks' accuracies are apart, in percentage points without a sign."""
-    apart = 100 * abs(one["correct"] - other["correct"]) / one["count"]
-    return f"{apart:.{_decimals(one['count'])}f}"
+def points(first: dict[str, Any], second: dict[str, Any]) -> str:
+    """Format the absolute difference of two networks' accuracies in percentage points."""
+    difference = 100 * abs(first["correct"] - second["correct"]) / first["count"]
+    return f"{difference:.{_decimals(first['count'])}f}"
 
 
 def plural(count: int, noun: str) -> str:
-    """Write "1 image", "2 images"."""
+    """Format a count and a noun: "1 image", "2 images"."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def networks_table(evaluation: dict[str, Any], *, perplexity: bool = False) -> str:
-    """Return the scores of all networks; `perplexity` of language models."""
+    """Return the scores of all networks as a table.
+
+    Args:
+      evaluation: Scores by network.
+      perplexity: Whether to show the perplexity, for language models.
+    """
     head = [
         "network",
         "",
@@ -50,13 +55,13 @@ def networks_table(evaluation: dict[str, Any], *, perplexity: bool = False) -> s
     if perplexity:
         head.insert(2, "perplexity")
     rows = []
-    for name, (label, what) in NETWORKS.items():
+    for name, (label, description) in NETWORKS.items():
         if name not in evaluation:
             continue  # "finetune" without config.finetune
         scores = evaluation[name]
         row = [
             f'<i class="key" style="background:{COLORS[name]}"></i>{label}',
-            what,
+            description,
             percent(scores["accuracy"], scores["count"]),
             f"{scores['correct']:,}/{scores['count']:,}",
             f"{scores['nll']:.4f}",
@@ -71,7 +76,7 @@ def networks_table(evaluation: dict[str, Any], *, perplexity: bool = False) -> s
 
 
 def leaves_table(report: sqs_jax.SizeReport) -> str:
-    """Return the four figures of every leaf, and what the file adds to their sum."""
+    """Return the four sizes of every leaf, and the size of header and index, as a table."""
     head = ["leaf", "shape", "weights", "sparsity", "W × K", "published", "fixed", "entropy"]
     head += ["file", "bytes", "share"]
     rows = []
@@ -108,7 +113,7 @@ def leaves_table(report: sqs_jax.SizeReport) -> str:
 
 
 def config_table(config: dict[str, Any]) -> str:
-    """Return every field of a config."""
+    """Return every field of a config as a table."""
     rows = [
         f"<tr><th scope='row'>{escape(name)}</th><td><code>{escape(str(value))}</code></td></tr>"
         for name, value in flatten_dict(config, sep=".").items()
@@ -125,7 +130,7 @@ def _decimals(count: int) -> int:
 
 
 def _row(cells: Sequence[str], second: str, attributes: str = "", cell: str = "td") -> str:
-    """Return a row: its name, one cell of class `second`, numbers."""
+    """Return a row of a heading, a cell of class `second`, and numbers."""
     scope = "col" if cell == "th" else "row"
     first, text, *numbers = cells
     kind = f' class="{second}"' if second else ""

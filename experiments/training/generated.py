@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments.data.dataset import Dataset
 from experiments.models.decoder import Decoder
-from experiments.models.generation import go_on
+from experiments.models.generation import generate_tokens
 from sqs_jax.progress import track
 
 _BATCH = 64
@@ -45,7 +45,7 @@ def with_generated(
         chosen = np.random.default_rng(seed).integers(len(train.labels), size=(len(keys), _BATCH))
         starts = train.examples[chosen, 0]
         parts = [
-            np.asarray(go_on(model, params, start[:, None], length, key))
+            np.asarray(generate_tokens(model, params, start[:, None], length, key))
             for start, key in track(zip(starts, keys, strict=True), "writing texts", len(keys))
         ]
         part = path.with_suffix(".part")

@@ -14,7 +14,7 @@ from experiments.calibration.blocks import examples_of
 from experiments.calibration.norms import input_norms
 from experiments.calibration.size import allocate, compress
 from experiments.calibration.statistics import training_batches
-from experiments.comparison.peers import compress_to_train
+from experiments.comparison.post_training import compress_to_train
 from experiments.data import Dataset
 from experiments.export import export_dense
 from experiments.problem import TOKENIZER, initial_weights, load_problem

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
-from experiments.comparison.peers import PEERS
+from experiments.comparison.post_training import PEERS
 
 _COUNTS = ("batch_size", "accumulate", "checkpoint_every", "sqs.prune_every")
 _POSITIVE = (

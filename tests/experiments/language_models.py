@@ -1,4 +1,4 @@
-"""Small language models of every architecture in the real layout, with weights from a seed."""
+"""Small language models of every architecture with random weights."""
 
 import json
 from pathlib import Path
@@ -136,16 +136,16 @@ def shapes(kind: str) -> dict[str, tuple[int, ...]]:
 
 def weights(kind: str) -> dict[str, np.ndarray]:
     """Draw the tensors of a model; gains are near 1, all else has a deviation of 0.15."""
-    found = {}
+    tensors = {}
     for seed, (name, shape) in enumerate(sorted(shapes(kind).items())):
         draw = 0.15 * np.random.default_rng(seed).standard_normal(shape, np.float32)
         gain = "norm" in name.lower() and name.endswith("weight")
-        found[name] = draw + np.float32(gain)
-    return found
+        tensors[name] = draw + np.float32(gain)
+    return tensors
 
 
 def tokens(kind: str) -> np.ndarray:
-    """Draw a batch of token sequences, int32 [2, 48]; BERT's have two segments and padding."""
+    """Draw tokens int32 [2, 48]; BERT's have two segments and padding."""
     drawn = np.random.default_rng(7).integers(4, 96, (2, 48)).astype(np.int32)
     if kind.startswith("bert"):
         drawn[:, [10, 40]] = SEPARATOR

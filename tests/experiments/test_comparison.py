@@ -1,4 +1,4 @@
-"""Methods beside each other: every one fits its budget, and the page says what each makes of it."""
+"""Tests of the comparison: budgets, settings, points and the page."""
 
 import json
 from pathlib import Path
@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 
 import sqs_jax
-from experiments import compare
 from experiments.calibration.statistics import outputs_lost
-from experiments.comparison import trained
+from experiments.comparison import compression_aware_training as trained
 from experiments.comparison.page import lost, write_comparison
-from experiments.comparison.peers import METHODS, PEERS, compress, file_bytes
+from experiments.comparison.points import Point, compare
+from experiments.comparison.post_training import METHODS, PEERS, compress, file_bytes
 from experiments.problem import load_problem, starting_variables
 from tests.experiments.test_text import STORY, experiment
 
 
 def small_network(folder: Path) -> tuple[Any, Any, Any]:
-    """Return the problem, the weights and the config of a language model of one layer."""
+    """Return problem, weights and config of a language model with a single layer."""
     (folder / "story.txt").write_text(STORY)
     size = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "head_dim": 8}
     config = experiment(folder, "language", "qwen3", num_attention_heads=2, **size)
@@ -37,13 +37,15 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.mark.parametrize(
     "method", ["ours", "rtn-groups", "gptq", "obc-16", "obc-allocated", "prune-kmeans"]
 )
-def test_a_method_takes_what_it_may_and_no_more(method: str, network: Any, tmp_path: Path) -> None:
+def test_a_method_uses_most_of_its_budget_and_no_more(
+    method: str, network: Any, tmp_path: Path
+) -> None:
     problem, variables, config = network
-    found = compress(method, problem, variables, config, tmp_path)
-    assert found is not None
-    params, settings = found
+    result = compress(method, problem, variables, config, tmp_path)
+    assert result is not None
+    params, settings = result
     size = file_bytes(params, variables, config)
-    least = 0.5 if method in ("obc-16", "prune-kmeans") else 0.85  # of few levels at most
+    least = 0.5 if method in ("obc-16", "prune-kmeans") else 0.85  # few levels limit the size
     assert least * 7_000 < size <= 7_000
     assert (settings is None) == (method in ("ours", "obc-allocated"))
     kernel = params["layers_0"]["mlp"]["up_proj"]["kernel"]
@@ -51,10 +53,10 @@ def test_a_method_takes_what_it_may_and_no_more(method: str, network: Any, tmp_p
     assert not isinstance(params["norm"]["scale"], sqs_jax.CompressedLeaf | sqs_jax.GridLeaf)
 
 
-def test_a_size_gets_the_best_of_a_grid(
+def test_a_size_gets_the_best_of_all_ladders(
     network: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the largest files of each ladder, that whose outputs are nearest to the dense ones."""
+    """The best candidate has the outputs nearest to the dense network's outputs."""
     problem, variables, config = network
     peer = PEERS["prune-kmeans"]
     losses, sizes = {}, {}
@@ -63,24 +65,25 @@ def test_a_size_gets_the_best_of_a_grid(
         alone = compress("alone", problem, variables, config, tmp_path)
         if alone is not None:
             components = alone[1]["components"]
-            given = problem.model, alone[0], variables, problem.splits.train, config
-            losses[components] = outputs_lost(*given)
+            losses[components] = outputs_lost(
+                problem.model, alone[0], variables, problem.splits.train, config
+            )
             sizes[components] = file_bytes(alone[0], variables, config)
     assert len(losses) > 1 and len(set(losses.values())) == len(losses)
-    found = compress("prune-kmeans", problem, variables, config, tmp_path)
-    assert found is not None
-    assert found[1]["components"] == min(losses, key=lambda k: losses[k])
+    chosen = compress("prune-kmeans", problem, variables, config, tmp_path)
+    assert chosen is not None
+    assert chosen[1]["components"] == min(losses, key=lambda k: losses[k])
     assert max(sizes.values()) <= 7_000
 
 
-def test_what_cannot_be_made_so_small_is_none(network: Any, tmp_path: Path) -> None:
+def test_a_size_without_a_fitting_setting_gives_none(network: Any, tmp_path: Path) -> None:
     problem, variables, config = network
     config = config.copy_and_resolve_references()
     config.sqs.target_bytes = 1_200
     assert compress("rtn", problem, variables, config, tmp_path) is None
 
 
-def test_settings_go_from_large_files_to_small_ones() -> None:
+def test_ladders_go_from_large_files_to_small_files() -> None:
     for ladder in (ladder for peer in PEERS.values() for ladder in peer.ladders):
         first, last = ladder[0], ladder[-1]
         assert first.get("levels", 0) >= last.get("levels", 0)
@@ -89,23 +92,23 @@ def test_settings_go_from_large_files_to_small_ones() -> None:
 
 
 def result(method: str, budget: int, accuracy: float | None, **scores: float) -> dict[str, Any]:
-    found: dict[str, Any] = {"method": method, "budget": budget, "seed": 0, "bytes": None}
+    row: dict[str, Any] = {"method": method, "budget": budget, "seed": 0, "bytes": None}
     if accuracy is not None:
-        found |= {
+        row |= {
             "bytes": budget - 10, "seconds": 1.0, "peak_bytes": 1e8, "settings": {"levels": 4},
             "bits_per_weight": dict.fromkeys(("paper", "fixed", "entropy", "file"), 2.0),
             "layer_errors": {"a/kernel": 0.25}, "scores": {"accuracy": accuracy, **scores},
         }  # fmt: skip
-    return found
+    return row
 
 
-def test_the_page_has_a_row_for_each_and_the_best_first(tmp_path: Path) -> None:
+def test_the_page_has_a_row_per_result_with_the_best_first(tmp_path: Path) -> None:
     dense = result("dense", 0, 0.95) | {"command": "python dense"}
     results = [
         dense,
         *(
-            each | {"command": f"python {each['method']}"}
-            for each in (
+            row | {"command": f"python {row['method']}"}
+            for row in (
                 result("rtn", 1000, 0.90), result("ours", 1000, 0.94), result("ours", 500, 0.91),
                 result("rtn", 500, None), result("ours-trained", 500, 0.93),
                 result("dgms-trained", 500, 0.94),
@@ -114,7 +117,8 @@ def test_the_page_has_a_row_for_each_and_the_best_first(tmp_path: Path) -> None:
     ]  # fmt: skip
     page = write_comparison(tmp_path / "comparison.html", results).read_text()
     body = page[page.index("<tbody>") :]
-    names = ("ours", "rtn", "dgms-trained", "ours-trained")  # of the larger budget, then trained
+    # The larger budget comes first, then the trained methods.
+    names = ("ours", "rtn", "dgms-trained", "ours-trained")
     order = [body.index(f"<code>python {name}</code>") for name in names]
     assert order == sorted(order)
     assert "no setting is so small" in body and "1.00" in body and page.count('class="best"') == 3
@@ -132,8 +136,8 @@ def test_the_page_has_a_row_for_each_and_the_best_first(tmp_path: Path) -> None:
     )
 
 
-def test_seeds_are_one_row_with_an_interval(tmp_path: Path) -> None:
-    """Of 90, 91 and 92 %: a standard deviation of 1, and 4.303 / sqrt(3) of it."""
+def test_seeds_share_a_row_with_a_confidence_interval(tmp_path: Path) -> None:
+    """The standard deviation of 90, 91 and 92 % is 1; the interval is 4.303 / sqrt(3)."""
     results = [result("dense", 0, 0.95), result("rtn", 1000, 0.905)]
     for seed, accuracy in enumerate((0.90, 0.91, 0.92)):
         results.append(result("ours", 1000, accuracy) | {"seed": seed, "bytes": 980 + seed})
@@ -143,35 +147,35 @@ def test_seeds_are_one_row_with_an_interval(tmp_path: Path) -> None:
     assert second.startswith("| 1,000 | `rtn` | 990 | 90.50 |")
 
 
-def test_the_name_of_a_folder_says_which_point_it_is() -> None:
+def test_the_name_of_a_folder_identifies_the_point() -> None:
     points = [
-        compare.Point("obc-8", 900, 1), compare.Point("codeq_mixed-trained", 0, 0, 3),
+        Point("obc-8", 900, 1), Point("codeq_mixed-trained", 0, 0, 3),
     ]  # fmt: skip
-    assert [compare.Point.named(point.name) for point in points] == points
+    assert [Point.named(point.name) for point in points] == points
 
 
-def test_points_that_are_there_are_not_run_again(tmp_path: Path, monkeypatch: Any) -> None:
-    points = [compare.Point("dense", 0, 0), compare.Point("ours", 900, 0)]
+def test_finished_points_are_not_run_again(tmp_path: Path, monkeypatch: Any) -> None:
+    points = [Point("dense", 0, 0), Point("ours", 900, 0)]
     for point in points:
         (tmp_path / point.name).mkdir()
-        told = json.dumps(result(point.method, point.size, 0.9))
-        (tmp_path / point.name / "result.json").write_text(told)
+        content = json.dumps(result(point.method, point.size, 0.9))
+        (tmp_path / point.name / "result.json").write_text(content)
     monkeypatch.setattr("sys.argv", ["compare", "--config=c.py", "--workdir=w"])
-    assert compare.compare(tmp_path, points, [900]).is_file()
-    found = json.loads((tmp_path / "results.json").read_text())
-    assert [each["method"] for each in found] == ["dense", "ours"]
-    assert "--method=ours" in found[1]["command"] and "--config=c.py" in found[1]["command"]
+    assert compare(tmp_path, points, [900]).is_file()
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [row["method"] for row in results] == ["dense", "ours"]
+    assert "--method=ours" in results[1]["command"] and "--config=c.py" in results[1]["command"]
     with pytest.raises(RuntimeError, match=r"rtn ended with 1; see .*log\.txt"):
-        compare.compare(tmp_path, [*points, compare.Point("rtn", 900, 0)], [900])
+        compare(tmp_path, [*points, Point("rtn", 900, 0)], [900])
     assert "No such file" in (tmp_path / "rtn_900_0" / "log.txt").read_text()
 
 
-def test_a_size_gets_the_best_of_a_peers_trainings_that_fit() -> None:
+def test_a_size_gets_the_best_run_of_a_peer_that_fits() -> None:
     runs = [
         result("dgms-trained", 0, 0.9, nll=nll) | {"bytes": size}
         for size, nll in ((900, 0.3), (700, 0.5), (600, 0.4), (500, 0.9))
     ]
     for budget, size in ((1000, 900), (899, 600), (599, 500)):
-        found = trained.chosen(runs, budget)
-        assert (found["bytes"], found["budget"]) == (size, budget)
+        chosen = trained.chosen(runs, budget)
+        assert (chosen["bytes"], chosen["budget"]) == (size, budget)
     assert trained.chosen(runs, 400)["bytes"] is None

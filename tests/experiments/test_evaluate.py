@@ -1,4 +1,4 @@
-"""Metrics against closed forms."""
+"""Tests of scores against closed forms."""
 
 import numpy as np
 import pytest
@@ -6,14 +6,14 @@ import pytest
 from experiments.scores import judge, metrics
 
 
-def test_certain_and_right_is_perfect() -> None:
+def test_certain_correct_predictions_have_perfect_scores() -> None:
     labels = np.arange(4) % 3
     result = metrics(judge(np.eye(3, dtype=np.float32)[labels], labels))
     assert result["accuracy"] == 1 and result["nll"] == 0 and result["calibration_error"] == 0
 
 
 def test_calibration_error_is_the_gap_of_confidence_and_accuracy() -> None:
-    # ten predictions at confidence 0.9, seven of them right: a gap of 0.2 in one bin
+    # Seven of ten predictions at confidence 0.9 are correct, a gap of 0.2 in a single bin.
     probabilities = np.tile([0.9, 0.1], (10, 1))
     labels = np.array([0] * 7 + [1] * 3)
     result = metrics(judge(probabilities.astype(np.float32), labels))
@@ -27,13 +27,13 @@ def test_uniform_prediction_has_the_entropy_of_its_classes() -> None:
     assert result["nll"] == pytest.approx(np.log(5))
 
 
-def test_labels_that_are_negative_are_not_asked_for() -> None:
+def test_negative_labels_are_ignored() -> None:
     rng = np.random.default_rng(0)
     probabilities = rng.dirichlet(np.ones(7), (4, 9)).astype(np.float32)
     labels = rng.integers(0, 7, (4, 9))
     labels[:, ::3] = -1
-    found = judge(probabilities, labels)
-    wanted = judge(probabilities[labels >= 0], labels[labels >= 0])
-    assert len(found.correct) == 24
-    for one, other in zip(found, wanted, strict=True):
-        np.testing.assert_array_equal(one, other)
+    judged = judge(probabilities, labels)
+    expected = judge(probabilities[labels >= 0], labels[labels >= 0])
+    assert len(judged.correct) == 24
+    for actual, reference in zip(judged, expected, strict=True):
+        np.testing.assert_array_equal(actual, reference)

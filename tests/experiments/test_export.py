@@ -1,4 +1,4 @@
-"""What a run writes: the deployed weights, to the last bit, batch normalisations among them."""
+"""Tests of exported files, which hold the deployed weights exactly."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import pytest
 import sqs_jax
 from experiments.calibration.blocks import examples_of
 from experiments.calibration.size import compress
-from experiments.comparison.peers import PEERS
+from experiments.comparison.post_training import PEERS
 from experiments.configs import digits
 from experiments.data import Dataset
 from experiments.export import as_stored, deployed, export, shipped
@@ -48,25 +48,26 @@ def test_the_file_holds_the_deployed_weights(
     elif start != "weights":
         peer, params = PEERS[start], variables["params"]
         kernels = {path: w for path, w in flat_leaves(params).items() if path.endswith("kernel")}
-        made = peer.compress(kernels, peer.ladders[0][-2], None)
-        phase = with_codes(phase, map_leaves(lambda path, w: made.get(path, w), params))
+        compressed = peer.compress(kernels, peer.ladders[0][-2], None)
+        phase = with_codes(phase, map_leaves(lambda path, w: compressed.get(path, w), params))
     with jax.numpy_dtype_promotion("standard"):  # optax's Adam needs it
         state = init_state(phase, variables)
     export(tmp_path, phase, None, state, state.model_state, config)
-    wanted = flat_leaves(deployed(phase, state, config))
+    expected = flat_leaves(deployed(phase, state, config))
     tree = sqs_jax.load(tmp_path / "model.sqs")
-    found = flat_leaves(sqs_jax.materialize(tree))
-    assert found.keys() == wanted.keys()
-    for path, leaf in wanted.items():
-        np.testing.assert_array_equal(found[path], leaf, err_msg=path)
+    stored = flat_leaves(sqs_jax.materialize(tree))
+    assert stored.keys() == expected.keys()
+    for path, leaf in expected.items():
+        np.testing.assert_array_equal(stored[path], leaf, err_msg=path)
     for leaf in flat_leaves(tree["params"]).values():
-        if isinstance(leaf, sqs_jax.CompressedLeaf) and dense_dtype:  # two bytes a level
-            short = leaf.codebook.astype(jnp.dtype(dense_dtype)).astype(np.float32)
-            np.testing.assert_array_equal(leaf.codebook, short)
-    assert (tmp_path / "average.sqs").is_file() == (start == "weights")  # or nothing to draw
+        if isinstance(leaf, sqs_jax.CompressedLeaf) and dense_dtype:  # two bytes per level
+            rounded = leaf.codebook.astype(jnp.dtype(dense_dtype)).astype(np.float32)
+            np.testing.assert_array_equal(leaf.codebook, rounded)
+    # Other starts have no draws.
+    assert (tmp_path / "average.sqs").is_file() == (start == "weights")
 
 
-def test_levels_that_half_the_width_does_not_hold_are_named(network: Any) -> None:
+def test_levels_that_overflow_the_dense_dtype_are_refused(network: Any) -> None:
     phase, variables, config = network
     with jax.numpy_dtype_promotion("standard"):
         state = init_state(phase, variables)
@@ -83,14 +84,14 @@ def test_levels_that_half_the_width_does_not_hold_are_named(network: Any) -> Non
 
 
 @pytest.mark.parametrize("dense_dtype", ["float16", ""])
-def test_codes_that_stay_leave_room_for_what_is_trained(
+def test_fixed_codes_leave_space_for_trained_values(
     network: Any, dense_dtype: str, tmp_path: Path
 ) -> None:
-    """Zeros take a byte each, and what they are trained to takes two or four."""
+    """Values that are initially zero take a byte each, and two or four after training."""
     config = network[2]
     config = config.copy_and_resolve_references()
     config.sqs.dense_dtype, config.sqs.target_bytes, config.batch_size = dense_dtype, 4000, 4
-    model = ResNet(blocks=(1,), widths=(24,), num_classes=4)  # at its start: biases 0, scales 1
+    model = ResNet(blocks=(1,), widths=(24,), num_classes=4)  # biases are 0, scales 1
     drawn = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 8, 8, 3), np.float32))
     variables = jax.tree.map(np.asarray, drawn)
     images = np.random.default_rng(1).normal(size=(8, 8, 8, 3)).astype(np.float32)
@@ -102,10 +103,10 @@ def test_codes_that_stay_leave_room_for_what_is_trained(
         tree, options = shipped(compressed, {"batch_stats": variables["batch_stats"]}, config)
         return sqs_jax.summarize(jax.tree.map(np.asarray, tree), **options).file_bytes
 
-    given = model, variables, train, batches, config
-    tight = compress(*given, tmp_path / "tight")
+    arguments = model, variables, train, batches, config
+    tight = compress(*arguments, tmp_path / "tight")
     assert 3900 < size(tight) <= 4000
-    roomy = compress(*given, tmp_path / "roomy", trained=True)
+    roomy = compress(*arguments, tmp_path / "roomy", trained=True)
     rng = np.random.default_rng(2)
 
     def moved(x: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The lm-eval harness's view of a model: likelihoods, answers, and a task of our own, offline."""
+"""Tests of the lm-eval adapter: likelihoods, answers and a local task."""
 
 import json
 import os
@@ -16,11 +16,11 @@ import pytest
 import sqs_jax
 from experiments.configs import base
 from experiments.data import text
-from experiments.harness import HarnessModel
 from experiments.importers.huggingface import decoder_config
 from experiments.language_run import LanguageRun
 from experiments.models.decoder import Decoder
-from experiments.models.generation import go_on
+from experiments.models.generation import generate_tokens
+from experiments.models.lm_eval_adapter import HarnessModel
 from experiments.problem import TOKENIZER
 from experiments.training.workdir import claim_workdir
 from tests.experiments.language_models import CONFIGS
@@ -43,9 +43,9 @@ metric_list: [{{metric: acc}}]
 @pytest.fixture(scope="module")
 def run() -> LanguageRun:
     model = Decoder(decoder_config(SHAPE))
-    drawn = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))
-    # far from its start, where all tokens are equally likely
-    params = jax.tree.map(lambda w: w * (1 if w.ndim == 1 else 8), drawn["params"])
+    initial = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))
+    # Initial weights give nearly equal logits, so that the weights are enlarged.
+    params = jax.tree.map(lambda w: w * (1 if w.ndim == 1 else 8), initial["params"])
     config = base.experiment()
     config.data.kind = "language"
     with config.unlocked():
@@ -54,38 +54,38 @@ def run() -> LanguageRun:
 
 
 def log_probabilities(run: LanguageRun, tokens: list[int]) -> np.ndarray:
-    """Of each token after the first, given those before it."""
+    """Return the log-probability of each token after the first."""
     logits: Any = run.model.apply({"params": run.params}, jnp.asarray([tokens[:-1]]))
-    each = jax.nn.log_softmax(logits)[0]
-    return np.asarray(each[jnp.arange(len(tokens) - 1), jnp.asarray(tokens[1:])])
+    log_softmax = jax.nn.log_softmax(logits)[0]
+    return np.asarray(log_softmax[jnp.arange(len(tokens) - 1), jnp.asarray(tokens[1:])])
 
 
 def requests(*arguments: Any) -> list[Any]:
-    return [SimpleNamespace(args=each) for each in arguments]
+    return [SimpleNamespace(args=args) for args in arguments]
 
 
-def test_likelihoods_are_those_of_the_continuation(run: LanguageRun) -> None:
+def test_likelihoods_are_those_of_the_continuations(run: LanguageRun) -> None:
     judge = HarnessModel(run, batch=2)
     pairs = [("One day, a cat", " sat on a mat"), ("", "a mat"), ("a cat sat", " on"), ("a", " b")]
-    found = judge.loglikelihood(requests(*pairs), disable_tqdm=True)
-    for (begin, end), (total, _) in zip(pairs, found, strict=True):
+    results = judge.loglikelihood(requests(*pairs), disable_tqdm=True)
+    for (begin, end), (total, _) in zip(pairs, results, strict=True):
         before = judge.tok_encode(begin) or [judge.eot_token_id]
         whole = judge.tok_encode(begin + end) if begin else before + judge.tok_encode(end)
         before = judge.begin + before if begin else before
         whole = judge.begin + whole if begin else whole
-        wanted = log_probabilities(run, whole)[len(before) - 1 :].sum()
-        assert total == pytest.approx(wanted, rel=1e-4)
-    # what the model itself goes on with is the most likely at each place, and nothing else is
+        expected = log_probabilities(run, whole)[len(before) - 1 :].sum()
+        assert total == pytest.approx(expected, rel=1e-4)
+    # Only the model's own greedy continuation is greedy.
     begin = judge.tok_encode("One day")
     prompt = jnp.asarray([judge.begin + begin])
-    whole = go_on(run.model, run.params, prompt, 4, jax.random.key(0), temperature=0.0)
-    added = np.asarray(whole)[0, prompt.shape[1] :].tolist()
-    other = [(added[0] + 1) % 300, *added[1:]]
-    asked = [(None, begin, added), (None, begin, other)]
-    assert [greedy for _, greedy in judge._loglikelihood_tokens(asked)] == [True, False]
+    whole = generate_tokens(run.model, run.params, prompt, 4, jax.random.key(0), temperature=0.0)
+    generated = np.asarray(whole)[0, prompt.shape[1] :].tolist()
+    other = [(generated[0] + 1) % 300, *generated[1:]]
+    continuations = [(None, begin, generated), (None, begin, other)]
+    assert [greedy for _, greedy in judge._loglikelihood_tokens(continuations)] == [True, False]
 
 
-def test_a_long_text_is_asked_for_once(run: LanguageRun) -> None:
+def test_a_long_text_is_scored_token_by_token_once(run: LanguageRun) -> None:
     judge = HarnessModel(run, batch=4)
     tokens = judge.tok_encode(STORY[:700])
     context = run.model.config.context
@@ -98,16 +98,18 @@ def test_a_long_text_is_asked_for_once(run: LanguageRun) -> None:
     assert short == pytest.approx(float(log_probabilities(run, whole).sum()), rel=1e-4)
 
 
-def test_answers_end_where_they_are_asked_to(run: LanguageRun) -> None:
+def test_answers_end_at_the_stop_string(run: LanguageRun) -> None:
     judge = HarnessModel(run, batch=1)
-    asked = {"until": [], "max_gen_toks": 12}
-    (whole,) = judge.generate_until(requests(("One day", asked)))
+    options = {"until": [], "max_gen_toks": 12}
+    (whole,) = judge.generate_until(requests(("One day", options)))
     end = whole[len(whole) // 2 :][:2]
-    (cut,) = judge.generate_until(requests(("One day", {**asked, "until": [end]})))
+    (cut,) = judge.generate_until(requests(("One day", {**options, "until": [end]})))
     assert cut == whole.split(end)[0]
 
 
-def test_a_task_from_a_file_and_a_compressed_model(run: LanguageRun, tmp_path: Path) -> None:
+def test_the_command_runs_a_local_task_on_a_compressed_model(
+    run: LanguageRun, tmp_path: Path
+) -> None:
     workdir = tmp_path / "run"
     claim_workdir(workdir, run.config)
     run.tokenizer.save(str(workdir / TOKENIZER))
@@ -121,8 +123,8 @@ def test_a_task_from_a_file_and_a_compressed_model(run: LanguageRun, tmp_path: P
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")}
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **offline})
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads((workdir / "harness_model.json").read_text())
-    assert found["cats"]["acc,none"] == 0.5  # of the same question with both labels, twice
+    metrics = json.loads((workdir / "harness_model.json").read_text())
+    assert metrics["cats"]["acc,none"] == 0.5  # the same question has either label twice
     assert "cats" in done.stdout
     refused = subprocess.run([*command, "--tasks=dogs"], capture_output=True, text=True)
     assert refused.returncode and "knows no task dogs" in refused.stderr

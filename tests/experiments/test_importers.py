@@ -1,4 +1,4 @@
-"""Published weights: the names of several sources, PyTorch's logits, and all that does not fit."""
+"""Tests of imported weights: names, dtypes, PyTorch's logits, mismatches."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,12 +28,17 @@ def network(name: str, num_classes: int, stem: str = "cifar") -> Any:
 
 
 def state_dict(model: Any, shape: tuple[int, int, int] = SHAPE, seed: int = 0) -> dict[str, Any]:
-    """Write random variables of a network under torchvision's names."""
+    """Return random variables of a network under torchvision's names."""
     example = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), example)
     rng = np.random.default_rng(seed)
-    found: dict[str, Any] = {}
-    ours = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+    arrays: dict[str, Any] = {}
+    torch_names = {
+        "kernel": "weight",
+        "scale": "weight",
+        "mean": "running_mean",
+        "var": "running_var",
+    }
     for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
         _, *layer, last = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
         name = ".".join(layer).replace("_bn", ".1").replace("_conv", ".0")
@@ -43,12 +48,12 @@ def state_dict(model: Any, shape: tuple[int, int, int] = SHAPE, seed: int = 0) -
         x = rng.normal(size=leaf.shape) * 0.1 if x is None else x
         if last == "kernel":
             x = x.transpose(3, 2, 0, 1) if x.ndim == 4 else x.T
-        found[f"{name}.{ours.get(last, last)}"] = np.ascontiguousarray(x, np.float32)
-    return found
+        arrays[f"{name}.{torch_names.get(last, last)}"] = np.ascontiguousarray(x, np.float32)
+    return arrays
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
-def test_a_state_dict_is_the_network_whatever_the_file(tmp_path: Path, suffix: str) -> None:
+def test_a_state_dict_is_imported_from_every_format(tmp_path: Path, suffix: str) -> None:
     model = network("resnet18", 7)
     weights = state_dict(model)
     weights["bn1.num_batches_tracked"] = np.array([3], np.int64)
@@ -79,7 +84,7 @@ def test_narrow_dtypes_and_wrapped_names_are_read(tmp_path: Path, wrapper: str, 
     )
 
 
-def test_all_that_does_not_fit_is_listed_at_once(tmp_path: Path) -> None:
+def test_the_error_lists_all_mismatches(tmp_path: Path) -> None:
     weights = state_dict(network("resnet20", 100))
     weights.pop("layer1.0.conv1.weight")
     weights["layer4.0.conv1.weight"] = np.zeros((1,), np.float32)
@@ -87,7 +92,7 @@ def test_all_that_does_not_fit_is_listed_at_once(tmp_path: Path) -> None:
     np.savez(tmp_path / "wrong.npz", **weights)
     with pytest.raises(ValueError) as error:
         import_weights(tmp_path / "wrong.npz", network("resnet20", 10), EXAMPLE)
-    for said in (
+    for problem in (
         "wrong.npz does not fit this ResNet in 5 places",
         "layer4.0.conv1.weight (1,): the network has no such weights",
         "params/layer1_0/conv1/kernel (3, 3, 16, 16) is missing",
@@ -95,10 +100,10 @@ def test_all_that_does_not_fit_is_listed_at_once(tmp_path: Path) -> None:
         "fc.bias: as params/fc/bias its shape is (100,), not (10,)",
         "conv1.weight: 1 of 432 values are not finite",
     ):
-        assert said in str(error.value)
+        assert problem in str(error.value)
 
 
-def test_a_network_of_another_run_is_where_a_run_can_start(tmp_path: Path) -> None:
+def test_the_dense_network_of_another_run_can_be_imported(tmp_path: Path) -> None:
     model = network("resnet20", 10)
     np.savez(tmp_path / "weights.npz", **state_dict(model))
     variables = import_weights(tmp_path / "weights.npz", model, EXAMPLE)
@@ -111,7 +116,7 @@ def test_a_network_of_another_run_is_where_a_run_can_start(tmp_path: Path) -> No
         import_weights(tmp_path / "dense.sqs", network("resnet20", 100), EXAMPLE)
 
 
-def test_two_names_of_one_leaf_are_an_error(tmp_path: Path) -> None:
+def test_two_names_of_the_same_leaf_are_refused(tmp_path: Path) -> None:
     weights = state_dict(network("resnet20", 10))
     weights["linear.bias"] = weights["fc.bias"]
     np.savez(tmp_path / "twice.npz", **weights)
@@ -119,7 +124,7 @@ def test_two_names_of_one_leaf_are_an_error(tmp_path: Path) -> None:
         import_weights(tmp_path / "twice.npz", network("resnet20", 10), EXAMPLE)
 
 
-def test_files_that_are_no_state_dicts_are_named(tmp_path: Path) -> None:
+def test_files_without_a_state_dict_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no file"):
         read_state_dict(tmp_path / "absent.npz")
     (tmp_path / "broken.npz").write_bytes(b"PK")
@@ -148,7 +153,7 @@ def test_files_that_are_no_state_dicts_are_named(tmp_path: Path) -> None:
         ("staged_resnet20", "cifar", (32, 32, 3)),
     ],
 )
-def test_logits_are_those_of_pytorch(tmp_path: Path, name: str, stem: str, shape: Any) -> None:
+def test_logits_match_pytorch(tmp_path: Path, name: str, stem: str, shape: Any) -> None:
     import torch
 
     from tests.experiments.torch_resnet import forward
@@ -160,9 +165,9 @@ def test_logits_are_those_of_pytorch(tmp_path: Path, name: str, stem: str, shape
         tmp_path / "w.pth", model, jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     )
     images = np.random.default_rng(1).normal(size=(3, *shape)).astype(np.float32)
-    ours = model.apply(variables, images)
-    theirs = forward(model, weights, images)
-    np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
+    logits = model.apply(variables, images)
+    expected = forward(model, weights, images)
+    np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected).max())
 
 
 @pytest.mark.real_data
@@ -170,7 +175,7 @@ def test_logits_are_those_of_pytorch(tmp_path: Path, name: str, stem: str, shape
     ("file", "name", "classes"),
     [("cifar10_resnet20", "resnet20", 10), ("cifar100_resnet20", "staged_resnet20", 100)],
 )
-def test_published_weights_give_the_logits_of_another_implementation(
+def test_published_weights_give_the_reference_implementations_logits(
     file: str, name: str, classes: int
 ) -> None:
     reference = networks.load_network(file, REAL_DATA)
@@ -181,6 +186,6 @@ def test_published_weights_give_the_logits_of_another_implementation(
     model = network(name, classes)
     variables = import_weights(REAL_DATA / f"{file}.npz", model, EXAMPLE)
     with jax.numpy_rank_promotion("allow"):
-        wanted = reference.outputs(reference.weights)
-    found = jax.jit(model.apply)(variables, test.inputs(slice(None)))
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4)
+        expected = reference.outputs(reference.weights)
+    logits = jax.jit(model.apply)(variables, test.inputs(slice(None)))
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)

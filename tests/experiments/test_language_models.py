@@ -1,4 +1,4 @@
-"""Transformers: transformers' logits on the same weights, the cache, names, what does not fit."""
+"""Tests of decoders and encoders against transformers, and of their importers."""
 
 import json
 import struct
@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from experiments.importers import huggingface
-from experiments.importers.language import (
+from experiments.importers.language_model import (
     open_language_model,
     read_tokenizer,
     weights_of,
@@ -38,61 +38,59 @@ def network(kind: str) -> Any:
 def read(folder: Path, kind: str) -> tuple[Any, Any]:
     model = network(kind)
     example = jax.ShapeDtypeStruct((1, 8), jnp.int32)
-    wanted = jax.eval_shape(model.init, jax.random.key(0), example)["params"]
-    lazy = weights_of(open_language_model(folder), wanted)
+    abstract = jax.eval_shape(model.init, jax.random.key(0), example)["params"]
+    lazy = weights_of(open_language_model(folder), abstract)
     return model, {"params": jax.tree.map(np.asarray, lazy)}
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_logits_are_those_of_transformers(tmp_path: Path, kind: str) -> None:
+def test_logits_match_transformers(tmp_path: Path, kind: str) -> None:
     write_folder(tmp_path, kind)
     model, variables = read(tmp_path, kind)
-    found = np.asarray(jax.jit(model.apply)(variables, jnp.asarray(tokens(kind))))
-    wanted = np.asarray(REFERENCE[kind], np.float32)
-    if kind == "bert_answers":  # where padding is, no answer is
-        real = np.broadcast_to(tokens(kind)[:, None] != 0, found.shape)
-        assert (found[~real] < -1e8).all()
-        found, wanted = found[real], wanted.reshape(real.shape)[real]
+    logits = np.asarray(jax.jit(model.apply)(variables, jnp.asarray(tokens(kind))))
+    expected = np.asarray(REFERENCE[kind], np.float32)
+    if kind == "bert_answers":  # the logits of padding are masked
+        real = np.broadcast_to(tokens(kind)[:, None] != 0, logits.shape)
+        assert (logits[~real] < -1e8).all()
+        logits, expected = logits[real], expected.reshape(real.shape)[real]
     elif not kind.startswith("bert"):
-        found = found[:, -4:]
-    np.testing.assert_allclose(found.ravel(), wanted.ravel(), atol=1e-4)
-    assert np.ptp(wanted) > 0.5  # they say something
+        logits = logits[:, -4:]
+    np.testing.assert_allclose(logits.ravel(), expected.ravel(), atol=1e-4)
+    assert np.ptp(expected) > 0.5  # the logits are not trivial
 
 
-def test_a_cache_gives_the_logits_of_the_whole_sequence(tmp_path: Path) -> None:
+def test_cached_logits_match_the_whole_sequence(tmp_path: Path) -> None:
     write_folder(tmp_path, "llama")
     model, variables = read(tmp_path, "llama")
     ids = jnp.asarray(tokens("llama"))
     whole = model.apply(variables, ids)
     step = jax.jit(lambda v, ids: model.apply(v, ids, mutable="cache"))
-    found, cache = step(variables, ids[:, :40])
-    parts = [found]
+    logits, cache = step(variables, ids[:, :40])
+    parts = [logits]
     for i in range(40, 48):
-        found, cache = step({**variables, **cache}, ids[:, i : i + 1])
-        parts.append(found)
+        logits, cache = step({**variables, **cache}, ids[:, i : i + 1])
+        parts.append(logits)
     np.testing.assert_allclose(jnp.concatenate(parts, 1), whole, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_names_and_axes_come_back(tmp_path: Path, kind: str) -> None:
+def test_export_restores_names_and_axes(tmp_path: Path, kind: str) -> None:
     write_folder(tmp_path / "there", kind)
     _, variables = read(tmp_path / "there", kind)
     (tmp_path / "tokenizer.json").write_text("{}")
     write_language_model(
         tmp_path / "back", CONFIGS[kind], variables["params"], tmp_path / "tokenizer.json"
     )
-    found = load_file(tmp_path / "back" / "model.safetensors")
-    assert found.keys() == weights(kind).keys()
+    tensors = load_file(tmp_path / "back" / "model.safetensors")
+    assert tensors.keys() == weights(kind).keys()
     for name, array in weights(kind).items():
-        np.testing.assert_array_equal(found[name], array)
+        np.testing.assert_array_equal(tensors[name], array)
     assert json.loads((tmp_path / "back" / "config.json").read_text()) == CONFIGS[kind]
     assert (tmp_path / "back" / "tokenizer.json").read_text() == "{}"
 
 
-def test_large_models_are_written_in_shards(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("experiments.importers.language._SHARD_BYTES", 40_000)
+def test_large_models_are_sharded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiments.importers.language_model._SHARD_BYTES", 40_000)
     write_folder(tmp_path / "there", "qwen2")
     _, variables = read(tmp_path / "there", "qwen2")
     (tmp_path / "tokenizer.json").write_text("{}")
@@ -103,7 +101,7 @@ def test_large_models_are_written_in_shards(
     chex.assert_trees_all_equal(again, variables)
 
 
-def test_all_that_does_not_fit_is_listed(tmp_path: Path) -> None:
+def test_the_error_lists_all_mismatches(tmp_path: Path) -> None:
     write_folder(tmp_path, "llama")
     tensors = weights("llama")
     del tensors["model.norm.weight"]
@@ -113,14 +111,14 @@ def test_all_that_does_not_fit_is_listed(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="in 4 places") as error:
         read(tmp_path, "llama")
-    said = str(error.value)
-    assert "model.norm.weight (48,) is missing" in said
-    assert "model.layers.0.self_attn.q_proj.weight: as layers_0/self_attn/q_proj/kernel" in said
-    assert "model.layers.9.mlp.up_proj.weight (3, 3): the network has no such weights" in said
-    assert "its dtype is int8" in said
+    message = str(error.value)
+    assert "model.norm.weight (48,) is missing" in message
+    assert "model.layers.0.self_attn.q_proj.weight: as layers_0/self_attn/q_proj/kernel" in message
+    assert "model.layers.9.mlp.up_proj.weight (3, 3): the network has no such weights" in message
+    assert "its dtype is int8" in message
 
 
-def test_what_is_no_number_is_refused_when_it_is_read(tmp_path: Path) -> None:
+def test_values_that_are_not_finite_are_refused_on_reading(tmp_path: Path) -> None:
     write_folder(tmp_path, "qwen3")
     tensors = weights("qwen3")
     tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = np.nan
@@ -129,7 +127,7 @@ def test_what_is_no_number_is_refused_when_it_is_read(tmp_path: Path) -> None:
         read(tmp_path, "qwen3")
 
 
-def test_a_tied_head_is_the_embedding_and_a_head_of_another_task_is_left_out(
+def test_a_tied_head_and_a_head_of_another_task_are_left_out(
     tmp_path: Path,
 ) -> None:
     write_folder(tmp_path, "llama")
@@ -147,7 +145,7 @@ def test_a_tied_head_is_the_embedding_and_a_head_of_another_task_is_left_out(
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"model_type": "mamba"}, "model_type is 'mamba'; models here are bert, llama"),
         ({"hidden_act": "relu", "mlp_bias": True}, "hidden_act is 'relu'.*\n.*mlp_bias is true"),
@@ -157,14 +155,14 @@ def test_a_tied_head_is_the_embedding_and_a_head_of_another_task_is_left_out(
         ({"num_attention_heads": 5}, "5 heads cannot share 2"),
     ],
 )
-def test_an_architecture_that_is_not_here_is_refused(change: dict[str, Any], said: str) -> None:
+def test_an_unsupported_architecture_is_refused(change: dict[str, Any], message: str) -> None:
     config = CONFIGS["llama"] | change
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         huggingface.prefix_of(config)
         huggingface.decoder_config(config)
 
 
-def test_a_folder_that_is_not_whole_is_named(tmp_path: Path) -> None:
+def test_an_incomplete_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="give a folder of Hugging Face"):
         open_language_model(tmp_path / "nothing")
     with pytest.raises(FileNotFoundError, match=r"no config\.json"):
@@ -177,7 +175,7 @@ def test_a_folder_that_is_not_whole_is_named(tmp_path: Path) -> None:
         open_language_model(tmp_path)
 
 
-def test_a_llama2c_file_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_no_llama2c_checkpoint_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.bin"
     path.write_bytes(b"1234")
     with pytest.raises(ValueError, match="4 bytes are no"):
@@ -191,18 +189,18 @@ def test_a_llama2c_file_that_is_none_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.real_data
-def test_a_real_llama_tells_its_story() -> None:
+def test_a_real_llama_continues_a_story_greedily() -> None:
     source = open_language_model(REAL_DATA / "stories260K.bin")
     tokenizer = read_tokenizer(REAL_DATA / "tok512.bin")
     model = Decoder(huggingface.decoder_config(source.config))
     example = jax.ShapeDtypeStruct((1, 8), jnp.int32)
-    wanted = jax.eval_shape(model.init, jax.random.key(0), example)["params"]
-    variables: Any = {"params": jax.tree.map(np.asarray, weights_of(source, wanted))}
+    abstract = jax.eval_shape(model.init, jax.random.key(0), example)["params"]
+    variables: Any = {"params": jax.tree.map(np.asarray, weights_of(source, abstract))}
     assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == 260_032
     story = "Once upon a time, there was a little girl named Lily. She loved to play outside in"
     ids = tokenizer.encode(story).ids
     assert tokenizer.decode(ids) == story and ids[0] == 1
     best = model.apply(variables, jnp.asarray([ids]))[0].argmax(-1)
     start = len(tokenizer.encode("Once upon a time").ids)
-    assert best[start - 1 : -1].tolist() == ids[start:]  # greedily, the text itself
+    assert best[start - 1 : -1].tolist() == ids[start:]
     assert tokenizer.decode(tokenizer.encode("naïve ☃ 5!").ids) == "naïve ☃ 5!"

@@ -1,4 +1,4 @@
-"""A language model from a text to its file, and to a folder of Hugging Face."""
+"""Test of a language model from a text to its file and a Hugging Face folder."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from experiments.training.run import run_trainings
 from tests.experiments.test_text import STORY, experiment
 
 
-def test_a_language_model_from_text_to_file(tmp_path: Path) -> None:
+def test_a_language_model_is_trained_exported_and_converted(tmp_path: Path) -> None:
     (tmp_path / "story.txt").write_text(STORY)
     size = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "head_dim": 8}
     config = experiment(tmp_path, "language", "qwen3", num_attention_heads=2, **size)
@@ -32,11 +32,11 @@ def test_a_language_model_from_text_to_file(tmp_path: Path) -> None:
     with jax.numpy_dtype_promotion("standard"):  # optax's Adam needs it
         trained = run_trainings(config, workdir)
         export(workdir, trained.phase, None, trained.state, trained.mean_state, config)
-    found = evaluate(workdir)
-    assert found["dense"]["perplexity"] < 60  # of 300 tokens
-    assert found["mode"]["perplexity"] == pytest.approx(np.exp(found["mode"]["nll"]))
-    assert found["mode"]["count"] == trained.splits.holdout.units
-    assert evaluate(workdir, ["mode"]) == {"mode": found["mode"]}
+    scores = evaluate(workdir)
+    assert scores["dense"]["perplexity"] < 60  # of 300 tokens
+    assert scores["mode"]["perplexity"] == pytest.approx(np.exp(scores["mode"]["nll"]))
+    assert scores["mode"]["count"] == trained.splits.holdout.units
+    assert evaluate(workdir, ["mode"]) == {"mode": scores["mode"]}
     with pytest.raises(ValueError, match=r"no \['model'\]; there are \['averaged', 'dense'"):
         evaluate(workdir, ["model"])
     judged = predict(
@@ -44,25 +44,25 @@ def test_a_language_model_from_text_to_file(tmp_path: Path) -> None:
         [deployed(trained.phase, trained.state, config)],
         trained.splits.holdout,
     )
-    assert found["mode"]["fingerprint"] == fingerprint(judged.correct)
+    assert scores["mode"]["fingerprint"] == fingerprint(judged.correct)
     tree = sqs_jax.load(workdir / "model.sqs")["params"]
     assert isinstance(tree["embed_tokens"]["embedding"], sqs_jax.CompressedLeaf)
 
     assert len(np.load(workdir / "generated.npy")) == 6
-    given: Any = {"file": "model.sqs", "batch": 2, "temperature": 0.5, "seed": 1}
-    told = generate(workdir, "Once", 7, **given)
-    assert told["text"].startswith("Once") and len(told["text"]) > 6
-    assert told["bytes"] == (workdir / "model.sqs").stat().st_size
-    assert told["tokens_per_second"] > 0 and told["host_bytes"] > 1e7
+    options: Any = {"file": "model.sqs", "batch": 2, "temperature": 0.5, "seed": 1}
+    result = generate(workdir, "Once", 7, **options)
+    assert result["text"].startswith("Once") and len(result["text"]) > 6
+    assert result["bytes"] == (workdir / "model.sqs").stat().st_size
+    assert result["tokens_per_second"] > 0 and result["host_bytes"] > 1e7
     with pytest.raises(ValueError, match="longer than the context of 64"):
-        generate(workdir, "Once", 64, **given)
+        generate(workdir, "Once", 64, **options)
     with pytest.raises(FileNotFoundError, match=r"has no other\.sqs"):
-        generate(workdir, "Once", 7, **{**given, "file": "other.sqs"})
+        generate(workdir, "Once", 7, **{**options, "file": "other.sqs"})
 
     convert(workdir, tmp_path / "folder")
     names = load_file(tmp_path / "folder" / "model.safetensors")
-    wanted = sqs_jax.materialize(tree["layers_0"]["mlp"]["up_proj"]["kernel"])
-    np.testing.assert_array_equal(names["model.layers.0.mlp.up_proj.weight"], wanted.T)
+    expected = sqs_jax.materialize(tree["layers_0"]["mlp"]["up_proj"]["kernel"])
+    np.testing.assert_array_equal(names["model.layers.0.mlp.up_proj.weight"], expected.T)
     assert {path.name for path in (tmp_path / "folder").iterdir()} == {
         "config.json", "model.safetensors", "tokenizer.json",
     }  # fmt: skip

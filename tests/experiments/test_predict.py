@@ -16,7 +16,7 @@ from experiments.training.phases import phases
 from experiments.training.step import init_state
 
 CONFIGS = Path(tinystories_llama.__file__).parent
-OTHERS = ("consistency", "pruning_or_quantisation")  # which train nothing that is deployed
+OTHERS = ("consistency", "pruning_or_quantization")  # which train nothing that is deployed
 
 
 def load(name: str, *argument: str) -> Any:

@@ -1,4 +1,4 @@
-"""Downloaded archives become the files that experiments read."""
+"""Tests of the conversion of downloaded archives to data files."""
 
 import io
 import tarfile
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import prepare as prepare_module
-from experiments.data import files
+from experiments.data import npz_file
 from experiments.data.text import read_texts
 from experiments.prepare import prepare
 
@@ -33,7 +33,7 @@ def _tar(path: Path, members: dict[str, bytes]) -> Path:
 
 
 def _cifar10() -> dict[str, bytes]:
-    """Batches of four images; image i of batch b has label (b + i) % 10."""
+    """Return batches of four images; image i of batch b has the label (b + i) % 10."""
     members = {}
     for number, name in enumerate([f"data_batch_{b}" for b in range(1, 6)] + ["test_batch"]):
         labels = np.array([(number + i) % 10 for i in range(4)], np.uint8)
@@ -42,35 +42,37 @@ def _cifar10() -> dict[str, bytes]:
     return members | {"cifar-10-batches-bin/readme.html": b"<html>"}
 
 
-def test_images_of_cifar10(tmp_path: Path) -> None:
-    (made,) = prepare(_tar(tmp_path / "download", _cifar10()), tmp_path / "data")
-    assert made == tmp_path / "data" / "cifar10.npz"
-    (images, labels), (held, held_labels) = files.load(made)
-    assert labels[:6].tolist() == [0, 1, 2, 3, 1, 2] and held_labels.tolist() == [5, 6, 7, 8]
-    # red, green and blue planes, one after the other, row after row
-    wanted = _planes(4, 1)[2].reshape(3, 32, 32)
-    np.testing.assert_array_equal(images[6, 5, 7], wanted[:, 5, 7])
-    np.testing.assert_array_equal(held[0, 31, 0], _planes(4, 5)[0].reshape(3, 32, 32)[:, 31, 0])
+def test_cifar10_keeps_labels_and_pixels(tmp_path: Path) -> None:
+    (path,) = prepare(_tar(tmp_path / "download", _cifar10()), tmp_path / "data")
+    assert path == tmp_path / "data" / "cifar10.npz"
+    (images, labels), (test_images, test_labels) = npz_file.load(path)
+    assert labels[:6].tolist() == [0, 1, 2, 3, 1, 2] and test_labels.tolist() == [5, 6, 7, 8]
+    # A record stores the red, green and blue planes, each row by row.
+    planes = _planes(4, 1)[2].reshape(3, 32, 32)
+    np.testing.assert_array_equal(images[6, 5, 7], planes[:, 5, 7])
+    np.testing.assert_array_equal(
+        test_images[0, 31, 0], _planes(4, 5)[0].reshape(3, 32, 32)[:, 31, 0]
+    )
 
 
-def test_fine_labels_of_cifar100(tmp_path: Path) -> None:
+def test_cifar100_has_fine_labels(tmp_path: Path) -> None:
     members = {"cifar-100-binary/fine_label_names.txt": b"apple"}
     for name, count in (("train", 20), ("test", 4)):
         fine = np.arange(count, dtype=np.uint8) + 70
         records = np.concatenate([fine[:, None] // 5, fine[:, None], _planes(count, 0)], 1)
         members[f"cifar-100-binary/{name}.bin"] = records.tobytes()
-    (made,) = prepare(_tar(tmp_path / "download", members), tmp_path)
-    (_, labels), _ = files.load(made)
-    assert made.name == "cifar100.npz" and labels.tolist() == list(range(70, 90))
+    (path,) = prepare(_tar(tmp_path / "download", members), tmp_path)
+    (_, labels), _ = npz_file.load(path)
+    assert path.name == "cifar100.npz" and labels.tolist() == list(range(70, 90))
 
 
-def test_texts_of_wikitext(tmp_path: Path) -> None:
+def test_wikitext_keeps_its_texts(tmp_path: Path) -> None:
     archive = tmp_path / "wikitext-2-raw-v1.zip"
-    with zipfile.ZipFile(archive, "w") as found:
+    with zipfile.ZipFile(archive, "w") as members:
         for part in ("train", "valid", "test"):
-            found.writestr(f"wikitext-2-raw/wiki.{part}.raw", f" = {part} = \n\n caf\u00e9 .\n")
-    made = prepare(archive, tmp_path / "data")
-    assert [path.name for path in made] == [
+            members.writestr(f"wikitext-2-raw/wiki.{part}.raw", f" = {part} = \n\n caf\u00e9 .\n")
+    paths = prepare(archive, tmp_path / "data")
+    assert [path.name for path in paths] == [
         "wikitext2_train.txt", "wikitext2_valid.txt", "wikitext2_test.txt",
     ]  # fmt: skip
     train, test = read_texts(tmp_path / "data", "wikitext2")
@@ -88,7 +90,7 @@ def test_texts_of_wikitext(tmp_path: Path) -> None:
          "16 images for train of cifar10, not 20"),
     ],
 )  # fmt: skip
-def test_archives_that_are_something_else(
+def test_archives_of_other_contents_are_refused(
     members: dict[str, bytes], message: str, tmp_path: Path
 ) -> None:
     archive = _tar(tmp_path / "download.tar.gz", members)
@@ -98,7 +100,7 @@ def test_archives_that_are_something_else(
     assert not (tmp_path / "data").exists()
 
 
-def test_archives_that_are_cut_short_or_missing(tmp_path: Path) -> None:
+def test_truncated_and_missing_archives_are_refused(tmp_path: Path) -> None:
     archive = _tar(tmp_path / "download.tar.gz", _cifar10())
     archive.write_bytes(archive.read_bytes()[:20_000])
     with pytest.raises(ValueError, match=r"download.tar.gz cannot be used: .*Download it again"):

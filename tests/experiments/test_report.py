@@ -1,4 +1,4 @@
-"""The report: valid, self-contained, deterministic, and its numbers are those of the files."""
+"""Tests of the report: valid, self-contained, deterministic and correct."""
 
 import json
 import re
@@ -26,7 +26,7 @@ def leaf(rng, shape, windows=1, components=4):
 
 
 def describe(leaf):
-    """What training writes of a tensor: here its deployed weights stand for the latent ones."""
+    """Return the distribution of a tensor, with deployed weights as latent weights."""
     weights = np.asarray(sqs_jax.materialize(leaf)).ravel()
     counts, edges = np.histogram(weights, 20)
     kept, _ = np.histogram(weights[weights != 0], edges)
@@ -72,7 +72,7 @@ def lines(phase, steps, sparsity=0.0):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A finished run, made by hand; its report is `page`."""
+    """Folder of a synthetic finished run, whose report is `page`."""
     workdir = tmp_path_factory.mktemp("run")
     rng = np.random.default_rng(0)
     leaves = {
@@ -106,7 +106,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def workdir(finished, tmp_path):
-    """A copy to change."""
+    """Copy of the run that a test may change."""
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     (tmp_path / "report.html").unlink(missing_ok=True)
     return tmp_path
@@ -121,7 +121,7 @@ def write(workdir, name, value):
 
 
 class Page(HTMLParser):
-    """Tags balanced as they are read; ids, references and the text of each kind of element."""
+    """Parsed page that checks its tags and collects ids, references and texts."""
 
     def __init__(self, text):
         super().__init__()
@@ -163,7 +163,7 @@ def page(finished):
     return report(finished)
 
 
-def test_the_headline_is_what_the_files_say(finished, page):
+def test_the_headline_states_the_files_numbers(finished, page):
     weights = 3 * 3 * 1 * 8 + 8 + 40 * 20 + 20
     size = (finished / "model.sqs").stat().st_size
     (headline,) = page.text["h1"]
@@ -184,14 +184,14 @@ def test_the_headline_is_what_the_files_say(finished, page):
         (scores(531, 1, nll=0.2), scores(531, 1), ["0.6 points above it.", "(finetuned), with"]),
     ],
 )
-def test_the_dense_network_compared_with_is_the_better_one(workdir, dense, finetune, words):
+def test_the_reference_is_the_better_dense_network(workdir, dense, finetune, words):
     evaluation = read(workdir, "evaluation")
     write(workdir, "evaluation", evaluation | {"dense": dense, "finetune": finetune})
     top = report(workdir).text["header"][0]
     assert all(word in top for word in words), top
 
 
-def test_every_leaf_and_every_network_is_listed(finished, page):
+def test_the_tables_list_every_leaf_and_network(finished, page):
     networks, leaves = page.text["table"][:2]
     size = sqs_jax.inspect(finished / "model.sqs")
     for leaf in size.leaves:
@@ -204,7 +204,7 @@ def test_every_leaf_and_every_network_is_listed(finished, page):
         assert f"{result['bytes']:,}" in networks
 
 
-def test_nothing_is_fetched_and_every_reference_has_its_target(page):
+def test_the_page_is_self_contained_and_references_have_targets(page):
     links = [value for tag, value in page.references if tag == "a"]
     assert links == [ARXIV]
     targets = {value for tag, value in page.references if tag != "a"}
@@ -220,14 +220,14 @@ def test_ids_are_unique(page):
     assert page.ids and len(page.ids) == len(set(page.ids))
 
 
-def test_the_same_files_give_the_same_bytes(finished, page):
+def test_equal_files_give_equal_bytes(finished, page):
     again = write_report(finished).read_bytes()
     assert again == page.source.encode()
     assert len(again) < 400_000
     assert not list(finished.glob("*.part"))
 
 
-def test_validation_numbers_say_so(workdir, page):
+def test_validation_numbers_have_a_notice(workdir, page):
     assert "Validation, not test." in page.text["header"][0]
     config = read(workdir, "config")
     config["data"]["holdout"] = "test"
@@ -236,7 +236,7 @@ def test_validation_numbers_say_so(workdir, page):
     assert "Validation" not in top and "540 test images" in top
 
 
-def test_the_command_makes_the_same_config(finished, page):
+def test_the_command_reproduces_the_config(finished, page):
     (command,) = page.text["pre"]
     assert command.replace(" \\\n   ", "") == (
         "python -m experiments.train --config=experiments/configs/digits.py --config.seed=7 "
@@ -244,7 +244,7 @@ def test_the_command_makes_the_same_config(finished, page):
     )
 
 
-def test_the_command_names_the_nearest_config_and_what_it_does_not_know(workdir):
+def test_the_command_uses_the_nearest_config_and_lists_unknown_fields(workdir):
     config = json.loads(digits_paper.get_config().to_json_best_effort())
     config["model"]["features"] = [8, 16]
     config["invented"] = 1
@@ -264,28 +264,28 @@ def test_the_command_names_the_nearest_config_and_what_it_does_not_know(workdir)
         ("evaluation.json", "experiments.evaluate"),
     ],
 )
-def test_a_missing_file_is_named_with_the_way_out(workdir, name, remedy):
+def test_the_error_of_a_missing_file_names_the_command(workdir, name, remedy):
     (workdir / name).unlink()
     with pytest.raises(FileNotFoundError, match=f"has no {name}.*python -m {remedy}"):
         write_report(workdir)
     assert not (workdir / "report.html").exists()
 
 
-def test_a_damaged_file_is_named(workdir):
+def test_the_error_of_a_damaged_file_names_the_file(workdir):
     with open(workdir / "metrics.jsonl", "a") as log:
         log.write('{"phase": "sq')
     with pytest.raises(ValueError, match=r"metrics\.jsonl is damaged.*experiments\.train"):
         write_report(workdir)
 
 
-def test_networks_that_were_not_evaluated_are_named(workdir):
-    found = json.loads((workdir / "evaluation.json").read_text())
-    (workdir / "evaluation.json").write_text(json.dumps({"mode": found["mode"]}))
+def test_networks_without_scores_are_refused(workdir):
+    evaluation = json.loads((workdir / "evaluation.json").read_text())
+    (workdir / "evaluation.json").write_text(json.dumps({"mode": evaluation["mode"]}))
     with pytest.raises(ValueError, match=r"has no dense, mean\. Evaluate .*experiments\.evaluate"):
         write_report(workdir)
 
 
-def test_labels_move_apart_no_further_than_they_must():
+def test_labels_are_spread_with_the_least_displacement():
     np.testing.assert_allclose(
         spread(np.array([10.0, 80, 90, 200]), 30, 0, 300), [10, 70, 100, 200]
     )

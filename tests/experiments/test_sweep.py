@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from experiments.configs import digits
-from experiments.frontier import front, read_sweeps, spots, write_frontier
+from experiments.frontier import read_sweeps
+from experiments.pages.pareto_front import front, spots, write_frontier
 from experiments.points import Point, points, train_all
 from experiments.sweep import parse
 from experiments.training.workdir import claim_workdir

@@ -1,4 +1,4 @@
-"""Texts as tokens: every token asked for once, labels, tokenizers, and what cannot be used."""
+"""Tests of text data: windows, labels, tokenizers, and loading of problems."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from experiments.configs import base
 from experiments.data import text
 from experiments.importers import huggingface
 from experiments.models.decoder import Decoder
-from experiments.models.label_words import LabelWords
+from experiments.models.verbalizer import VerbalizerClassifier
 from experiments.problem import TOKENIZER, described, load_problem
 from tests.experiments.language_models import CONFIGS, tokens, write_folder
 
@@ -20,32 +20,33 @@ STORY = "One day, a cat sat on a mat.\n\n" * 40
 
 @pytest.mark.parametrize("stride", [16, 8, 5])
 @pytest.mark.parametrize("first", [None, 1])
-def test_windows_ask_for_every_token_once(stride: int, first: int | None) -> None:
-    ids = np.random.default_rng(0).permutation(200) + 10  # each token tells where it is
+def test_windows_predict_every_token_once(stride: int, first: int | None) -> None:
+    ids = np.random.default_rng(0).permutation(200) + 10  # distinct tokens identify their position
     examples, labels = text.windows(ids, 16, stride, first)
     assert examples.shape == labels.shape and examples.shape[1] == 16
-    asked = labels[labels >= 0]
+    predicted = labels[labels >= 0]
     start = 0 if first else 1
-    np.testing.assert_array_equal(asked, ids[start : start + len(asked)])
-    assert len(asked) > 200 - 16 - stride
-    seen = labels[:, :-1] >= 0
-    np.testing.assert_array_equal(examples[:, 1:][seen], labels[:, :-1][seen])  # the next token
+    np.testing.assert_array_equal(predicted, ids[start : start + len(predicted)])
+    assert len(predicted) > 200 - 16 - stride
+    scored = labels[:, :-1] >= 0
+    # A label is the next token.
+    np.testing.assert_array_equal(examples[:, 1:][scored], labels[:, :-1][scored])
     assert (examples[:, 0] == 1).all() if first else True
     assert ((labels >= 0).sum(1)[1:] == stride).all()
 
 
-def test_a_text_too_short_for_a_sequence_is_refused() -> None:
+def test_a_text_shorter_than_a_window_is_refused() -> None:
     with pytest.raises(ValueError, match="10 tokens are less than one sequence of 16"):
         text.windows(np.arange(10), 16, 16, 1)
 
 
 @pytest.mark.parametrize("stride", [0, -3, 17])
-def test_a_stride_that_would_leave_tokens_out_is_refused(stride: int) -> None:
+def test_a_stride_outside_the_window_is_refused(stride: int) -> None:
     with pytest.raises(ValueError, match=rf"stride is {stride}; it must lie in \[1, 16\]"):
         text.windows(np.arange(100), 16, stride, 1)
 
 
-def test_a_text_is_cut_at_a_paragraph(tmp_path: Path) -> None:
+def test_a_text_is_split_at_a_paragraph(tmp_path: Path) -> None:
     (tmp_path / "story.txt").write_text(STORY)
     train, test = text.read_texts(tmp_path, "story")
     assert train + test == STORY and train.endswith("\n\n") and 0 < len(test) <= len(STORY) / 10
@@ -54,7 +55,7 @@ def test_a_text_is_cut_at_a_paragraph(tmp_path: Path) -> None:
     assert text.read_texts(tmp_path, "story") == ("a", "b")
 
 
-def test_a_text_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+def test_unusable_texts_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no text .*story\.txt, nor story_train\.txt"):
         text.read_texts(tmp_path, "story")
     (tmp_path / "story.txt").write_bytes(b"\xff\xfe\xfa" * 100)
@@ -84,32 +85,32 @@ def test_sentences_are_read_in_either_order_of_columns(tmp_path: Path) -> None:
 
 
 def test_long_sequences_keep_their_last_token() -> None:
-    found = text.padded([[1, 2, 3], [1, 4, 5, 6, 7, 2]], 4, 0)
-    assert found.tolist() == [[1, 2, 3, 0], [1, 4, 5, 2]]
+    padded = text.padded([[1, 2, 3], [1, 4, 5, 6, 7, 2]], 4, 0)
+    assert padded.tolist() == [[1, 2, 3, 0], [1, 4, 5, 2]]
 
 
-def test_a_trained_tokenizer_writes_any_text_back() -> None:
+def test_a_trained_tokenizer_decodes_any_text_exactly() -> None:
     tokenizer = text.train_tokenizer(STORY, 280)
-    said = "A cat,\n\n naïve ☃ "
-    ids = tokenizer.encode(said).ids
+    original = "A cat,\n\n naïve ☃ "
+    ids = tokenizer.encode(original).ids
     assert ids[0] == tokenizer.token_to_id("<s>")
-    assert tokenizer.decode(ids) == said and tokenizer.get_vocab_size() <= 280
+    assert tokenizer.decode(ids) == original and tokenizer.get_vocab_size() <= 280
     again = text.train_tokenizer(STORY, 280)
     assert again.to_str() == tokenizer.to_str()
 
 
-def test_label_words_are_a_decoders_logits_after_the_text() -> None:
+def test_a_verbalizers_logits_are_the_decoders_after_the_text() -> None:
     decoder = Decoder(huggingface.decoder_config(CONFIGS["llama"]))
     ids = tokens("llama")
     ids[0, 30:] = 0
     variables = jax.jit(decoder.init)(jax.random.key(0), ids)
-    model = LabelWords(decoder, (5, 9), padding=0)
-    made = jax.eval_shape(model.init, jax.random.key(0), ids)
-    assert jax.tree.structure(made) == jax.tree.structure(variables)
-    whole = jax.jit(decoder.apply)(variables, ids)
-    found = jax.jit(model.apply)(variables, ids)
-    wanted = np.stack([whole[0, 29, [5, 9]], whole[1, 47, [5, 9]]])
-    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    model = VerbalizerClassifier(decoder, (5, 9), padding=0)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), ids)
+    assert jax.tree.structure(shapes) == jax.tree.structure(variables)
+    all_logits = jax.jit(decoder.apply)(variables, ids)
+    logits = jax.jit(model.apply)(variables, ids)
+    expected = np.stack([all_logits[0, 29, [5, 9]], all_logits[1, 47, [5, 9]]])
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
 def experiment(directory: Path, kind: str, model: str, **shape: Any) -> Any:
@@ -121,7 +122,7 @@ def experiment(directory: Path, kind: str, model: str, **shape: Any) -> Any:
     return config
 
 
-def test_sentences_are_classified_by_a_head_or_by_a_word(tmp_path: Path) -> None:
+def test_sentences_are_classified_by_a_head_or_a_verbalizer(tmp_path: Path) -> None:
     rows = "".join(f"{i % 2}\tthe cat is {('bad', 'good')[i % 2]}\n" for i in range(40))
     for part in ("train", "dev"):
         (tmp_path / f"story_{part}.tsv").write_text("label\tsentence\n" + rows)
@@ -139,8 +140,8 @@ def test_sentences_are_classified_by_a_head_or_by_a_word(tmp_path: Path) -> None
     config = experiment(tmp_path, "sentences", "llama")
     config.data.words = (" bad", " good")
     model, splits, tokenizer, _ = load_problem(config, tmp_path)
-    said = tokenizer.decode(splits.train.examples[0].tolist())
-    assert said.startswith("the cat is bad It was")
+    prompt = tokenizer.decode(splits.train.examples[0].tolist())
+    assert prompt.startswith("the cat is bad It was")
     config.data.words = (" bad", " splendid")
     with pytest.raises(ValueError, match="needs a word that is one token"):
         load_problem(config, tmp_path)
@@ -148,7 +149,7 @@ def test_sentences_are_classified_by_a_head_or_by_a_word(tmp_path: Path) -> None
         load_problem(experiment(tmp_path, "sentences", "bert_classifier"), tmp_path)
 
 
-def test_a_language_model_is_described_by_its_folder(tmp_path: Path) -> None:
+def test_a_language_models_folder_determines_its_architecture(tmp_path: Path) -> None:
     (tmp_path / "story.txt").write_text(STORY)
     config = experiment(tmp_path, "language", "llama")
     model, splits, tokenizer, _ = load_problem(config, tmp_path)

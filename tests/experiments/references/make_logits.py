@@ -1,4 +1,4 @@
-"""Make logits.json: what transformers computes for the models of language_models.py.
+"""Write logits.json, the logits of transformers for the models of language_models.py.
 
 pip install torch transformers; python -m tests.experiments.references.make_logits
 """
@@ -25,18 +25,20 @@ def logits(kind: str) -> list[float]:
         before = torch.cumsum(ids == SEPARATOR, 1) - (ids == SEPARATOR).long()
         inputs["token_type_ids"] = torch.clamp(before, max=1) * inputs["attention_mask"]
     with torch.no_grad():
-        found = model(**inputs)
+        outputs = model(**inputs)
     if kind == "bert_answers":
-        return torch.stack([found.start_logits, found.end_logits], 1).flatten().tolist()
-    return (found.logits if found.logits.ndim == 2 else found.logits[:, -4:]).flatten().tolist()
+        return torch.stack([outputs.start_logits, outputs.end_logits], 1).flatten().tolist()
+    return (
+        (outputs.logits if outputs.logits.ndim == 2 else outputs.logits[:, -4:]).flatten().tolist()
+    )
 
 
 def main() -> None:
-    """Write the file beside this one."""
-    made = {kind: [round(x, 5) for x in logits(kind)] for kind in CONFIGS}
-    about = f"transformers {transformers.__version__}, torch {torch.__version__}, float32, CPU"
+    """Write logits.json to the folder of this script."""
+    reference = {kind: [round(x, 5) for x in logits(kind)] for kind in CONFIGS}
+    versions = f"transformers {transformers.__version__}, torch {torch.__version__}, float32, CPU"
     path = Path(__file__).with_name("logits.json")
-    path.write_text(json.dumps({"made_by": about, **made}))
+    path.write_text(json.dumps({"made_by": versions, **reference}))
 
 
 if __name__ == "__main__":

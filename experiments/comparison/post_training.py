@@ -1,4 +1,7 @@
-"""The methods that need no training, each with the one number that moves the size of its file."""
+"""Post-training compression to a size: ours, and published methods.
+
+Each published method has one setting that determines the size of its file.
+"""
 
 from collections.abc import Callable
 from functools import cache, partial
@@ -29,19 +32,22 @@ from sqs_jax.baselines import (
 )
 from sqs_jax.progress import track
 
-_GROUP, _SMALL = 32, 16  # rows, or the nearest divisor of a kernel's
-_STEPS = 256  # of a sparsity
-_MARGIN, _TRIALS = 0.01, 6
+_GROUP, _SMALL_GROUP = 32, 16  # inputs per group, or the nearest divisor of a kernel's inputs
+_SPARSITY_STEPS = 256
+_MARGIN = 0.01  # share of the budget by which the first trial's file without inputs may exceed it
+_TRIALS = 6
 
 
 class Peer(NamedTuple):
     """A published method.
 
     Attributes:
-      compress: (kernels by path, settings, calibration by path or None) -> compressed kernels.
-      ladders: of settings; in each the one of the largest file comes first. A size gets the best
-        of what fits, one of each ladder, by the outputs for held-out examples.
-      informed: whether it uses inputs.
+      compress: Function of (kernels by path, settings, input moments by path or None) that returns
+        compressed kernels by path.
+      ladders: Lists of settings, each from the largest file to the smallest. For a size, each
+        ladder gives the largest file that fits, and the outputs for held-out examples decide
+        between these files.
+      informed: Whether the method uses the layers' inputs.
     """
 
     compress: Callable[[Any, Any, Any], Any]
@@ -52,16 +58,18 @@ class Peer(NamedTuple):
 def _on_grids(
     method: Any, informed: bool, kernels: Any, settings: Any, calibration: Any, *, group: int = 0
 ) -> Any:
-    def one(path: str, weights: Any) -> Any:
-        given = dict(settings)
-        if group:
-            given["group"] = _divisor(int(np.prod(weights.shape[:-1])), group)
-        if informed:
-            known = path in (calibration or {})
-            given["calibration"] = {"_": calibration[path]} if known else {}
-        return method.compress({"_": weights}, **given)["_"]
+    """Compress each kernel separately, with settings that depend on the kernel."""
 
-    return {path: one(path, weights) for path, weights in kernels.items()}
+    def compress_kernel(path: str, weights: Any) -> Any:
+        options = dict(settings)
+        if group:
+            options["group"] = _divisor(int(np.prod(weights.shape[:-1])), group)
+        if informed:
+            has_inputs = path in (calibration or {})
+            options["calibration"] = {"_": calibration[path]} if has_inputs else {}
+        return method.compress({"_": weights}, **options)["_"]
+
+    return {path: compress_kernel(path, weights) for path, weights in kernels.items()}
 
 
 def _plain(method: Any, *ladders: list[Any], **group: int) -> Peer:
@@ -76,19 +84,20 @@ def _shared(kernels: Any, settings: Any, _: Any) -> Any:
     return deep_compression.compress(kernels, **settings)
 
 
-def _divisor(count: int, wanted: int) -> int:
-    """Return the divisor of a count that is nearest to a number, by ratio."""
+def _divisor(count: int, target: int) -> int:
+    """Return the divisor of `count` that is nearest to `target` by ratio."""
     divisors = [d for d in range(1, count + 1) if count % d == 0]
-    return min(divisors, key=lambda d: abs(np.log(d / wanted)))
+    return min(divisors, key=lambda d: abs(np.log(d / target)))
 
 
 _LEVELS = [{"levels": n} for n in range(256, 1, -1)]
-# the published threshold, and below 8 levels as many outliers as there: errors are of a step
+# The published threshold. Below 8 levels the threshold grows with the squared step of the grid, so
+# that the number of outliers stays the same.
 _OUTLIERS = [
     {"levels": n, "threshold": 0.2 * max(1, (7 / (n - 1)) ** 2)} for n in range(256, 1, -1)
 ]
 _DENSE_LEVELS = [{"levels": n, "sparsity": 0.0} for n in range(256, 1, -1)]
-_SPARSITIES = [i / _STEPS for i in range(_STEPS)]
+_SPARSITIES = [i / _SPARSITY_STEPS for i in range(_SPARSITY_STEPS)]
 
 
 def _pruned(**fixed: Any) -> list[Any]:
@@ -100,7 +109,7 @@ _FACTORS = tuple(_pruned(levels=n, rank=r) for n in (16, 32, 64) for r in (0.5, 
 _SHARED = tuple(_pruned(components=k) for k in (8, 16, 32, 64))
 _REVERSED = tuple(_pruned(components=k, order="quantise_first") for k in (8, 16, 32, 64))
 
-# "-8" and "-16": levels; "-groups": a grid for every 32 inputs of an output, not one for all.
+# "-8" and "-16" are numbers of levels; "-groups" has a grid per 32 inputs of an output.
 PEERS = {
     "rtn": _plain(round_to_nearest, _LEVELS),
     "rtn-groups": _plain(round_to_nearest, _LEVELS, group=_GROUP),
@@ -108,7 +117,7 @@ PEERS = {
     "gptq-groups": _informed(gptq, _LEVELS, group=_GROUP),
     "awq": _informed(awq, _LEVELS),
     "awq-groups": _informed(awq, _LEVELS, group=_GROUP),
-    "spqr": _informed(spqr, _OUTLIERS, group=_SMALL),
+    "spqr": _informed(spqr, _OUTLIERS, group=_SMALL_GROUP),
     "obq": _informed(obc, _DENSE_LEVELS),
     "obc-8": _informed(obc, _pruned(levels=8)),
     "obc-16": _informed(obc, _pruned(levels=16)),
@@ -129,48 +138,51 @@ def compress(
     """Compress a network by a method to at most `config.sqs.target_bytes`.
 
     Args:
-      method: one of METHODS.
-      problem: the network and its data.
-      variables: on the host.
-      config: the experiment.
-      workdir: for what is done in steps.
+      method: One of METHODS.
+      problem: Network and data.
+      variables: Variables of the network, on the host.
+      config: Config of the experiment.
+      workdir: Folder for the results of finished stages.
 
     Returns:
-      (params, compressed; the settings that were found), or None if no setting fits.
+      (compressed params, chosen settings or None), or None if no setting fits.
     """
     batches = examples_of(problem.splits.train, config)
     model = problem.model
 
     budget = config.sqs.target_bytes
 
-    def size(found: Any) -> int:
-        return file_bytes(found, variables, config)
+    train = problem.splits.train
+
+    def size(params: Any) -> int:
+        return file_bytes(params, variables, config)
 
     if method in OURS:
-        given = model, variables, problem.splits.train
         try:
             if method == "ours":
-                found = ours.compress(*given, batches, config, workdir)
+                params = ours.compress(model, variables, train, batches, config, workdir)
             else:
-                found = ours.allocate(*given, config, workdir, budget)
-        except sqs_jax.BudgetError as error:  # which says how small the file can be
+                params = ours.allocate(model, variables, train, config, workdir, budget)
+        except sqs_jax.BudgetError as error:  # the message gives the least size
             print(error)
             return None
-        return (found, None) if size(found) <= budget else None
+        return (params, None) if size(params) <= budget else None
     kernels = _kernels(variables["params"], config)
     if method == ALLOCATED:
-        found = obc_database.compress(model, variables, kernels, batches, workdir, size, budget)
-        return None if found is None else (found, None)
-    peer, found = PEERS[method], []
+        params = obc_database.compress(model, variables, kernels, batches, workdir, size, budget)
+        return None if params is None else (params, None)
+    peer, candidates = PEERS[method], []
     for number, ladder in enumerate(track(peer.ladders, method)):
         folder = workdir / f"ladder_{number}"
-        made = _fitting(peer, ladder, kernels, model, variables, batches, folder, size, budget)
-        if made is not None:
-            found.append(made)
-    if len(found) < 2:
-        return found[0] if found else None
-    train = problem.splits.train
-    return min(found, key=lambda made: outputs_lost(model, made[0], variables, train, config))
+        candidate = _fitting(peer, ladder, kernels, model, variables, batches, folder, size, budget)
+        if candidate is not None:
+            candidates.append(candidate)
+    if len(candidates) < 2:
+        return candidates[0] if candidates else None
+    return min(
+        candidates,
+        key=lambda candidate: outputs_lost(model, candidate[0], variables, train, config),
+    )
 
 
 def _fitting(
@@ -188,62 +200,68 @@ def _fitting(
     params = variables["params"]
 
     @cache
-    def plain(number: int) -> Any:
-        """Compress without inputs; returns the params and the size of their file."""
+    def uninformed(number: int) -> Any:
+        """Compress without inputs, and return the params and the size of their file."""
         leaves = peer.compress(kernels, ladder[number], None)
-        found = map_leaves(lambda path, leaf: leaves.get(path, leaf), params)
-        return found, size(found)
+        compressed = map_leaves(lambda path, leaf: leaves.get(path, leaf), params)
+        return compressed, size(compressed)
 
-    def largest(most: float) -> int:
-        """Find the first settings whose file, without inputs, takes at most so many bytes."""
+    def largest(limit: float) -> int:
+        """Return the index of the first settings whose file without inputs fits in a limit."""
         low, high = 0, len(ladder)
         while low < high:
             middle = (low + high) // 2
-            low, high = (low, middle) if plain(middle)[1] <= most else (middle + 1, high)
+            low, high = (low, middle) if uninformed(middle)[1] <= limit else (middle + 1, high)
         return low
 
-    # Where inputs are used, errors that are made good may take more bytes, or less.
-    most = budget * (1 + _MARGIN if peer.informed else 1)
+    # Error compensation changes codes, so that the file may be larger or smaller than without
+    # inputs. The limit of the search without inputs therefore moves until the file fits.
+    limit = budget * (1 + _MARGIN if peer.informed else 1)
     for trial in range(_TRIALS):
-        number = largest(most)
+        number = largest(limit)
         if number == len(ladder):
             return None
-        settings, (found, without) = ladder[number], plain(number)
+        settings, (compressed, uninformed_size) = ladder[number], uninformed(number)
         if peer.informed:
 
             def by_inputs(_: Any, weights: Any, moments: Any, settings: Any = settings) -> Any:
                 return peer.compress(weights, settings, moments)
 
             folder = workdir / f"trial_{trial}"
-            found = recode_stages(model, variables, found, batches, folder, by_inputs)
-        taken = size(found)
-        if taken <= budget:
-            return found, settings
-        most = min(most, without - 1, 0.999 * without * budget / taken)
+            compressed = recode_stages(model, variables, compressed, batches, folder, by_inputs)
+        file_size = size(compressed)
+        if file_size <= budget:
+            return compressed, settings
+        limit = min(limit, uninformed_size - 1, 0.999 * uninformed_size * budget / file_size)
     return None
 
 
 def compress_to_train(
     method: str, problem: Problem, variables: Any, config: Any, workdir: Path
 ) -> Any:
-    """Return params compressed by a method, whose file fits with whatever values are trained.
+    """Compress a network so that its file fits after training of the codebooks, too.
 
-    Arguments as of `compress`.
+    Trained codebooks can compress worse, so that the size is measured with arbitrary values.
+    Arguments are those of `compress`.
+
+    Returns:
+      Compressed params.
 
     Raises:
-      sqs_jax.BudgetError: if the method makes no file that small.
+      sqs_jax.BudgetError: If the method makes no file of this size.
     """
-    budget = room = config.sqs.target_bytes
-    smaller = config.copy_and_resolve_references()
+    budget = reduced_budget = config.sqs.target_bytes
+    reduced = config.copy_and_resolve_references()
     for trial in range(_TRIALS):
-        smaller.sqs.target_bytes = room
-        made = compress(method, problem, variables, smaller, workdir / f"room_{trial}")
-        if made is None:
+        reduced.sqs.target_bytes = reduced_budget
+        result = compress(method, problem, variables, reduced, workdir / f"room_{trial}")
+        if result is None:
             break
-        size = file_bytes(ours.with_any_values(made[0]), variables, config)
+        params, _ = result
+        size = file_bytes(ours.with_any_values(params), variables, config)
         if size <= budget:
-            return made[0]
-        room -= size - budget
+            return params
+        reduced_budget -= size - budget
     raise sqs_jax.BudgetError(
         f"config.sqs.target_bytes is {budget}: {method} makes no file that small of this network; "
         "give more."
@@ -251,7 +269,13 @@ def compress_to_train(
 
 
 def file_bytes(params: Any, variables: Any, config: Any) -> int:
-    """Return the bytes of the file that compressed params make with the rest of a network."""
+    """Return the size in bytes of the file of compressed params and the other collections.
+
+    Args:
+      params: Compressed params.
+      variables: Variables of the network, whose other collections the file stores.
+      config: Config of the experiment.
+    """
     state = other_collections(variables)
     tree, options = shipped(params, state, config)
     return sqs_jax.summarize(jax.tree.map(np.asarray, tree), **options).file_bytes

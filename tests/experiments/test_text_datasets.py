@@ -1,4 +1,4 @@
-"""Texts, sentences and questions of tensorflow-datasets are those of plain files."""
+"""Tests of text datasets from tensorflow-datasets and from files."""
 
 from pathlib import Path
 from typing import Any, ClassVar
@@ -9,21 +9,21 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from experiments.configs import base
-from experiments.data import sources
-from experiments.data.answers import Question
+from experiments.data import text_datasets
+from experiments.data.question_answering import Question
 
 _SIZES = {"train": 6, "validation": 3}
 CONTEXT = "Ein Käse lag auf dem Tisch."
 
 
 class Tiny(tfds.core.GeneratorBasedBuilder):
-    """A few examples in a prepared dataset; subclasses say which."""
+    """Small prepared dataset, whose examples a subclass defines."""
 
     VERSION = tfds.core.Version("1.0.0")
     pkg_dir_path = epath.Path(__file__).parent
     skip_registration = True
     features: ClassVar[Any]
-    example: Any  # (name of the split, number) -> example
+    example: Any  # function of (name of the split, index)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(self.features))
@@ -67,9 +67,9 @@ class TinyTexts(Tiny):
 
 
 def data(name: str, folder: Path) -> Any:
-    found = base.experiment().data
-    found.update(name=name, directory=str(folder), test_split="validation")
-    return found
+    section = base.experiment().data
+    section.update(name=name, directory=str(folder), test_split="validation")
+    return section
 
 
 def prepare(builder: Any, folder: Path) -> None:
@@ -77,25 +77,25 @@ def prepare(builder: Any, folder: Path) -> None:
 
 
 def in_order(rows: list[Any]) -> list[Any]:
-    return sorted(rows)  # a prepared dataset is shuffled
+    return sorted(rows)  # preparation shuffles a dataset
 
 
-def test_sentences(tmp_path: Path) -> None:
+def test_sentences_come_from_files_or_a_prepared_dataset(tmp_path: Path) -> None:
     prepare(TinySentences, tmp_path)
     for part, (rows, labels) in zip(
-        _SIZES, sources.sentences(data("tiny_sentences", tmp_path)), strict=True
+        _SIZES, text_datasets.sentences(data("tiny_sentences", tmp_path)), strict=True
     ):
-        wanted = [(f"{part} {i}: schön", i % 2) for i in range(_SIZES[part])]
-        assert in_order(list(zip(rows, labels.tolist(), strict=True))) == wanted
-    # files come first
+        expected = [(f"{part} {i}: schön", i % 2) for i in range(_SIZES[part])]
+        assert in_order(list(zip(rows, labels.tolist(), strict=True))) == expected
+    # Files have precedence over a prepared dataset.
     for part, label in (("train", 0), ("dev", 1)):
         (tmp_path / f"tiny_sentences_{part}.tsv").write_text(f"sentence\tlabel\nfile\t{label}\n")
-    assert sources.sentences(data("tiny_sentences", tmp_path))[1][0] == ["file"]
+    assert text_datasets.sentences(data("tiny_sentences", tmp_path))[1][0] == ["file"]
 
 
-def test_questions(tmp_path: Path) -> None:
+def test_questions_come_from_a_prepared_dataset(tmp_path: Path) -> None:
     prepare(TinyQuestions, tmp_path)
-    train, dev = sources.questions(data("tiny_questions", tmp_path))
+    train, dev = text_datasets.questions(data("tiny_questions", tmp_path))
     assert len(train) == 6
     both = [("Käse", 4), ("Ein Käse", 0)]
     assert in_order(dev) == [
@@ -103,27 +103,27 @@ def test_questions(tmp_path: Path) -> None:
     ]
 
 
-def test_texts(tmp_path: Path) -> None:
+def test_texts_come_from_a_prepared_dataset(tmp_path: Path) -> None:
     prepare(TinyTexts, tmp_path)
-    train, test = sources.texts(data("tiny_texts", tmp_path))
+    train, test = text_datasets.texts(data("tiny_texts", tmp_path))
     assert in_order(test.split("\n\n")) == [f"validation {i}" for i in range(3)]
     assert len(train.split("\n\n")) == 6
 
 
-def test_what_is_not_there_is_named_with_both_ways_out(tmp_path: Path) -> None:
+def test_an_error_for_missing_data_names_the_file_and_the_dataset(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no sentences .*none_train\.tsv.*No dataset 'non"):
-        sources.sentences(data("none", tmp_path))
+        text_datasets.sentences(data("none", tmp_path))
     with pytest.raises(FileNotFoundError, match=r"no text .*none\.txt.*download_and_prepare"):
-        sources.texts(data("none", tmp_path))
+        text_datasets.texts(data("none", tmp_path))
     with pytest.raises(FileNotFoundError, match=r"no questions .*train-none\.json.*No dataset"):
-        sources.questions(data("none", tmp_path))
+        text_datasets.questions(data("none", tmp_path))
 
 
-def test_a_dataset_of_something_else_is_refused(tmp_path: Path) -> None:
+def test_a_dataset_without_the_features_or_damaged_is_refused(tmp_path: Path) -> None:
     prepare(TinyTexts, tmp_path)
     with pytest.raises(ValueError, match=r"lacks .*'label', 'sentence'.*needs 'train', 'val"):
-        sources.sentences(data("tiny_texts", tmp_path))
+        text_datasets.sentences(data("tiny_texts", tmp_path))
     damaged = next((tmp_path / "tiny_texts" / "1.0.0").glob("*train*array_record*"))
     damaged.write_bytes(damaged.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"tiny_texts.*'train', cannot be used.*prepare it again"):
-        sources.texts(data("tiny_texts", tmp_path))
+        text_datasets.texts(data("tiny_texts", tmp_path))

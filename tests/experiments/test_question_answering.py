@@ -1,4 +1,4 @@
-"""Answers in texts: SQuAD's format, windows, spans and its official metric."""
+"""Tests of question answering: SQuAD's format, windows, spans and metric."""
 
 import json
 from pathlib import Path
@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.data import answers
-from experiments.data.answers import Question, read_questions
-from experiments.importers.language import read_tokenizer
+from experiments.data import question_answering
+from experiments.data.question_answering import Question, read_questions
+from experiments.importers.language_model import read_tokenizer
 from experiments.problem import load_problem
 from tests.experiments.test_text import experiment
 
@@ -22,7 +22,7 @@ QUESTIONS = [
 
 
 def write(path: Path, questions: list[Question]) -> None:
-    asked = [
+    entries = [
         {
             "id": q.name,
             "question": q.question,
@@ -30,7 +30,7 @@ def write(path: Path, questions: list[Question]) -> None:
         }
         for q in questions
     ]
-    paragraphs = [{"context": CONTEXT, "qas": asked}]
+    paragraphs = [{"context": CONTEXT, "qas": entries}]
     path.write_text(json.dumps({"version": "1.1", "data": [{"paragraphs": paragraphs}]}))
 
 
@@ -40,13 +40,13 @@ def tokenizer(tmp_path: Path) -> Any:
     return read_tokenizer(tmp_path / "vocab.txt")
 
 
-def certain(features: answers.Features) -> np.ndarray:
-    """Predict the labels, whole windows without the answer included."""
+def certain(features: question_answering.Features) -> np.ndarray:
+    """Return probabilities of 1 for the labels."""
     length = features.tokens.shape[1]
     return np.eye(length)[features.labels]
 
 
-def test_a_file_is_read_and_what_is_wrong_in_it_is_listed(tmp_path: Path) -> None:
+def test_reading_a_file_lists_its_errors(tmp_path: Path) -> None:
     path = tmp_path / "train-tiny.json"
     write(path, QUESTIONS)
     assert read_questions(path) == QUESTIONS
@@ -60,8 +60,8 @@ def test_a_file_is_read_and_what_is_wrong_in_it_is_listed(tmp_path: Path) -> Non
         read_questions(tmp_path / "none.json")
 
 
-def test_windows_overlap_and_find_what_they_were_labelled_with(tokenizer: Any) -> None:
-    features = answers.encode(QUESTIONS, tokenizer, 90, 5)
+def test_windows_overlap_and_their_labels_give_the_answers(tokenizer: Any) -> None:
+    features = question_answering.encode(QUESTIONS, tokenizer, 90, 5)
     assert (np.bincount(features.owners) > 3).all()
     for row, span, owner in zip(features.tokens, features.spans, features.owners, strict=True):
         assert row[0] == 2 and row[len(row[row != 0]) - 1] == 3
@@ -69,48 +69,55 @@ def test_windows_overlap_and_find_what_they_were_labelled_with(tokenizer: Any) -
         text = [CONTEXT[a:b] for a, b in span if a >= 0]
         assert "".join(text).lower() in CONTEXT.replace(" ", "").lower()
         assert owner in (0, 1)
-    found = answers.best_answers(QUESTIONS, features, certain(features))
-    assert found == {"1": "The cat", "2": "big and bad"}
-    assert answers.score(QUESTIONS, found) == {"exact_match": 100.0, "f1": 100.0}
+    answers = question_answering.best_answers(QUESTIONS, features, certain(features))
+    assert answers == {"1": "The cat", "2": "big and bad"}
+    assert question_answering.score(QUESTIONS, answers) == {"exact_match": 100.0, "f1": 100.0}
 
 
-def test_spans_that_end_before_they_start_or_lie_in_the_question_are_no_answers(
+def test_spans_out_of_order_or_in_the_question_are_not_answers(
     tokenizer: Any,
 ) -> None:
-    features = answers.encode(QUESTIONS[:1], tokenizer, 90, 5)
+    features = question_answering.encode(QUESTIONS[:1], tokenizer, 90, 5)
     probabilities = np.full((len(features.tokens), 2, 90), 1e-6)
-    probabilities[0, 0, [1, 12]] = 0.5, 0.3  # in the question; in the text
-    probabilities[0, 1, [10, 13]] = 0.6, 0.2  # before that start; after it
-    found = answers.best_answers(QUESTIONS[:1], features, probabilities)
-    (first, _), (_, last) = features.spans[0, 12], features.spans[0, 13]
-    assert found["1"] == CONTEXT[first:last]
+    probabilities[0, 0, [1, 12]] = 0.5, 0.3  # in the question; in the context
+    probabilities[0, 1, [10, 13]] = 0.6, 0.2  # before the start in the context; after it
+    answers = question_answering.best_answers(QUESTIONS[:1], features, probabilities)
+    (begin, _), (_, end) = features.spans[0, 12], features.spans[0, 13]
+    assert answers["1"] == CONTEXT[begin:end]
 
 
 @pytest.mark.parametrize(
-    ("given", "truths", "exact", "f1"),
+    ("answer", "references", "exact", "f1"),
     [
         ("1976", ["1976"], 100, 100),
         ("The Denver Broncos!", ["denver broncos", "Broncos"], 100, 100),
         ("Santa Clara", ["Santa Clara, California"], 0, 80),
         ("", ["Broncos"], 0, 0),
-        ("an a the", ["the"], 100, 0),  # nothing is left of either: as the official script has it
+        (
+            "an a the",
+            ["the"],
+            100,
+            0,
+        ),  # both normalize to "", where the official script gives F1 = 0
         ("one two two", ["two two three"], 0, 200 / 3),
     ],
 )
-def test_the_official_metric(given: str, truths: list[str], exact: float, f1: float) -> None:
-    question = Question("q", "?", "", [(text, 0) for text in truths])
-    found = answers.score([question], {"q": given})
-    assert found == {"exact_match": pytest.approx(exact), "f1": pytest.approx(f1)}
+def test_scores_match_the_official_metric(
+    answer: str, references: list[str], exact: float, f1: float
+) -> None:
+    question = Question("q", "?", "", [(text, 0) for text in references])
+    scores = question_answering.score([question], {"q": answer})
+    assert scores == {"exact_match": pytest.approx(exact), "f1": pytest.approx(f1)}
 
 
-def test_a_problem_scores_its_own_answers(tmp_path: Path, tokenizer: Any) -> None:
+def test_a_problem_scores_answers(tmp_path: Path, tokenizer: Any) -> None:
     for part in ("train", "dev"):
         write(tmp_path / f"{part}-story.json", QUESTIONS)
     config = experiment(tmp_path, "answers", "bert_answers", max_position_embeddings=128)
     config.data.length, config.data.stride = 90, 5
     config.data.tokenizer = str(tmp_path / "vocab.txt")
     problem = load_problem(config, tmp_path)
-    features = answers.encode(QUESTIONS, tokenizer, 90, 5)
+    features = question_answering.encode(QUESTIONS, tokenizer, 90, 5)
     np.testing.assert_array_equal(problem.splits.holdout.examples, features.tokens)
     assert problem.score is not None
     assert problem.score(certain(features)) == {"exact_match": 100.0, "f1": 100.0}

@@ -1,4 +1,4 @@
-"""Image datasets as one plain .npz file."""
+"""Image datasets in a single .npz file."""
 
 from pathlib import Path
 
@@ -10,24 +10,26 @@ _PARTS = ("train", "test")
 
 
 def load(path: Path) -> tuple[Arrays, Arrays]:
-    """Return (train, test) of a file with train_images, train_labels, test_images, test_labels.
+    """Return (train, test), each as (images, labels).
 
     Args:
-      path: images uint8 [n, height, width, channels], labels integers [n].
+      path: File with train_images and test_images, uint8 [n, height, width, channels], and
+        train_labels and test_labels, integers [n].
 
     Raises:
-      ValueError: if the file cannot be read, or is not that; all that is wrong is listed.
+      ValueError: If the file cannot be read or arrays are missing or of another kind; the message
+        lists every problem.
     """
-    names = [f"{part}_{what}" for part in _PARTS for what in ("images", "labels")]
+    names = [f"{part}_{field}" for part in _PARTS for field in ("images", "labels")]
     try:
-        # opened here: numpy leaves a file open that it cannot read
+        # The stream is opened here, because np.load(path) does not close a file it cannot read.
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            found = {name: file[name] for name in names if name in file}
-    except Exception as error:  # zipfile, zlib and numpy each have their own
+            arrays = {name: file[name] for name in names if name in file}
+    except Exception as error:  # zipfile, zlib and numpy raise exceptions of different classes
         raise ValueError(f"{path} cannot be read: {error}. Make it again.") from error
-    problems = [f"{name} is missing" for name in names if name not in found]
+    problems = [f"{name} is missing" for name in names if name not in arrays]
     for part in _PARTS:
-        images, labels = (found.get(f"{part}_{what}") for what in ("images", "labels"))
+        images, labels = (arrays.get(f"{part}_{field}") for field in ("images", "labels"))
         if images is not None and (images.ndim != 4 or images.dtype != np.uint8):
             problems.append(f"{part}_images are {images.dtype} {images.shape}, not uint8 [n,h,w,c]")
         if labels is not None and (labels.ndim != 1 or labels.dtype.kind not in "iu"):
@@ -39,6 +41,6 @@ def load(path: Path) -> tuple[Arrays, Arrays]:
     if problems:
         raise ValueError(f"{path} is no dataset of images: {'; '.join(problems)}.")
     train, test = (
-        (found[f"{part}_images"], found[f"{part}_labels"].astype(np.int32)) for part in _PARTS
+        (arrays[f"{part}_images"], arrays[f"{part}_labels"].astype(np.int32)) for part in _PARTS
     )
     return train, test

@@ -1,8 +1,8 @@
-"""The methods that train, all by one loop, from the same weights, data, steps and teacher.
+"""Methods that train with compression, from equal weights, data, steps and teacher.
 
-Ours trains towards a size. So do the peers that choose codes first and then train what these stand
-for. The sizes of the others follow from their settings: each setting is a training, and a size
-gets the best of those that fit.
+All use the same training loop. Ours trains towards a size, and so do the peers that choose codes
+first and then train the codebooks. For the other peers the setting determines the size: each
+setting is a training run, and a size gets the best run that fits.
 """
 
 from pathlib import Path
@@ -12,10 +12,10 @@ from experiments.problem import load_problem
 from experiments.train import train
 
 OURS = "ours-trained"
-# name -> the peer whose codes it starts at, and keeps
+# Keys are methods; values are the post-training peers whose codes they keep.
 TUNED = {f"{name}-trained": name for name in ("decomposition", "prune-kmeans", "kmeans-prune")}
 
-# what none of the peers has: a budget, codes to start at, a price of codes, a mask
+# Settings that turn off our own features: budget, calibrated start, rate penalty, mask.
 _PEER = {
     "sqs.target_bytes": 0,
     "sqs.start": "weights",
@@ -27,22 +27,24 @@ _PEER = {
     "sqs.window_kind": "single",
     "sqs.window_count": 1,
 }
-_LOGIT_RATE = 3e-2  # of CoDeQ's, which start at 3
+_LOGIT_RATE = 3e-2  # learning rate of CoDeQ's logits, which start at 3
 
 
 class Setting(NamedTuple):
-    """What a training of a peer is told.
+    """Setting of a peer's training.
 
     Attributes:
-      fields: of the config.
-      penalty: weight of the method's `kl`, per unit of the training data.
+      fields: Values of config fields, by dotted name.
+      penalty: Weight of the method's `kl` per label of the training data, >= 0; 0 keeps the
+        config's weight.
     """
 
     fields: dict[str, Any]
     penalty: float = 0.0
 
 
-def _codeq(method: str, ways: tuple[tuple[int, float], ...]) -> list[Setting]:
+def _codeq(method: str, settings: tuple[tuple[int, float], ...]) -> list[Setting]:
+    """Return CoDeQ's settings for pairs of (bits per code, penalty)."""
     return [
         Setting(
             {
@@ -52,11 +54,11 @@ def _codeq(method: str, ways: tuple[tuple[int, float], ...]) -> list[Setting]:
             },
             penalty,
         )
-        for width, penalty in ways
+        for width, penalty in settings
     ]
 
 
-# the folder of a training has the number of its setting: new ones go to the end
+# A run's folder is named by the index of the setting, so that new settings go to the end.
 SETTINGS = {
     "dgms-trained": [
         Setting({"sqs.method": "dgms", "sqs.components": k}) for k in (62, 30, 14, 6, 2, 22, 10)
@@ -71,43 +73,49 @@ METHODS = (OURS, *TUNED, *SETTINGS)
 
 
 def run(config: Any, method: str, number: int, workdir: Path) -> dict[str, Any]:
-    """Train by a method; returns the settings and the scores of the file, model.sqs.
+    """Train by a method, and return the settings and the scores of model.sqs.
 
     Args:
-      config: the experiment; ours and TUNED train towards its `sqs.target_bytes`.
-      method: one of METHODS.
-      number: of the peer's setting.
-      workdir: of the training.
+      config: Config of the experiment; ours and TUNED train towards its `sqs.target_bytes`.
+      method: One of METHODS.
+      number: Index of the peer's setting in SETTINGS.
+      workdir: Folder of the training run.
 
     Raises:
-      sqs_jax.BudgetError: if the method makes no file that small.
+      sqs_jax.BudgetError: If the method makes no file of this size.
     """
     config = config.copy_and_resolve_references()
     config.update({"finetune": False})
     config.evaluation.average_samples = 0
-    told: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     rates = config.sqs.learning_rate
     if method in TUNED:
         config.sqs.start, rates.loc, rates.means = TUNED[method], 0.0, rates.dense
     elif method != OURS:
         setting = SETTINGS[method][number]
-        # compressed leaves have one rate; where loc's is 0, codes of ours stay
+        # Compressed leaves have one rate. Our configs that keep codes have the rate 0 for loc.
         rates.loc = rates.means = rates.spread = rates.loc or rates.dense
         config.update_from_flattened_dict({**_PEER, **setting.fields})
-        told = {"components": config.sqs.components}
+        settings = {"components": config.sqs.components}
         if setting.penalty:
             train_part = load_problem(config, workdir).splits.train
-            written = config.sqs.generated / len(train_part.labels)
-            config.sqs.kl_weight = setting.penalty * train_part.units * (1 + written)
-            told["penalty"] = setting.penalty
+            generated = config.sqs.generated / len(train_part.labels)
+            config.sqs.kl_weight = setting.penalty * train_part.units * (1 + generated)
+            settings["penalty"] = setting.penalty
     scores = train(config, workdir, ["mode"])["mode"]
-    kept = ("accuracy", "nll", "perplexity", "calibration_error")
-    return {"settings": told, "scores": {name: scores[name] for name in kept if name in scores}}
+    names = ("accuracy", "nll", "perplexity", "calibration_error")
+    scores = {name: scores[name] for name in names if name in scores}
+    return {"settings": settings, "scores": scores}
 
 
 def chosen(runs: list[dict[str, Any]], budget: int) -> dict[str, Any]:
-    """Return the best of a peer's trainings, as the result of a size that its file fits in."""
-    fitting = [each for each in runs if each["bytes"] <= budget]
+    """Return the result of a peer at a budget: the best run whose file fits.
+
+    Args:
+      runs: Results of all settings of the peer.
+      budget: Largest size of the file, bytes.
+    """
+    fitting = [run for run in runs if run["bytes"] <= budget]
     if not fitting:
         return {**runs[0], "budget": budget, "bytes": None}
     best = min(fitting, key=_rank)
@@ -115,6 +123,6 @@ def chosen(runs: list[dict[str, Any]], budget: int) -> dict[str, Any]:
 
 
 def _rank(run: dict[str, Any]) -> tuple[float, float]:
-    """Order trainings by what is shown: perplexity, or accuracy."""
+    """Return a sort key by the score that the page shows, perplexity or accuracy."""
     scores = run["scores"]
     return (0.0 if "perplexity" in scores else -scores["accuracy"]), scores["nll"]

@@ -1,4 +1,4 @@
-"""The command that makes a run again, from its config.json and the configs of this checkout."""
+"""Command that reproduces a run, from config.json and the configs of this checkout."""
 
 import importlib
 import json
@@ -13,32 +13,32 @@ from experiments import configs
 
 
 def command(config: dict[str, Any], name: str) -> dict[str, str]:
-    """Describe how a run was made, as HTML.
+    """Describe a run's training and the reproducing command as HTML.
 
     Args:
-      config: what its config.json holds.
-      name: of its folder.
+      config: Content of config.json.
+      name: Name of the run's folder.
 
     Returns:
-      recipe: a sentence; command: the nearest config file of this checkout, and a flag for each
-      field that differs from it; command_note: a paragraph on fields it does not know, or "".
+      "recipe", a sentence; "command", with the nearest config file of this checkout and a flag per
+      field that differs; "command_note", a paragraph on unknown fields, or "".
     """
-    wanted = flatten_dict(config, sep=".")
-    known = _configs()
+    fields = flatten_dict(config, sep=".")
+    checkout = _configs()
 
     def differences(path: str) -> list[str]:
-        return [k for k, v in wanted.items() if known[path].get(k, _ABSENT) != v]
+        return [k for k, v in fields.items() if checkout[path].get(k, _ABSENT) != v]
 
-    nearest = min(known, key=lambda path: (len(differences(path)), path))
+    nearest = min(checkout, key=lambda path: (len(differences(path)), path))
     flags, foreign = [], []
     for field in differences(nearest):
-        if field in known[nearest]:
-            value = wanted[field]
+        if field in checkout[nearest]:
+            value = fields[field]
             text = str(tuple(value)) if isinstance(value, list) else str(value)
             flags.append(shlex.quote(f"--config.{field}={text}"))
         else:
             foreign.append(field)
-    foreign += [field for field in known[nearest] if field not in wanted]
+    foreign += [field for field in checkout[nearest] if field not in fields]
     parts = [f"python -m experiments.train --config={nearest}", *flags]
     parts.append(shlex.quote(f"--workdir=runs/{name}"))
     note = ""
@@ -73,11 +73,12 @@ _ABSENT = object()
 
 
 def _configs() -> dict[str, dict[str, Any]]:
-    """Return the fields of every experiment in experiments/configs, by its file."""
-    found = {}
+    """Return the fields of each config in experiments/configs, by the file's path."""
+    fields = {}
     for module in pkgutil.iter_modules(configs.__path__):
         imported = importlib.import_module(f"{configs.__name__}.{module.name}")
         if hasattr(imported, "get_config"):
             text = imported.get_config().to_json_best_effort()
-            found[f"experiments/configs/{module.name}.py"] = flatten_dict(json.loads(text), sep=".")
-    return found
+            path = f"experiments/configs/{module.name}.py"
+            fields[path] = flatten_dict(json.loads(text), sep=".")
+    return fields

@@ -1,8 +1,8 @@
 """Does pruning or quantisation keep more of a tensor at equal size?
 
-Command: python -m experiments.pruning_or_quantisation \
-    --config=experiments/configs/pruning_or_quantisation.py \
-    --config.weights=DATA/cifar10_resnet20.npz --workdir=runs/pruning_or_quantisation
+Command: python -m experiments.pruning_or_quantization \
+    --config=experiments/configs/pruning_or_quantization.py \
+    --config.weights=DATA/cifar10_resnet20.npz --workdir=runs/pruning_or_quantization
 Data: any checkpoint that `sqs compress` reads; without one, drawn tensors alone.
 """
 

@@ -1,4 +1,4 @@
-"""Augmentation on the device, deterministic by its key."""
+"""Image augmentation on the device, a pure function of its PRNG key."""
 
 from typing import Any
 
@@ -9,29 +9,32 @@ from experiments.data.dataset import Dataset
 
 
 def augmented(key: jax.Array, examples: Any, dataset: Dataset, data: Any) -> jax.Array:
-    """Return what a network is trained on for examples as they are stored: as its weights were.
+    """Standardize and augment stored examples to a network's training inputs.
 
     Args:
       key: PRNG key.
-      examples: images or tokens of the dataset.
-      dataset: says what an image is standardised by.
-      data: `config.data`, of which `shift`, `flip` and `pad` count.
+      examples: Images or tokens as the dataset stores them.
+      dataset: Dataset whose mean and deviation standardize the images.
+      data: `config.data` with the fields `shift`, `flip` and `pad`.
+
+    Returns:
+      Inputs of the examples' shape; tokens are returned as they are.
     """
     fill = None if data.pad == "edge" else dataset.black
-    return augment(key, dataset.standardise(examples), shift=data.shift, flip=data.flip, fill=fill)
+    return augment(key, dataset.standardize(examples), shift=data.shift, flip=data.flip, fill=fill)
 
 
 def augment(
     key: jax.Array, images: jax.Array, *, shift: int, flip: bool, fill: Any = None
 ) -> jax.Array:
-    """Shift every image by up to `shift` pixels each way, and flip half of them.
+    """Shift images by up to `shift` pixels in both axes, and mirror half of the images.
 
     Args:
       key: PRNG key.
-      images: [batch, height, width, channels]; anything, if neither is asked for.
-      shift: most pixels. 0 leaves the images where they are.
-      flip: whether half of the images are mirrored left to right.
-      fill: what enters at the borders, [channels]; None repeats the edge.
+      images: Images [batch, height, width, channels]; any array if `shift` is 0 and `flip` False.
+      shift: Largest shift, pixels; 0 leaves the images in place.
+      flip: Whether half of the images are mirrored left to right.
+      fill: Values of the pixels that enter at the borders, [channels]; None repeats the edge.
 
     Returns:
       Images of the same shape.

@@ -1,0 +1,1 @@
+"""Studies of the theory and of related work, behind a command each."""
