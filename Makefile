@@ -6,8 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PACKAGES := $(wildcard sqs_jax experiments benchmarks)
 # Examples that use names which they do not define; they run once they do, and leave this list.
-SKETCHES := $(foreach name,budget.compress_to_budget objective.elbo recoding.recode sharding.shardings \
-  transform.spike_slab_gmm,sqs_jax/transform/$(firstword $(subst ., ,$(name))).py::sqs_jax.transform.$(name))
+SKETCHES := $(foreach name,objective.elbo transform.spike_slab_gmm,sqs_jax/transform/$(firstword $(subst ., ,$(name))).py::sqs_jax.transform.$(name))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-scale lint docs dist format clean

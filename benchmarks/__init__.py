@@ -1,4 +1,4 @@
-"""What is small and what is fast, measured: python -m benchmarks [NAME ...]."""
+"""Benchmarks of size and speed: python -m benchmarks [NAME ...]."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Run benchmarks by name, or all of them; print tables, write one JSON.
+"""Run benchmarks by name, print tables, and write a JSON file.
 
 python -m benchmarks                  # all
 python -m benchmarks memory file      # some
@@ -75,15 +75,15 @@ def main() -> None:
         "platform": platform.platform(),
         "versions": {name: _version(name) for name in ("jax", "flax", "optax", "numpy", "torch")},
     }
-    # no bars: redrawing them would be timed, too, and some benchmarks start commands with their own
+    # Lines instead of bars: redrawing would be timed, and some benchmarks start commands with bars.
     lines = Console(stderr=True, force_interactive=False)
     for name in options.names or BENCHMARKS:
         print(f"\n{name}: {BENCHMARKS[name].__module__}", flush=True)
         with progress(name, console=lines):
             rows = BENCHMARKS[name](options.workdir, options.data)
-        # what other benchmarks have measured there, also in the meantime, stays
-        found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-        path.write_text(json.dumps({**found, "machine": machine, name: rows}, indent=1))
+        # Rows of other benchmarks stay, also those that another process wrote in the meantime.
+        results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps({**results, "machine": machine, name: rows}, indent=1))
     print(f"\nwritten: {path}")
 
 

@@ -1,4 +1,4 @@
-"""A byte budget on real pretrained networks: rate-distortion against one K and sparsity for all."""
+"""Budgets on pretrained networks: rate-distortion against uniform K and sparsity."""
 
 import time
 from pathlib import Path
@@ -14,7 +14,7 @@ _COMPONENTS = (2, 4, 8, 16, 32, 64, 128, 255)
 
 
 def run(_: Path, data: Path) -> list[dict[str, Any]]:
-    """Print, per network and ratio, what is left of the budget and the error of the outputs."""
+    """Print the used share of the budget and the output error, by network and ratio."""
     rows: list[dict[str, Any]] = []
     print(f"{'':>28} {'budget':<28}  {'uniform':<42}")
     print(f"{'network':>17} {'ratio':>5} {'s':>5} {'file/budget':>11} {'error':>7} {'quality':>7}  "
@@ -29,19 +29,19 @@ def run(_: Path, data: Path) -> list[dict[str, Any]]:
             started = time.perf_counter()
             compressed = sqs_jax.compress_to_budget(network.weights, target_bytes=budget)
             seconds = time.perf_counter() - started
-            ours = _measure(network, compressed, budget)
+            row = _measure(network, compressed, budget)
             trials = [_uniform(network, components, budget) for components in _COMPONENTS]
             best = min(trials, key=lambda trial: trial["error"])
             rows.append({"network": name, "ratio": ratio, "budget": budget, "dense": quality,
-                         "seconds": seconds, **ours, "uniform": best})  # fmt: skip
-            print(f"{name:>17} {ratio:>5} {seconds:>5.1f} {_figures(ours)}  "
+                         "seconds": seconds, **row, "uniform": best})  # fmt: skip
+            print(f"{name:>17} {ratio:>5} {seconds:>5.1f} {_figures(row)}  "
                   f"{best['components']:>3} {best['sparsity']:>8.3f} {_figures(best)}",
                   flush=True)  # fmt: skip
     return rows
 
 
 def _measure(network: Network, compressed: Any, budget: int) -> dict[str, float]:
-    """Return the file's share of the budget, the outputs' relative L2 error, and the quality."""
+    """Return the used share of the budget, the relative output error and the quality."""
     weights = sqs_jax.materialize(compressed)
     outputs, original = network.outputs(weights), network.outputs(network.weights)
     error = np.linalg.norm(outputs - original) / np.linalg.norm(original)
@@ -57,9 +57,9 @@ def _figures(row: dict[str, Any]) -> str:
 
 
 def _uniform(network: Network, components: int, budget: int) -> dict[str, Any]:
-    """Prune all tensors to the one sparsity at which the file is just within the budget."""
+    """Compress at the smallest common sparsity whose file fits in the budget."""
     low, high = 0.0, 1.0
-    sparsity, found = 0.0, None
+    sparsity, fitting = 0.0, None
     for _ in range(14):
         compressed = {
             name: _prune_and_cluster(array, components, sparsity) if array.ndim > 1 else array
@@ -67,15 +67,15 @@ def _uniform(network: Network, components: int, budget: int) -> dict[str, Any]:
         }
         share = sqs_jax.summarize(compressed).file_bytes / budget
         if share <= 1:
-            high, found = sparsity, (sparsity, compressed)
+            high, fitting = sparsity, (sparsity, compressed)
             if share >= 0.99 or sparsity == 0:
                 break
         else:
             low = sparsity
         sparsity = (low + high) / 2
-    if found is None:
+    if fitting is None:
         return {"components": components, "error": np.inf}
-    sparsity, compressed = found
+    sparsity, compressed = fitting
     figures = _measure(network, compressed, budget)
     return {"components": components, "sparsity": sparsity, **figures}
 
@@ -83,9 +83,9 @@ def _uniform(network: Network, components: int, budget: int) -> dict[str, Any]:
 def _prune_and_cluster(
     weights: np.ndarray, components: int, sparsity: float
 ) -> sqs_jax.CompressedLeaf:
-    """Prune the smallest weights of a tensor, and cluster the others by 1-D k-means.
+    """Prune the smallest weights of a tensor, and cluster the kept weights by k-means.
 
-    As `spike_slab_gmm` starts its codebooks, on the survivors; levels are rounded to float16.
+    The clustering is that of `spike_slab_gmm`, in one dimension. Levels are rounded to float16.
     """
     size = np.abs(weights).ravel()
     flat = np.ones(weights.size, bool)
@@ -93,7 +93,7 @@ def _prune_and_cluster(
     kept = flat.reshape(weights.shape)
     values = np.sort(weights[kept].astype(np.float64))
     sums = np.concatenate([[0.0], np.cumsum(values)])
-    density = np.cbrt(np.diff(values)) ** 2  # its integral spaces levels by the density's cube root
+    density = np.cbrt(np.diff(values)) ** 2  # proportional to the optimal density of levels
     reach = np.concatenate([[0.0], np.cumsum(density)])
     share = (np.arange(components) + 0.5) / components
     levels = np.interp(share * reach[-1], reach, values)

@@ -1,8 +1,8 @@
-"""Perplexity without training at equal bytes: ours, round-to-nearest and GPTQ, on stories260K.
+"""Perplexity at equal bytes without training: SQS, round-to-nearest and GPTQ.
 
-Calibrated on the first half of tinystories_cased_a, measured on the second, in windows of 256
-tokens at a stride of 128. All files are written by the same `save`; a peer has the
-most levels with which its file fits in the budget.
+The network is stories260K. Methods calibrate on the first half of tinystories_cased_a; the
+perplexity is that of the second half, in windows of 256 tokens at a stride of 128. `save` writes
+all files. A peer has the largest number of levels whose file fits in the budget.
 """
 
 import lzma
@@ -31,10 +31,20 @@ from experiments.task.prediction import predict, probabilities
 from sqs_jax.baselines import gptq, round_to_nearest
 
 _BITS = (6, 5, 4, 3)  # per weight, of the whole file
-_GROUP = 32  # inputs, or the nearest divisor
+_GROUP = 32  # inputs per group, or the nearest divisor of their number
 
 
 class Network(NamedTuple):
+    """Language model with its data.
+
+    Attributes:
+        model: Decoder.
+        params: Weights of the decoder.
+        calibration: Token windows for calibration.
+        test: Token windows for the perplexity.
+        config: Config of the experiment.
+    """
+
     model: Decoder
     params: Any
     calibration: Dataset
@@ -68,19 +78,19 @@ def run(workdir: Path, data: Path) -> list[dict[str, Any]]:
             started = time.monotonic()
             compressed = method(network, budget)
             params = sqs_jax.materialize(compressed)
-            found = _perplexity(network, params)
+            perplexity = _perplexity(network, params)
             row: dict[str, Any] = {
                 "bits": bits,
                 "method": name,
                 "bytes": file_bytes(compressed),
-                "perplexity": found,
-                "above_dense": found / dense - 1,
+                "perplexity": perplexity,
+                "above_dense": perplexity / dense - 1,
                 "divergence": divergence(network, params),
                 "seconds": time.monotonic() - started,
             }
             rows.append(row)
             print(
-                f"{bits:4} {name:<32} {row['bytes']:8,} {found:10.3f} "
+                f"{bits:4} {name:<32} {row['bytes']:8,} {perplexity:10.3f} "
                 f"{100 * row['above_dense']:9.2f} % "
                 f"{row['divergence']:8.4f} {row['seconds']:5.0f}",
                 flush=True,
@@ -89,6 +99,7 @@ def run(workdir: Path, data: Path) -> list[dict[str, Any]]:
 
 
 def load(data: Path) -> Network:
+    """Read the network and its texts from a folder."""
     config = stories260k.get_config()
     config.model.weights = str(data / "stories260K.bin")
     config = described(config)
@@ -112,8 +123,8 @@ def load(data: Path) -> Network:
 
 
 def _perplexity(network: Network, params: Any) -> float:
-    judged = predict(network.model, [{"params": params}], network.test)
-    return math.exp(metrics(judged)["nll"])
+    predictions = predict(network.model, [{"params": params}], network.test)
+    return math.exp(metrics(predictions)["nll"])
 
 
 def divergence(network: Network, params: Any) -> float:
@@ -121,14 +132,16 @@ def divergence(network: Network, params: Any) -> float:
     parts = [
         probabilities(network.model, {"params": p}, network.test) for p in (network.params, params)
     ]
-    found, asked = 0.0, network.test.labels >= 0
-    for (chosen, p), (_, q) in zip(*parts, strict=True):
-        each = jnp.sum(p * (jnp.log(jnp.maximum(p, 1e-30)) - jnp.log(jnp.maximum(q, 1e-30))), -1)
-        found += float(np.asarray(each)[asked[chosen]].sum())
-    return found / network.test.units
+    total, labeled = 0.0, network.test.labels >= 0
+    for (rows, p), (_, q) in zip(*parts, strict=True):
+        log_ratio = jnp.log(jnp.maximum(p, 1e-30)) - jnp.log(jnp.maximum(q, 1e-30))
+        tokens = jnp.sum(p * log_ratio, -1)
+        total += float(np.asarray(tokens)[labeled[rows]].sum())
+    return total / network.test.units
 
 
 def file_bytes(compressed: Any) -> int:
+    """Return the size of the file with dense leaves in float16."""
     return sqs_jax.summarize(compressed, dense_dtype="float16").file_bytes
 
 
@@ -137,24 +150,24 @@ def _ours(network: Network, budget: int, blocks: bool) -> Any:
     config.sqs.target_bytes = budget
     variables = {"params": network.params}
     with tempfile.TemporaryDirectory() as folder:
-        given = network.model, variables, network.calibration
+        arguments = network.model, variables, network.calibration
         if blocks:
-            return compress(*given, _batches(network), config, Path(folder))
-        return allocate(*given, config, Path(folder), budget)
+            return compress(*arguments, _batches(network), config, Path(folder))
+        return allocate(*arguments, config, Path(folder), budget)
 
 
 def _peer(network: Network, budget: int, group: int | None, feedback: bool) -> Any:
-    """Give a peer the most levels with which its file fits."""
+    """Compress by a peer with the largest number of levels whose file fits."""
     nearest = partial(_nearest, network.params, group)
-    low, high = 2, 256  # the former fits, the latter does not
+    low, high = 2, 256  # `low` fits, `high` does not
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if file_bytes(nearest(middle)) <= budget else (low, middle)
     if not feedback:
         return nearest(low)
-    for levels in range(low + 1, 1, -1):  # errors made good may take a little more
+    for levels in range(low + 1, 1, -1):  # error compensation may add a few bytes
         with tempfile.TemporaryDirectory() as folder:
-            found = recode_stages(
+            compressed = recode_stages(
                 network.model,
                 {"params": network.params},
                 nearest(levels),
@@ -162,19 +175,19 @@ def _peer(network: Network, budget: int, group: int | None, feedback: bool) -> A
                 Path(folder),
                 partial(_gptq, levels, group),
             )
-        if file_bytes(found) <= budget:
-            return found
+        if file_bytes(compressed) <= budget:
+            return compressed
     raise ValueError(f"GPTQ does not fit in {budget} bytes.")
 
 
 def _nearest(params: Any, group: int | None, levels: int) -> Any:
-    def one(leaf: np.ndarray) -> Any:
+    def compress_leaf(leaf: np.ndarray) -> Any:
         if leaf.ndim < 2:
             return leaf
         size = group and _divisor(leaf.shape[0], group)
         return round_to_nearest.compress({"_": leaf}, levels=levels, group=size)["_"]
 
-    return jax.tree.map(one, params)
+    return jax.tree.map(compress_leaf, params)
 
 
 def _gptq(levels: int, group: int | None, _: Any, weights: Any, moments: Any) -> Any:
@@ -183,10 +196,10 @@ def _gptq(levels: int, group: int | None, _: Any, weights: Any, moments: Any) ->
     return gptq.compress(weights, levels=levels, calibration=moments, group=size)
 
 
-def _divisor(count: int, wanted: int) -> int:
-    """Return the divisor of a count that is nearest to a number, by ratio."""
+def _divisor(count: int, target: int) -> int:
+    """Return the divisor of a count that is nearest to a target by ratio."""
     divisors = [d for d in range(1, count + 1) if count % d == 0]
-    return min(divisors, key=lambda d: abs(math.log(d / wanted)))
+    return min(divisors, key=lambda d: abs(math.log(d / target)))
 
 
 def _batches(network: Network) -> list[np.ndarray]:

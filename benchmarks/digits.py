@@ -1,4 +1,4 @@
-"""Digits, both recipes, five seeds: accuracy against bytes of the file, everything counted."""
+"""Accuracy and file size of both recipes on digits, over five seeds."""
 
 import json
 import statistics
@@ -14,10 +14,10 @@ _SEEDS = range(5)
 
 
 def run(workdir: Path, data: Path) -> dict[str, Any]:
-    """Run what is missing, print a row per recipe with means and spreads over the seeds."""
+    """Train unfinished runs; print means and spreads per recipe."""
     result: dict[str, Any] = {}
     for recipe, config in _RECIPES.items():
-        rows = [_one(config, seed, workdir) for seed in _SEEDS]
+        rows = [_evaluate(config, seed, workdir) for seed in _SEEDS]
         result[recipe] = {"runs": rows, "pooled": _pool(rows)}
         for row in rows:
             print(
@@ -38,19 +38,19 @@ def run(workdir: Path, data: Path) -> dict[str, Any]:
     return result
 
 
-def _one(config: str, seed: int, workdir: Path) -> dict[str, Any]:
-    """Run one experiment, or go on with it, and read its files."""
+def _evaluate(config: str, seed: int, workdir: Path) -> dict[str, Any]:
+    """Run or resume an experiment, and read the results."""
     run_dir = workdir / f"{config}_{seed}"
     command = [
         sys.executable, "-m", "experiments.train", f"--workdir={run_dir}",
         f"--config=experiments/configs/{config}.py", f"--config.seed={seed}",
     ]  # fmt: skip
-    if not (run_dir / "report.html").exists():  # written last
+    if not (run_dir / "report.html").exists():  # the experiment writes the report last
         subprocess.run(command, check=True)
     evaluation = json.loads((run_dir / "evaluation.json").read_text())
     report = sqs_jax.inspect(run_dir / "model.sqs")
     accuracy = {name: 100 * row["accuracy"] for name, row in evaluation.items()}
-    # dense: the better of the starting weights and those trained on in the same way
+    # The fair baseline is the better of the starting weights and their fine-tuning.
     dense = max(accuracy["dense"], accuracy["finetune"])
     return {
         "seed": seed,
@@ -67,7 +67,10 @@ def _one(config: str, seed: int, workdir: Path) -> dict[str, Any]:
 
 
 def _pool(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean and standard deviation over seeds; the mean-to-mode gap over all predictions."""
+    """Return means and standard deviations over seeds, and the mean-to-mode gap.
+
+    The gap pools the predictions of all seeds.
+    """
     pooled: dict[str, Any] = {
         name: {
             "mean": statistics.mean(row[name] for row in rows),

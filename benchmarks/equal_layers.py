@@ -1,4 +1,4 @@
-"""A network of equal layers, so that one tensor is a small part of it; for memory."""
+"""Network of many equal layers, for measurements of memory."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,7 +15,12 @@ _COMPONENTS = 16
 
 
 class EqualLayers(nn.Module):
-    """Square layers without biases, tanh between them."""
+    """Square layers without biases, with tanh between layers.
+
+    Attributes:
+        width: Inputs and outputs of each layer.
+        layers: Number of layers. With many layers, a tensor is a small share of the weights.
+    """
 
     width: int
     layers: int
@@ -28,14 +33,14 @@ class EqualLayers(nn.Module):
         return x
 
 
-class Way(NamedTuple):
-    """A way to train it.
+class Training(NamedTuple):
+    """Training of the network in a setting of the memory model.
 
     Attributes:
-      setting: what the model of the memory says of it.
-      step: the jitted training step.
-      state: makes the state to start from.
-      bar: bytes per weight that it may take more than dense training; None if there is none.
+        setting: Setting of the memory model.
+        step: Jitted training step.
+        state: Function that returns the initial state.
+        bar: Bound of the bytes per weight above dense training, or None.
     """
 
     setting: Setting
@@ -51,22 +56,22 @@ def problem(width: int, layers: int) -> training.Problem:
     return training.Problem("equal layers", EqualLayers(width, layers), inputs, labels)
 
 
-def ways(problem: training.Problem) -> dict[str, Way]:
-    """Return the ways to train it, by name."""
+def trainings(problem: training.Problem) -> dict[str, Training]:
+    """Return the trainings of a network, by name."""
     frozen = tuple(name for name in training.TRAIN["mean"] if name != "loc")
     half = {"gate_dtype": jnp.bfloat16}
     return {
-        "dense": Way(
+        "dense": Training(
             Setting("dense"),
             training.dense_step(problem),
             lambda: training.dense_state(problem),
         ),
-        "mean": _way(problem, Setting("mean"), bar=21),
-        "mean, θ frozen": _way(problem, Setting("mean", train_loc=False), frozen),
-        "sample": _way(problem, Setting("sample")),
-        "mode, float32 gates": _way(problem, Setting("mode", train_gates=False)),
-        "mode": _way(problem, Setting("mode", gate_bytes=2, train_gates=False), bar=7, **half),
-        "mode, float8 gates": _way(
+        "mean": _training(problem, Setting("mean"), bar=21),
+        "mean, θ frozen": _training(problem, Setting("mean", train_loc=False), frozen),
+        "sample": _training(problem, Setting("sample")),
+        "mode, float32 gates": _training(problem, Setting("mode", train_gates=False)),
+        "mode": _training(problem, Setting("mode", gate_bytes=2, train_gates=False), bar=7, **half),
+        "mode, float8 gates": _training(
             problem,
             Setting("mode", gate_bytes=1, train_gates=False),
             bar=7,
@@ -75,15 +80,15 @@ def ways(problem: training.Problem) -> dict[str, Way]:
     }
 
 
-def _way(
+def _training(
     problem: training.Problem,
     setting: Setting,
     train: tuple[str, ...] = (),
     bar: float | None = None,
     **options: Any,
-) -> Way:
+) -> Training:
     sqs = training.transform(_COMPONENTS, **options)
-    return Way(
+    return Training(
         setting,
         training.sqs_step(problem, sqs, setting.estimator, train),
         lambda: training.sqs_state(problem, sqs, setting.estimator, train),

@@ -1,9 +1,9 @@
-"""The file against what it is bounded by, and what else could have packed it; its speed.
+"""Size of files against bounds and other compressors, and speed of the coder.
 
-Real networks, compressed without data at several K and sparsities, the same for every tensor: the
-file beside the sum of the codes' order-0 entropy and the raw bytes of codebooks and dense leaves,
-bitmap packing, zstd and xz of the codes. Then one large tensor: M weights/s of save and load in
-one process and in two, and of the context model, in one run.
+The first table compresses real networks without data, at several K and sparsities that all tensors
+share. It compares the file with the order-0 entropy of the codes plus the raw bytes of codebooks
+and dense leaves, with bitmap packing, and with zstd and xz of the codes. The second table has the
+speed of save and load for a large tensor, in one process and in two, by both models of the codes.
 """
 
 import lzma
@@ -30,13 +30,13 @@ _REPEATS = 5
 
 
 def run(workdir: Path, data: Path) -> dict[str, Any]:
-    """Print both tables; returns their rows."""
+    """Print both tables; return the rows."""
     path = workdir / "file.sqs"
     return {"sizes": _sizes(path, data), "speeds": _speeds(path)}
 
 
 def compress(weights: dict[str, Any], components: int, sparsity: float) -> Any:
-    """Compress every matrix and kernel at the same K and sparsity, by magnitude, without data."""
+    """Compress all tensors of two or more axes at equal K and sparsity, by magnitude."""
     sqs = sqs_jax.spike_slab_gmm(
         [sqs_jax.Rule(components=components)],
         prior=sqs_jax.SpikeSlabPrior(inclusion=0.2, scale=1.0),
@@ -73,7 +73,7 @@ def _sizes(path: Path, data: Path) -> list[dict[str, Any]]:
 
 
 def _size(path: Path, compressed: Any) -> dict[str, Any]:
-    """Count a file and its alternatives, bytes."""
+    """Return the bytes of a file and of the alternatives."""
     file_bytes = sqs_jax.save(path, compressed)
     report = sqs_jax.inspect(path)
     leaves = [x for x in compressed.values() if isinstance(x, sqs_jax.CompressedLeaf)]
@@ -103,7 +103,7 @@ def _speeds(path: Path) -> list[dict[str, Any]]:
     print(f"{'tensor':>22} {'coder':>8} {'save 1':>7} {'save 2':>7} {'ratio':>6} "
           f"{'load 1':>7} {'load 2':>7} {'ratio':>6} {'peak of load':>13} "
           f"{'leaf + file, MB':>16}")  # fmt: skip
-    # Rows of very different scale: what the context model is for.
+    # Rows of very different scales, which the context model uses.
     rng = np.random.default_rng(1)
     scales = np.exp(rng.normal(size=(_SIDE, 1)))
     uneven = (rng.laplace(size=(_SIDE, _SIDE)) * scales).astype(np.float32)
@@ -141,7 +141,7 @@ def _loader(path: Path, workers: int) -> Callable[[], Any]:
 
 
 def _seconds(function: Callable[[], Any]) -> float:
-    """Time a call, the median of a few; the first one, which starts the processes, is not timed."""
+    """Return the median seconds of a call, after a first call that starts processes."""
     function()
     times = []
     for _ in range(_REPEATS):
@@ -152,7 +152,7 @@ def _seconds(function: Callable[[], Any]) -> float:
 
 
 def _peak(path: Path) -> float:
-    """Load a file; returns the peak of the memory that Python and numpy take for it, MB."""
+    """Return the peak memory of Python and numpy while loading a file, MB."""
     tracemalloc.start()
     sqs_jax.load(path)
     peak = tracemalloc.get_traced_memory()[1]

@@ -1,29 +1,30 @@
-"""What training takes of memory, in bytes per weight, by setting: a model on paper.
+"""Memory model of training: bytes per weight by setting.
 
-Per weight, a step holds from its start to its end
-- its state: the weight (latent, for SQS), gate logit and pruning decision, and the optimiser's;
-- gradients: one per number that is trained, if all wait for the update;
-- a dense copy (SQS): the weights that the network computes with, until the backward pass;
-and, of one tensor at a time, what the soft weight and its gradient need: `TRANSIENT`.
-Codebooks and activations are left out.
+Per weight, a step holds
+- the state: the weight (latent, for SQS), gate logit and pruning decision, and optimizer state;
+- gradients: one per trained number, if all gradients exist at the update;
+- a dense copy (SQS): the deployed weights, until the backward pass.
+In addition, the soft weight and its gradient need `TRANSIENT` bytes for one tensor at a time. The
+model omits codebooks and activations.
 """
 
 from typing import Literal, NamedTuple
 
-TRANSIENT = 24  # bytes a weight of the largest tensor: 6 float32
-KEPT = 1  # a bool
+TRANSIENT = 24  # bytes per weight of the largest tensor: 6 float32
+KEPT = 1  # bytes of a bool
 
 
 class Setting(NamedTuple):
-    """How a model is trained.
+    """Setting of a training.
 
     Attributes:
-      estimator: of the weights; "dense" is training without sub-distributions.
-      weight_bytes: of a weight, its gradient, and its dense copy.
-      gate_bytes: of a gate logit and its gradient.
-      train_loc: whether the (latent) weights are trained.
-      train_gates: whether the gates are.
-      moment_bytes: of optimiser state per trained number; Adam in float32 has 8, momentum 4.
+        estimator: Estimator of `sqs_jax.elbo`, or "dense" without sub-distributions.
+        weight_bytes: Bytes of a weight, of its gradient and of its dense copy.
+        gate_bytes: Bytes of a gate logit and of its gradient.
+        train_loc: Whether the (latent) weights are trained.
+        train_gates: Whether the gates are trained.
+        moment_bytes: Bytes of optimizer state per trained number: 8 for Adam in float32, 4 for
+            momentum.
     """
 
     estimator: Literal["dense", "mean", "sample", "mode"]
@@ -38,10 +39,10 @@ class Footprint(NamedTuple):
     """Bytes per weight.
 
     Attributes:
-      state: of weights, gates and decisions.
-      optimizer: its state.
-      gradients: of what is trained.
-      copy: the dense weights that the network computes with.
+        state: Bytes of weights, gates and pruning decisions.
+        optimizer: Bytes of optimizer state.
+        gradients: Bytes of gradients.
+        copy: Bytes of the dense weights of the forward pass.
     """
 
     state: int
@@ -51,12 +52,12 @@ class Footprint(NamedTuple):
 
     @property
     def total(self) -> int:
-        """Their sum."""
+        """Return the sum of all fields."""
         return sum(self)
 
 
 def per_weight(setting: Setting) -> Footprint:
-    """Return what a setting takes per weight."""
+    """Return the bytes per weight of a setting."""
     weight, gate = setting.weight_bytes, setting.gate_bytes
     if setting.estimator == "dense":
         return Footprint(weight, setting.moment_bytes, weight, 0)
@@ -70,14 +71,14 @@ def per_weight(setting: Setting) -> Footprint:
 
 
 class Network(NamedTuple):
-    """A model on paper: its compressed weights, all of them."""
+    """Name and number of compressed weights of a model."""
 
     name: str
     weights: float
 
 
 class Device(NamedTuple):
-    """A device on paper; memory in bytes."""
+    """Name and memory of a device, bytes."""
 
     name: str
     memory: float
@@ -97,15 +98,15 @@ SETTINGS = {
     "mode, bfloat16, θ frozen": Setting(
         "mode", weight_bytes=2, gate_bytes=2, train_loc=False, train_gates=False
     ),
-}  # by name: dtype of the weights; the optimiser's is float32, the untrained gates' bfloat16
-SHARE = 0.8  # of the memory: activations, a gathered layer and the runtime have the rest
+}  # dtype of the weights; optimizer state is float32, untrained gates are bfloat16
+SHARE = 0.8  # usable share of the memory; activations, a gathered layer and the runtime need space
 
 
 def per_device(network: Network, setting: Setting, devices: int) -> float:
-    """Return the bytes on each device when all is sharded evenly."""
+    """Return the bytes per device with all arrays sharded evenly."""
     return network.weights * per_weight(setting).total / devices
 
 
 def fits(network: Network, setting: Setting, device: Device, devices: int) -> bool:
-    """Return whether that is at most `SHARE` of a device's memory."""
+    """Return whether a training takes at most `SHARE` of the memory of each device."""
     return per_device(network, setting, devices) <= SHARE * device.memory

@@ -1,4 +1,4 @@
-"""The accuracy of published weights, imported, on their whole test sets."""
+"""Accuracy of imported published weights on whole test sets."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +24,7 @@ NETWORKS = {
 
 
 def run(workdir: Path, data: Path) -> list[dict[str, Any]]:
-    """Print a row per network; returns the rows."""
+    """Print and return a row per network."""
     rows = []
     print(f"{'weights':>18} {'network':>16} {'images':>7} {'accuracy':>9} {'published':>10}")
     for file, (name, dataset, classes, published) in NETWORKS.items():

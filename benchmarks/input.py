@@ -1,4 +1,4 @@
-"""How fast batches are read, beside the training step that waits for them or does not."""
+"""Speed of reading batches, compared with training steps."""
 
 import io
 from pathlib import Path
@@ -22,7 +22,7 @@ _EXAMPLES = 50_000
 
 
 class _Photographs:
-    """JPEGs of the size that ImageNet's have on average, decoded when they are read."""
+    """JPEG files of ImageNet's average size, decoded on access."""
 
     def __init__(self, count: int) -> None:
         rng = np.random.default_rng(0)
@@ -39,10 +39,9 @@ class _Photographs:
 
 
 def run(workdir: Path, data: Path) -> list[dict[str, Any]]:
-    """Print a row per kind of images; returns the rows.
+    """Print and return a row per kind of images.
 
-    What is read in less time than a step of the network that it is for takes is never waited for:
-    it is read while a step runs.
+    Batches are read while a step runs. Training waits only if reading takes longer than a step.
     """
     rng = np.random.default_rng(0)
     small = rng.integers(0, 256, (_EXAMPLES, 32, 32, 3), np.uint8)
@@ -55,7 +54,7 @@ def run(workdir: Path, data: Path) -> list[dict[str, Any]]:
 
 
 def _row(name: str, images: Any, network: str, stem: str, batch_size: int) -> dict[str, Any]:
-    """Compare reading batches with a network's steps on one that has been read."""
+    """Compare the seconds to read a batch with the seconds of a training step."""
     config = cifar10_resnet20.get_config()
     config.model.name, config.model.stem, config.batch_size = network, stem, batch_size
     labels = np.random.default_rng(1).integers(0, 10, _EXAMPLES).astype(np.int32)
@@ -82,7 +81,7 @@ def _row(name: str, images: Any, network: str, stem: str, batch_size: int) -> di
         for i in range(count):
             jax.block_until_ready(read(i))
 
-    found = compare(steps, reads, pairs=5, least_seconds=least_seconds())
-    rate = batch_size / found.seconds
-    print(f"{name:>28} {rate:>9,.0f} {network:>14} {found.ratio:>9.4f}", flush=True)
-    return {"images": name, "network": network, "per_second": rate, "ratio": found.ratio}
+    timing = compare(steps, reads, pairs=5, least_seconds=least_seconds())
+    rate = batch_size / timing.seconds
+    print(f"{name:>28} {rate:>9,.0f} {network:>14} {timing.ratio:>9.4f}", flush=True)
+    return {"images": name, "network": network, "per_second": rate, "ratio": timing.ratio}

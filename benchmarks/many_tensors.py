@@ -1,7 +1,7 @@
-"""Folders of many small tensors through the command line: a mixture of experts of toy size.
+"""Compression of folders of many small tensors by the command line.
 
 Each folder has the names and the shards of a published mixture of experts: 94 layers of 128 experts
-of three matrices. A process of its own compresses it, so that its peak memory can be read.
+of three matrices. A separate process compresses each folder, to measure its peak memory.
 """
 
 import json
@@ -31,7 +31,7 @@ _FOLDERS: list[tuple[int, tuple[int, ...], Any, tuple[float, ...]]] = [
 
 
 def run(workdir: Path, _: Path) -> list[dict[str, Any]]:
-    """Print, per folder and ratio, the seconds from start to file, and the peak memory."""
+    """Print and return seconds and peak memory by folder and ratio."""
     rows: list[dict[str, Any]] = []
     print(f"{'tensors':>8} {'shape':>9} {'dtype':>9} {'ratio':>5} {'seconds':>8} {'ms/tensor':>9} "
           f"{'peak MB':>8} {'file/budget':>11}")  # fmt: skip
@@ -58,7 +58,7 @@ def run(workdir: Path, _: Path) -> list[dict[str, Any]]:
 
 
 def _write(folder: Path, count: int, shape: tuple[int, ...], dtype: Any) -> int:
-    """Write a folder in shards and return the bytes of its weights."""
+    """Write a folder in shards; return the bytes of the weights."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     names = [
@@ -67,21 +67,21 @@ def _write(folder: Path, count: int, shape: tuple[int, ...], dtype: Any) -> int:
         for expert in range(_EXPERTS)
         for matrix in _MATRICES
     ][:count]
-    where: dict[str, str] = {}
-    each = -(-count // _SHARDS)
+    weight_map: dict[str, str] = {}
+    per_shard = -(-count // _SHARDS)
     for shard in range(_SHARDS):
         file = f"model-{shard + 1:05d}-of-{_SHARDS:05d}.safetensors"
-        part = names[shard * each : (shard + 1) * each]
+        part = names[shard * per_shard : (shard + 1) * per_shard]
         tensors = {name: rng.standard_normal(shape).astype(dtype) for name in part}
         write_safetensors(folder / file, tensors, {"format": "pt"})
-        where |= dict.fromkeys(part, file)
-    index = {"metadata": {}, "weight_map": where}
+        weight_map |= dict.fromkeys(part, file)
+    index = {"metadata": {}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return count * int(np.prod(shape)) * np.dtype(dtype).itemsize
 
 
 def _compress(folder: Path, output: Path, ratio: float) -> tuple[float, int]:
-    """Run the command; return its seconds and its peak memory in bytes."""
+    """Run the command; return the seconds and the peak memory, bytes."""
     command = [sys.executable, "-m", "sqs_jax.cli", "compress", str(folder), "-o", str(output)]
     command += ["--target-ratio", str(ratio)]
     measured = subprocess.run(
@@ -96,7 +96,7 @@ def _compress(folder: Path, output: Path, ratio: float) -> tuple[float, int]:
 
 
 def _measure(command: list[str]) -> None:
-    """Run a command and print its seconds and its peak memory, of all processes of this one."""
+    """Run a command; print its seconds and peak memory, kilobytes."""
     started = time.perf_counter()
     subprocess.run(command, check=True)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss

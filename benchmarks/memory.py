@@ -1,7 +1,7 @@
-"""Memory of training: of one tensor's pass, of whole steps, measured peaks, and on paper.
+"""Memory of training: temporaries, whole steps, measured peaks, and large models.
 
-No buffer of N x K exists, whatever the estimator; what a step takes more than a dense one is what
-`footprint` says it is.
+No buffer has N x K numbers for any estimator. `footprint` predicts the difference between a step
+and a dense step.
 """
 
 import json
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 import sqs_jax
-from benchmarks import equal_layers, footprint, peak, training
+from benchmarks import equal_layers, footprint, peak_memory, training
 from benchmarks.timing import judged
 
 _SIZE = 1 << 22  # N, weights of one tensor
@@ -28,7 +28,7 @@ _FRUGAL = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 
 
 def run(workdir: Path, data: Path) -> dict[str, list[dict[str, Any]]]:
-    """Print four tables; returns their rows."""
+    """Print four tables; return the rows."""
     return {
         "transient": _transient(),
         "tensor": _tensor(),
@@ -60,12 +60,12 @@ def _transient() -> list[dict[str, Any]]:
 
 
 def transient_bytes(size: int, components: int, estimator: Any) -> int:
-    """Compile one training step and return the bytes of its temporary buffers.
+    """Return the bytes of temporary buffers of a compiled training step.
 
     Args:
-      size: N, a multiple of 1,024.
-      components: K.
-      estimator: of `sqs_jax.elbo`.
+        size: Number N of weights, a multiple of 1,024.
+        components: Number K of components.
+        estimator: Estimator of `sqs_jax.elbo`.
     """
     sqs = training.transform(components)
     loss_fn = sqs_jax.elbo(
@@ -95,11 +95,11 @@ def _tensor() -> list[dict[str, Any]]:
 
 
 def tensor_bytes(size: int, components: int) -> int:
-    """Compile the transform's `mean` and its gradient; return the bytes of temporary buffers.
+    """Return the bytes of temporary buffers of `mean` and its gradient, compiled.
 
     Args:
-      size: N, a multiple of 1,024.
-      components: K.
+        size: Number N of weights, a multiple of 1,024.
+        components: Number K of components.
     """
     sqs = training.transform(components)
 
@@ -117,14 +117,17 @@ def tensor_bytes(size: int, components: int) -> int:
 
 
 def steps(width: int, layers: int) -> list[dict[str, Any]]:
-    """Compare whole steps with what `footprint` says of them.
+    """Compare compiled and measured steps with the memory model `footprint`.
 
     Args:
-      width: of each layer.
-      layers: how many; one is a small part of all if they are many.
+        width: Inputs and outputs of each layer.
+        layers: Number of layers.
+
+    Returns:
+        Row per training, bytes per weight.
     """
     problem = equal_layers.problem(width, layers)
-    ways = equal_layers.ways(problem)
+    trainings = equal_layers.trainings(problem)
     weights = width * width * layers
     slack = footprint.TRANSIENT / layers
     print(f"\nAdam steps of {layers} layers of {width} x {width}, bytes per weight above the dense "
@@ -133,38 +136,38 @@ def steps(width: int, layers: int) -> list[dict[str, Any]]:
           f"{'measured':>8}")  # fmt: skip
     rows: list[dict[str, Any]] = []
     frugal = _frugal(width, layers)
-    for name, way in ways.items():
-        compiled = step_bytes(way, problem) / weights
-        measured = peak.measure(name, width, layers) if name in _PEAKS else None
+    for name, variant in trainings.items():
+        compiled = step_bytes(variant, problem) / weights
+        measured = peak_memory.measure(name, width, layers) if name in _PEAKS else None
         row = {
             "way": name,
-            "model": footprint.per_weight(way.setting).total,
+            "model": footprint.per_weight(variant.setting).total,
             "compiled": compiled,
             "frugal": frugal[name] / weights,
             "measured": None if measured is None else measured / weights,
-            "bar": way.bar,
+            "bar": variant.bar,
         }
         rows.append(row)
         print(_above(row, rows[0]), flush=True)
     return rows
 
 
-def step_bytes(way: equal_layers.Way, problem: training.Problem) -> int:
-    """Compile a step and return the bytes it holds: arguments, new outputs, temporaries."""
-    state = jax.eval_shape(way.state)
+def step_bytes(variant: equal_layers.Training, problem: training.Problem) -> int:
+    """Return the bytes of a compiled step: arguments, new outputs and temporaries."""
+    state = jax.eval_shape(variant.state)
     step = jax.ShapeDtypeStruct((), jnp.int32)
-    analysis = way.step.lower(state, problem.inputs, problem.labels, step).compile()
-    found = analysis.memory_analysis()
-    assert found is not None
-    new = found.output_size_in_bytes - found.alias_size_in_bytes
-    return found.argument_size_in_bytes + new + found.temp_size_in_bytes
+    compiled = variant.step.lower(state, problem.inputs, problem.labels, step).compile()
+    analysis = compiled.memory_analysis()
+    assert analysis is not None
+    new_outputs = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return analysis.argument_size_in_bytes + new_outputs + analysis.temp_size_in_bytes
 
 
 def _frugal(width: int, layers: int) -> dict[str, int]:
-    """Return `step_bytes` of every way where XLA minds memory, in a process that tells it to.
+    """Return `step_bytes` of every training with XLA's memory-saving schedule.
 
-    It orders a CPU's work so that much can run side by side, and holds the temporaries of all of
-    that; on accelerators its schedule minds memory by itself.
+    XLA's default schedule on CPUs runs operations concurrently, and holds the temporaries of all.
+    A separate process sets the flag. The schedule on accelerators saves memory by default.
     """
     flags = f"{os.environ.get('XLA_FLAGS', '')} {_FRUGAL}" if _on_cpu() else None
     environment = {**os.environ, **({"XLA_FLAGS": flags} if flags else {})}
@@ -178,7 +181,7 @@ def _on_cpu() -> bool:
 
 
 def paper() -> list[dict[str, Any]]:
-    """Print, per network and setting, the bytes on each of 1, 8 and 64 devices, and if they fit."""
+    """Print the predicted bytes per device of large models, and whether devices suffice."""
     rows = []
     counts = [f"{count} devices" for count in footprint.COUNTS]
     names = "  ".join(f"{'fits ' + device.name:<14}" for device in footprint.DEVICES)
@@ -210,28 +213,30 @@ def paper() -> list[dict[str, Any]]:
 
 
 def _above(row: dict[str, Any], dense: dict[str, Any]) -> str:
-    """Write a row as differences from the dense one; that one as it is."""
-    base = dict.fromkeys(dense, 0) if row is dense else dense
+    """Return a line with differences from the dense row; the dense row has totals."""
+    is_dense = row["way"] == dense["way"]
+    base = dict.fromkeys(dense, 0) if is_dense else dense
     measured = "" if row["measured"] is None else f"{row['measured'] - base['measured']:>8.2f}"
-    name = "dense, in all" if row is dense else row["way"]
+    name = "dense, in all" if is_dense else row["way"]
     compiled, frugal = (judged(row[n] - base[n], row["bar"]) for n in ("compiled", "frugal"))
     return f"{name:>20} {row['model'] - base['model']:>6} {compiled}  {frugal}  {measured:>8}"
 
 
 def _posterior(sqs: sqs_jax.Transform, size: int) -> Any:
-    """Return the shapes of the posterior of one tensor."""
+    """Return the shapes of the posterior of a tensor."""
     params = jax.ShapeDtypeStruct((1024, size // 1024), jnp.float32)
     return jax.eval_shape(sqs.init, {"kernel": params})
 
 
 def _analysis(function: Callable[..., Any], *arguments: Any) -> Any:
     analysis = jax.jit(function).lower(*arguments).compile().memory_analysis()
-    assert analysis is not None  # CPU, GPU and TPU backends have one
+    assert analysis is not None  # CPU, GPU and TPU backends have the analysis
     return analysis
 
 
 if __name__ == "__main__":  # python -m benchmarks.memory WIDTH LAYERS
     _width, _layers = map(int, sys.argv[1:])
     _problem = equal_layers.problem(_width, _layers)
-    _ways = equal_layers.ways(_problem)
-    print(json.dumps({name: step_bytes(way, _problem) for name, way in _ways.items()}))
+    _trainings = equal_layers.trainings(_problem)
+    _bytes = {name: step_bytes(variant, _problem) for name, variant in _trainings.items()}
+    print(json.dumps(_bytes))

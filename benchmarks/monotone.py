@@ -1,7 +1,7 @@
-"""The error of budgets from 30 times smaller to hardly smaller: a larger budget must not be worse.
+"""Monotonicity of errors in the budget, at compression ratios from 30 to 1.1.
 
-For small random trees the error is the relative weight error of the worst tensor, for real networks
-that of the logits.
+The error of a small random tree is the relative weight error of the worst tensor. The error of a
+real network is the relative error of the logits.
 """
 
 from collections.abc import Callable
@@ -36,7 +36,7 @@ Tree = dict[str, np.ndarray]
 
 
 def run(_: Path, data: Path) -> list[dict[str, Any]]:
-    """Print the errors of a ladder of budgets, and the largest rise from one to the next."""
+    """Print the errors of increasing budgets, and the largest rise between neighbors."""
     print(f"{'tree or network':>34} {'rise':>6}  error at ratio")
     print(f"{'':>42}", *(f"{ratio:>7g}" for ratio in _SHOWN))
     rows = []
@@ -54,7 +54,7 @@ def run(_: Path, data: Path) -> list[dict[str, Any]]:
 
 
 def _tree(kind: str, count: int, dtype: str, scales: bool) -> Tree:
-    """Draw tensors of 64 x 64, of one scale or of scales 1, 0.1, 0.01, 0.001."""
+    """Draw tensors of 64 x 64 of equal scale, or of scales 1, 0.1, 0.01 and 0.001."""
     rng = np.random.default_rng(0)
     return {
         f"layer{i}": (_SAMPLERS[kind](rng, (_SIZE, _SIZE)) * (10.0**-i if scales else 1.0))
@@ -80,14 +80,14 @@ def _of_outputs(network: Network, outputs: np.ndarray, weights: Tree) -> float:
 
 
 def _ladder(name: str, tree: Tree, error: Callable[[Tree], float], steps: int) -> dict[str, Any]:
-    """Measure at geometric steps of the ratio and print the row."""
+    """Measure errors at geometric steps of the ratio; print and return a row."""
     ratios, errors = [], []
     original = sum(array.nbytes for array in tree.values())
     for ratio in np.geomspace(_HIGHEST, _LOWEST, steps).tolist():
         try:
             compressed = sqs_jax.compress_to_budget(tree, target_bytes=int(original / ratio))
         except sqs_jax.BudgetError:
-            continue  # less than the least file
+            continue  # below the smallest possible file
         ratios.append(ratio)
         errors.append(error(sqs_jax.materialize(compressed)))
     rises = [
@@ -95,9 +95,9 @@ def _ladder(name: str, tree: Tree, error: Callable[[Tree], float], steps: int) -
         for before, after in pairwise(errors)
     ]
     shown = []
-    for wanted in _SHOWN:
-        nearest = min(range(len(ratios)), key=lambda i: abs(np.log(ratios[i] / wanted)))
-        near = abs(np.log(ratios[nearest] / wanted)) < np.log(_HIGHEST / _LOWEST) / steps
+    for target in _SHOWN:
+        nearest = min(range(len(ratios)), key=lambda i: abs(np.log(ratios[i] / target)))
+        near = abs(np.log(ratios[nearest] / target)) < np.log(_HIGHEST / _LOWEST) / steps
         shown.append(f"{errors[nearest]:>7.5f}" if near else f"{'-':>7}")
     print(f"{name:>34} {max(rises):>6.3f}  ", *shown, flush=True)
     return {"name": name, "ratios": ratios, "errors": errors, "largest_rise": max(rises)}

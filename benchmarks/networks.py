@@ -1,7 +1,7 @@
-"""Real pretrained networks as pure functions of their published state dicts.
+"""Pretrained networks as pure functions of their published state dicts.
 
-A benchmark compresses a network's flat dict of weights and measures on fixed real inputs what that
-does to the outputs.
+A benchmark compresses a network's flat dict of weights, and measures the outputs on fixed real
+inputs.
 """
 
 import lzma
@@ -14,25 +14,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import stories
+from benchmarks import llama2c
 
 NAMES = ("cifar10_resnet20", "cifar10_resnet56", "cifar100_resnet32", "stories260K")
 
-_IMAGES = 256  # the first of the test set
+_IMAGES = 256  # first images of the test set
 _BATCH = 500
-_WINDOWS, _LENGTH = 16, 256  # of text, tokens
+_WINDOWS, _LENGTH = 16, 256  # number of windows of text; tokens per window
 
 
 class Network(NamedTuple):
-    """A pretrained network and the fixed real inputs it is measured on.
+    """Pretrained network with fixed real inputs.
 
     Attributes:
-      name: as given to `load_network`.
-      weights: arrays under their published PyTorch names, convolutions OIHW, linear [out, in].
-      outputs: a dict like `weights` to float32 logits: [images, classes], or [windows, length,
-        vocabulary].
-      quality: a dict like `weights` to one number on the same inputs, named by `quality_name`.
-      quality_name: "accuracy", a fraction, higher is better; or "nats/token", lower is better.
+        name: Name for `load_network`.
+        weights: Arrays by their published PyTorch names; convolutions OIHW, linear `[out, in]`.
+        outputs: Function from a dict like `weights` to float32 logits `[images, classes]` or
+            `[windows, length, vocabulary]`.
+        quality: Function from a dict like `weights` to a number on the same inputs.
+        quality_name: Measure of `quality`: "accuracy", a fraction, higher is better; or
+            "nats/token", lower is better.
     """
 
     name: str
@@ -43,16 +44,19 @@ class Network(NamedTuple):
 
 
 def load_network(name: str, data: Path, images: int = _IMAGES) -> Network:
-    """Read a network, its inputs and their labels.
+    """Read a network with its inputs and labels.
 
     Args:
-      name: one of `NAMES`, or "cifar100_resnet20".
-      data: the folder with the networks, test sets and texts as files.
-      images: how many of a test set.
+        name: One of `NAMES`, or "cifar100_resnet20".
+        data: Folder with the files of networks, test sets and texts.
+        images: Number of test images.
+
+    Returns:
+        The network.
 
     Raises:
-      ValueError: no such network.
-      FileNotFoundError: a file that the network needs is not in the folder.
+        ValueError: If there is no network of the name.
+        FileNotFoundError: If the folder lacks a file of the network.
     """
     if name not in (*NAMES, "cifar100_resnet20"):
         raise ValueError(f"no network {name!r}; there are {', '.join(NAMES)}, cifar100_resnet20")
@@ -74,11 +78,11 @@ def _load_vision(name: str, data: Path, count: int) -> Network:
 
 
 def _load_stories(name: str, data: Path) -> Network:
-    weights, heads = stories.read_weights(_file(data, f"{name}.bin"))
-    vocabulary = stories.read_vocabulary(_file(data, "tok512.bin"))
+    weights, heads = llama2c.read_weights(_file(data, f"{name}.bin"))
+    vocabulary = llama2c.read_vocabulary(_file(data, "tok512.bin"))
     text = read_text("tinystories_cased_a", data)
-    inputs, targets = stories.windows(stories.encode(text, vocabulary), _WINDOWS, _LENGTH)
-    outputs = partial(_outputs, stories.forward, inputs=inputs, heads=heads)
+    inputs, targets = llama2c.windows(llama2c.encode(text, vocabulary), _WINDOWS, _LENGTH)
+    outputs = partial(_outputs, llama2c.forward, inputs=inputs, heads=heads)
 
     def quality(weights: dict[str, Any]) -> float:
         log_probs = jax.nn.log_softmax(outputs(weights))
@@ -88,7 +92,7 @@ def _load_stories(name: str, data: Path) -> Network:
 
 
 def read_text(name: str, data: Path) -> str:
-    """Read a text of the data folder, as it is or compressed by xz."""
+    """Read a text of the data folder, plain or compressed by xz."""
     plain = data / f"{name}.txt"
     if plain.is_file():
         return plain.read_text()
@@ -108,7 +112,7 @@ def _outputs(
     inputs: np.ndarray,
     **options: Any,
 ) -> np.ndarray:
-    # accelerators round float32 products by default, which would hide what small errors do
+    # Accelerators round float32 products by default, which would mask small errors.
     with jax.default_matmul_precision("highest"):
         parts = [inputs[i : i + _BATCH] for i in range(0, len(inputs), _BATCH)]
         return np.concatenate([np.asarray(forward(weights, inputs=x, **options)) for x in parts])
@@ -118,10 +122,10 @@ def _outputs(
 
 
 def test_set(dataset: str, data: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Read the first test images, uint8 [count, 32, 32, 3], and their labels.
+    """Read the first test images, uint8 [count, 32, 32, 3], and the labels.
 
-    From cifar10.npz or cifar100.npz, see experiments/data/npz_file.py; or a chunk of images as
-    `read_images` has it, and the labels beside it.
+    The source is cifar10.npz or cifar100.npz, see experiments/data/npz_file.py; or a file for
+    `read_images`, with a file of labels.
     """
     plain = data / f"{dataset}.npz"
     if plain.is_file():
@@ -149,7 +153,7 @@ def read_images(path: Path, count: int) -> np.ndarray:
             low, high = np.minimum(left, up), np.maximum(left, up)
             predicted = np.clip(left + up - corner, low, high)  # the median of the three
         else:
-            predicted = left + up  # the only neighbour
+            predicted = left + up  # the only neighbor
         planes[..., row, column] = (residuals[..., row, column] + predicted) & 255
     green, red, blue = planes
     return np.stack([(red + green) & 255, green, (blue + green) & 255], -1).astype(np.uint8)
@@ -172,20 +176,20 @@ def normalize(images: np.ndarray, dataset: str) -> np.ndarray:
 
 @jax.jit
 def cifar10_resnet(weights: dict[str, jax.Array], inputs: jax.Array) -> jax.Array:
-    """The CIFAR-10 network of He et al. 2016 with option A shortcuts.
+    """Compute logits of the CIFAR-10 network of He et al. 2016, option A shortcuts.
 
     Args:
-      weights: the state dict; the depth is read from its names.
-      inputs: [N, 32, 32, 3], normalised.
+        weights: State dict; the names determine the depth.
+        inputs: Normalized images `[N, 32, 32, 3]`.
 
     Returns:
-      Logits [N, 10].
+        Logits `[N, 10]`.
     """
     x = jax.nn.relu(_conv_norm(weights, "conv1", "bn1", inputs))
     for block, stride in _blocks(weights):
         shortcut = x[:, ::stride, ::stride]
         x = _block(weights, block, x, stride)
-        # option A: no parameters, the missing channels are zeros on both sides
+        # Option A has no parameters: missing channels are zeros on both sides.
         missing = x.shape[-1] - shortcut.shape[-1]
         shortcut = jnp.pad(shortcut, ((0, 0), (0, 0), (0, 0), (missing // 2, missing // 2)))
         x = jax.nn.relu(x + shortcut)
@@ -194,14 +198,16 @@ def cifar10_resnet(weights: dict[str, jax.Array], inputs: jax.Array) -> jax.Arra
 
 @jax.jit
 def cifar100_resnet(weights: dict[str, jax.Array], inputs: jax.Array) -> jax.Array:
-    """The published CIFAR-100 variant: a wide stem, and ReLU after stages instead of blocks.
+    """Compute logits of the published CIFAR-100 variant.
+
+    The variant has a wide stem, and ReLU after stages instead of blocks.
 
     Args:
-      weights: the state dict; the depth is read from its names.
-      inputs: [N, 32, 32, 3], normalised.
+        weights: State dict; the names determine the depth.
+        inputs: Normalized images `[N, 32, 32, 3]`.
 
     Returns:
-      Logits [N, 100].
+        Logits `[N, 100]`.
     """
     x = jax.nn.relu(_conv_norm(weights, "conv1", "bn1", inputs))
     for block, stride in _blocks(weights):
@@ -222,7 +228,7 @@ _FORWARD = {"cifar10": cifar10_resnet, "cifar100": cifar100_resnet}
 
 
 def _blocks(weights: dict[str, jax.Array]) -> list[tuple[str, int]]:
-    """Return name and stride of every block, in order; stages 2 and 3 begin by halving."""
+    """Return name and stride of every block; stages 2 and 3 halve the resolution."""
     names = [f"layer{stage}.{index}" for stage in (1, 2, 3) for index in range(len(weights))]
     return [
         (name, 2 if name in ("layer2.0", "layer3.0") else 1)
@@ -239,9 +245,9 @@ def _block(weights: dict[str, jax.Array], name: str, x: jax.Array, stride: int) 
 def _conv_norm(
     weights: dict[str, jax.Array], conv: str, norm: str, x: jax.Array, stride: int = 1
 ) -> jax.Array:
-    """Convolution without a bias and batch normalisation by its running statistics; NHWC."""
+    """Apply a convolution without bias, and batch normalization as at inference; NHWC."""
     kernel = weights[f"{conv}.weight"]
-    pad = (kernel.shape[-1] // 2,) * 2  # PyTorch's; "SAME" would shift strided windows
+    pad = (kernel.shape[-1] // 2,) * 2  # PyTorch's padding; "SAME" would shift strided windows
     x = jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), (pad, pad), dimension_numbers=("NHWC", "OIHW", "NHWC")
     )

@@ -1,8 +1,8 @@
-"""How well `sqs_jax.predicted_loss` predicts what a compression without data costs.
+"""Accuracy of `sqs_jax.predicted_loss` for compression without data.
 
 Four networks at eight ratios: the published ResNet-20 and ResNet-56 (all test images of CIFAR-10),
-stories260K (perplexity), and the encoder all-MiniLM-L6-v2 (sentences of SST-2), from
-DATA/minilm, its folder of Hugging Face. A network's bar is the loss that its users would mind.
+stories260K (perplexity), and the encoder all-MiniLM-L6-v2 (sentences of SST-2). DATA/minilm is the
+encoder's Hugging Face folder. The bar of a network is the largest acceptable loss.
 """
 
 import math
@@ -28,18 +28,18 @@ from experiments.models.layers import Layers
 _WARNING = 0.08  # above this predicted loss `sqs compress` warns
 _RATIOS = (4, 6, 8, 10, 12, 16, 20, 24)
 _IMAGES = 10_000
-_SENTENCES, _LENGTH = 256, 64  # of SST-2's dev part; tokens
+_SENTENCES, _LENGTH = 256, 64  # sentences of SST-2's dev part; tokens per sentence
 _MARKS = {"cifar10_resnet20": "o", "cifar10_resnet56": "s", "stories260K": "^", "MiniLM-L6": "D"}
 
 
 class Case(NamedTuple):
-    """A network, and what a loss is of it.
+    """Network with a measure of loss.
 
     Attributes:
-      weights: its tree.
-      loss: of another tree of weights, in `unit`.
-      unit: of the loss.
-      bar: the loss that counts.
+        weights: Tree of weights.
+        loss: Function from compressed weights to the loss, in `unit`.
+        unit: Unit of the loss.
+        bar: Largest acceptable loss.
     """
 
     weights: Any
@@ -55,9 +55,9 @@ def run(workdir: Path, data: Path) -> list[dict[str, Any]]:
     for name in _MARKS:
         case = _load(name, data)
         for ratio in _RATIOS:
-            found = sqs_jax.compress_to_budget(case.weights, target_ratio=ratio)
-            predicted = sqs_jax.predicted_loss(case.weights, found)
-            measured = case.loss(sqs_jax.materialize(found))
+            compressed = sqs_jax.compress_to_budget(case.weights, target_ratio=ratio)
+            predicted = sqs_jax.predicted_loss(case.weights, compressed)
+            measured = case.loss(sqs_jax.materialize(compressed))
             verdict = _verdict(predicted, measured, case.bar)
             rows.append({"network": name, "ratio": ratio, "predicted": predicted,
                          "measured": measured, "bar": case.bar, "verdict": verdict})  # fmt: skip
@@ -90,7 +90,7 @@ def _load(name: str, data: Path) -> Case:
 
 
 class _Sentences(nn.Module):
-    """Tokens to a vector of length one for each sentence: the mean of what the last block gives."""
+    """Unit vectors of sentences: normalized means of the last block's outputs."""
 
     config: EncoderConfig
 
@@ -112,7 +112,7 @@ def _load_encoder(data: Path) -> Case:
     tokenizer.enable_padding(length=_LENGTH)
     sentences, _ = read_sentences(data / "sst2_dev.tsv")
     encoded = tokenizer.encode_batch(sentences[:_SENTENCES])
-    tokens = np.asarray([each.ids for each in encoded], np.int32)
+    tokens = np.asarray([encoding.ids for encoding in encoded], np.int32)
     separator: Any = tokenizer.token_to_id("[SEP]")
     model = _Sentences(encoder_config(source.config, separator))
 
@@ -131,15 +131,15 @@ def _load_encoder(data: Path) -> Case:
 
 
 def _draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw measured losses, over each network's bar, against predicted ones; both logarithmic."""
+    """Plot measured losses over the bars against predicted losses, on log axes."""
     with matplotlib.rc_context({"font.size": 11, "svg.hashsalt": "sqs_jax"}):
         figure = Figure((7.5, 4.6), layout="constrained")
         axes = figure.subplots()
         for name, mark in _MARKS.items():
-            mine = [row for row in rows if row["network"] == name]
-            floor = 0.01  # and less: chance
-            axes.plot([row["predicted"] for row in mine],
-                      [max(row["measured"] / row["bar"], floor) for row in mine],
+            points = [row for row in rows if row["network"] == name]
+            floor = 0.01  # smaller losses are noise
+            axes.plot([row["predicted"] for row in points],
+                      [max(row["measured"] / row["bar"], floor) for row in points],
                       mark + "-", label=name, lw=1, ms=5)  # fmt: skip
         axes.axvline(_WARNING, color="#5f6873", lw=1, ls="--")
         axes.axhline(1, color="#5f6873", lw=1, ls="--")

@@ -1,4 +1,4 @@
-"""What each part of a recipe is worth, on digits: one change at a time, accuracy against bytes."""
+"""Ablation of the recipes on digits, a change at a time: accuracy against bytes."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from experiments.configs import digits, digits_paper
 from experiments.sweeps.grid import Point, points
 from experiments.sweeps.local_processes import train_all
 
-Rows = dict[tuple[str, str], list[Point]]  # of (table, label)
+Rows = dict[tuple[str, str], list[Point]]  # runs by (table, label)
 
 _SEEDS = range(3)
 _OURS, _PAPER = "digits", "digits_paper"
@@ -92,24 +92,26 @@ TABLES: dict[str, tuple[str, dict[str, Any], dict[str, dict[str, Any]]]] = {
 
 
 def runs_of(workdir: Path) -> Rows:
-    """Return the runs of every row of every table; equal runs have one folder."""
-    found: Rows = {}
+    """Return the runs of every row of every table; equal runs share a folder."""
+    runs: Rows = {}
     for table, (name, shared, rows) in TABLES.items():
         config = _CONFIGS[name].get_config()
         config.finetune = False
         options = [f"--config=experiments/configs/{name}.py", "--config.finetune=False"]
         for label, settings in rows.items():
-            changes = sorted({**shared, **settings}.items())  # equal runs, equal folders
+            changes = sorted(
+                {**shared, **settings}.items()
+            )  # sorted, so that equal runs share a folder
             axes = {field: [value] for field, value in changes} | {"seed": [*_SEEDS]}
-            found[table, label] = points(axes, options, workdir / name, config)
-    return found
+            runs[table, label] = points(axes, options, workdir / name, config)
+    return runs
 
 
 def run(workdir: Path, data: Path) -> list[dict[str, Any]]:
-    """Train what is missing, print a row for each change; returns the rows of finished runs."""
+    """Train unfinished runs; print and return a row per change."""
     rows = runs_of(workdir / "recipes")
-    runs = {point.folder: point for each in rows.values() for point in each}
-    # seeds first: an interrupted benchmark has whole tables of fewer seeds
+    runs = {point.folder: point for row in rows.values() for point in row}
+    # In the order of seeds: an interrupted benchmark has complete tables of fewer seeds.
     todo = sorted((p for p in runs.values() if not p.finished), key=lambda p: p.settings["seed"])
     started = time.monotonic()
 
@@ -119,24 +121,24 @@ def run(workdir: Path, data: Path) -> list[dict[str, Any]]:
     failed = train_all(todo, [{}] * (os.cpu_count() or 1), say)
     if failed:
         raise SystemExit(f"{len(failed)} runs failed: {', '.join(str(p.folder) for p in failed)}")
-    return [_row(table, label, found) for (table, label), found in _headed(rows)]
+    return [_row(table, label, seeds) for (table, label), seeds in _with_headings(rows)]
 
 
-def _headed(rows: Rows) -> Iterator[tuple[tuple[str, str], list[Point]]]:
-    """List the rows, and print a table's name before its first."""
+def _with_headings(rows: Rows) -> Iterator[tuple[tuple[str, str], list[Point]]]:
+    """Yield the rows, and print a heading before the first row of a table."""
     before = None
-    for names, found in rows.items():
+    for names, seeds in rows.items():
         if names[0] != before:
             columns = (
                 f"{'accuracy, %':>14} {'NLL':>7} {'mean, %':>8} {'averaged, %':>12} {'bytes':>7}"
             )
             print(f"\n{names[0]:42} {columns} {'smaller by':>10}")
         before = names[0]
-        yield names, found
+        yield names, seeds
 
 
-def _row(table: str, label: str, found: list[Point]) -> dict[str, Any]:
-    evaluations = [json.loads((p.folder / "evaluation.json").read_text()) for p in found]
+def _row(table: str, label: str, seeds: list[Point]) -> dict[str, Any]:
+    evaluations = [json.loads((p.folder / "evaluation.json").read_text()) for p in seeds]
 
     def mean(network: str, metric: str, scale: float = 1.0) -> float:
         return scale * statistics.mean(e[network][metric] for e in evaluations)
@@ -144,7 +146,7 @@ def _row(table: str, label: str, found: list[Point]) -> dict[str, Any]:
     row = {
         "table": table,
         "label": label,
-        "seeds": len(found),
+        "seeds": len(seeds),
         "accuracy": mean("mode", "accuracy", 100),
         "spread": statistics.stdev(100 * e["mode"]["accuracy"] for e in evaluations),
         "nll": mean("mode", "nll"),

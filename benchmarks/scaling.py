@@ -1,10 +1,10 @@
-"""Weak scaling on emulated devices: what SQS costs on 8, over what it costs on 1.
+"""Weak scaling on emulated devices: relative cost of SQS on 8 devices and on 1.
 
-Every device has the same batch, and the host's cores are shared by all: a device's share of the
-work does not change, so what grows is communication and what is done more than once. Each number
-of devices is a process of its own, on the CPU.
+Every device has a batch of equal size, and all devices share the host's cores. A device's share of
+the work is constant, so that growth is communication and repeated work. Each number of devices runs
+in a separate process on the CPU.
 
-python -m benchmarks.scaling DEVICES replicated|sharded      # one of these, as JSON
+python -m benchmarks.scaling DEVICES replicated|sharded      # prints a layout's ratios as JSON
 """
 
 import json
@@ -27,23 +27,23 @@ DEVICES = 8
 BAR = 1.10
 _COMPONENTS = 16
 _ESTIMATORS = ("mean", "mode")
-_BATCH, _LENGTH = 4, 128  # of each device
+_BATCH, _LENGTH = 4, 128  # sequences per device; tokens
 _AXIS = "data"
 
 
 def run(workdir: Path, data: Path) -> list[dict[str, Any]]:
-    """Print a row per layout and estimator; returns the rows."""
+    """Print and return a row per layout and estimator."""
     rows = []
     print(f"SQS step / dense step on 1 and on {DEVICES} emulated devices, median and quartiles of "
           f"{PAIRS} pairs; K = {_COMPONENTS}")  # fmt: skip
     print(f"{'weights':>10} {'estimator':>9} {'on 1':>21} {f'on {DEVICES}':>21} {'growth':>7} bar")
     for layout in ("replicated", "sharded"):
-        one, many = (_in_process(count, layout) for count in (1, DEVICES))
+        single, many = (_in_process(count, layout) for count in (1, DEVICES))
         for estimator in _ESTIMATORS:
-            growth = many[estimator]["ratio"] / one[estimator]["ratio"]
+            growth = many[estimator]["ratio"] / single[estimator]["ratio"]
             rows.append({"weights": layout, "estimator": estimator, "growth": growth, "bar": BAR,
-                         "one": one[estimator], "many": many[estimator]})  # fmt: skip
-            print(f"{layout:>10} {estimator:>9} {_spread(one[estimator])} "
+                         "one": single[estimator], "many": many[estimator]})  # fmt: skip
+            print(f"{layout:>10} {estimator:>9} {_spread(single[estimator])} "
                   f"{_spread(many[estimator])} {judged(growth, BAR)}", flush=True)  # fmt: skip
     return rows
 
@@ -61,15 +61,15 @@ def _in_process(devices: int, layout: str) -> dict[str, dict[str, float]]:
 
 
 def measure(devices: int, layout: str, *, pairs: int) -> dict[str, dict[str, float]]:
-    """Time dense and SQS steps in turn on this process's devices.
+    """Time alternating dense and SQS steps on the devices of this process.
 
     Args:
-      devices: how many of them.
-      layout: of the weights and all that is shaped like them, "replicated" or "sharded".
-      pairs: of steps.
+        devices: Number of devices.
+        layout: "replicated" or "sharded", the layout of arrays in the shape of the weights.
+        pairs: Number of pairs of steps.
 
     Returns:
-      Per estimator, the fields of a Comparison.
+        Fields of a `Comparison`, by estimator.
     """
     mesh = jax.make_mesh((devices,), (_AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
     split = NamedSharding(mesh, PartitionSpec(_AXIS))
@@ -81,20 +81,20 @@ def measure(devices: int, layout: str, *, pairs: int) -> dict[str, dict[str, flo
     problem = training.Problem("decoder", model, inputs, labels)
 
     def placed(state: training.State) -> tuple[training.State, Any]:
-        """Put a state where it belongs, and say where that is."""
-        where = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), state)
+        """Return a state on its devices, and the shardings."""
+        shardings = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), state)
         if layout == "sharded":
             weights = sqs_jax.fully_sharded(state.weights, mesh, axis=_AXIS)
-            where = sqs_jax.state_shardings(state, state.weights, weights)
-        return jax.device_put(state, where), where
+            shardings = sqs_jax.state_shardings(state, state.weights, weights)
+        return jax.device_put(state, shardings), shardings
 
-    state, where = placed(training.dense_state(problem))
-    dense = training.steps(training.dense_step(problem, where), state, problem)
+    state, shardings = placed(training.dense_state(problem))
+    dense = training.steps(training.dense_step(problem, shardings), state, problem)
     sqs = training.transform(_COMPONENTS)
 
     def sqs_run(estimator: str) -> Run:
-        state, where = placed(training.sqs_state(problem, sqs, estimator))
-        step = training.sqs_step(problem, sqs, estimator, layout=where)
+        state, shardings = placed(training.sqs_state(problem, sqs, estimator))
+        step = training.sqs_step(problem, sqs, estimator, layout=shardings)
         return training.steps(step, state, problem)
 
     return {
@@ -103,8 +103,8 @@ def measure(devices: int, layout: str, *, pairs: int) -> dict[str, dict[str, flo
     }
 
 
-def _spread(found: dict[str, float]) -> str:
-    return f"{found['ratio']:>5.2f} ({found['lower']:.2f} to {found['upper']:.2f})"
+def _spread(timing: dict[str, float]) -> str:
+    return f"{timing['ratio']:>5.2f} ({timing['lower']:.2f} to {timing['upper']:.2f})"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The soft weights of one tensor, forward and backward, in passes over memory.
+"""Time of the soft weights of a tensor, forward and backward, in passes over memory.
 
-A pass is one jitted multiply-add of the weights, its output allocated, timed in turn with what is
-measured. Beside ours: the softmax over [N, K] written in JAX, and the published layer in PyTorch.
+A pass is a jitted multiply-add of the weights with a new output. Passes and measured calls
+alternate. The peers are a dense softmax over [N, K] in JAX, and the published layer in PyTorch.
 """
 
 import importlib.util
@@ -13,26 +13,26 @@ import jax
 import jax.numpy as jnp
 
 import sqs_jax
-from benchmarks import plain, training
+from benchmarks import dense_softmax, training
 from benchmarks.timing import Comparison, Run, calls, compare, judged, least_seconds
 
-PAIRS, PEER_PAIRS = 21, 5  # a peer's softmax takes seconds
+PAIRS, PEER_PAIRS = 21, 5  # fewer pairs of the peers, whose softmax takes seconds
 COMPONENTS = (4, 16, 64)
-PEER_COMPONENTS = (16, 64)  # on accelerators, where N is larger, [N, 64] would not fit
+PEER_COMPONENTS = (16, 64)  # on accelerators N is larger, and [N, 64] does not fit
 TEMPERATURES = (1.0, 0.5, 0.05, 1e-3)
 EVALUATIONS = ("table", "loop")
-_COPIED = 1 << 26  # floats, past any cache
-_MOVED = 4 + 4 + 1 + 4  # bytes a weight of the forward pass: loc, gate, kept; the weight
+_COPIED = 1 << 26  # floats; larger than any cache
+_MOVED = 4 + 4 + 1 + 4  # bytes per weight of the forward pass: loc, gate, kept; the output
 _FIELDS = ("loc", "gate_logits", "means", "log_scales", "mixture_logits")
-# in passes, on a CPU; the K = 64 bars are multiples of what K = 16 took
+# Bars in passes, on a CPU. Bars at K = 64 are multiples of the passes at K = 16.
 _PASSES = {"forward": 8.0, "both": 40.0}
 _GROWTH = 1.5
-_BANDWIDTH = {4: 0.60, 16: 0.25}  # fraction of the copy's, elsewhere
+_BANDWIDTH = {4: 0.60, 16: 0.25}  # bars on accelerators, as a share of a copy's bandwidth
 
 
 def run(workdir: Path, data: Path) -> dict[str, Any]:
-    """Print a row per way, K and temperature; returns rows and bandwidth."""
-    # in an accelerator's cache 4 M weights would be measured, not its memory
+    """Print a row per method, K and temperature; return the rows and the bandwidth."""
+    # On accelerators 4 M weights fit in the cache, which would be measured instead of the memory.
     side = 2048 if _on_cpu() else 8192
     copied = bandwidth()
     print(f"N = {side * side:,} weights, float32; copying moves {copied / 1e9:.1f} GB/s; "
@@ -42,14 +42,14 @@ def run(workdir: Path, data: Path) -> dict[str, Any]:
           f"{'bandwidth':>9} {'bar':>8}   {'ms':>8} {'passes':>7} {'bar':>8}")  # fmt: skip
     rows: list[dict[str, Any]] = []
     for components in COMPONENTS:
-        for way, temperature, forward, both, pairs in ways(side, components):
-            found = measure(side, forward, both, pairs)
+        for method, temperature, forward, both, pairs in methods(side, components):
+            timings = measure(side, forward, both, pairs)
             row: dict[str, Any] = {
-                "way": way,
+                "way": method,
                 "components": components,
                 "temperature": temperature,
-                "of_bandwidth": side * side * _MOVED / found["forward"]["seconds"] / copied,
-                **found,
+                "of_bandwidth": side * side * _MOVED / timings["forward"]["seconds"] / copied,
+                **timings,
             }
             row["bars"] = _bars(row, rows)
             rows.append(row)
@@ -59,8 +59,8 @@ def run(workdir: Path, data: Path) -> dict[str, Any]:
     return {"weights": side * side, "copy_bytes_per_second": copied, "rows": rows}
 
 
-def ways(side: int, components: int) -> Iterator[tuple[str, float, Run, Run, int]]:
-    """Yield (way, temperature, forward, forward and backward, pairs) of one tensor."""
+def methods(side: int, components: int) -> Iterator[tuple[str, float, Run, Run, int]]:
+    """Yield (method, temperature, forward, forward and backward, pairs) for a tensor."""
     weights = 0.02 * jax.random.t(jax.random.key(0), 5.0, (side, side))
     for evaluation in EVALUATIONS:
         sqs = training.transform(components, evaluation=evaluation)
@@ -71,8 +71,8 @@ def ways(side: int, components: int) -> Iterator[tuple[str, float, Run, Run, int
         return
     leaf = posterior["kernel"]
     fields = {name: getattr(leaf, name) for name in _FIELDS}
-    fields |= {name: fields[name][0] for name in _FIELDS[2:]}  # of its one window
-    yield "JAX, [N, K]", 1.0, *plain_runs(fields, 1.0), PEER_PAIRS
+    fields |= {name: fields[name][0] for name in _FIELDS[2:]}  # of the single window
+    yield "JAX, [N, K]", 1.0, *dense_runs(fields, 1.0), PEER_PAIRS
     if importlib.util.find_spec("torch") is not None:
         from benchmarks import torch_layer
 
@@ -80,9 +80,17 @@ def ways(side: int, components: int) -> Iterator[tuple[str, float, Run, Run, int
 
 
 def runs(sqs: sqs_jax.Transform, posterior: Any, temperature: float) -> tuple[Run, Run]:
-    """Return the forward pass of the transform's `mean`, and forward and backward.
+    """Return runs of the transform's `mean`: forward, and forward and backward.
 
     The gradients are those of loc, gate logits and means.
+
+    Args:
+        sqs: Transform of the benchmark.
+        posterior: Posterior of a tensor at the path "kernel".
+        temperature: Softmax temperature of the responsibilities; positive scalar.
+
+    Returns:
+        Pair of runs.
     """
 
     def mean(trained: Any, fixed: Any, at: jax.Array) -> jax.Array:
@@ -92,11 +100,11 @@ def runs(sqs: sqs_jax.Transform, posterior: Any, temperature: float) -> tuple[Ru
     return _runs(mean, *parts, jnp.float32(temperature))
 
 
-def plain_runs(fields: dict[str, jax.Array], temperature: float) -> tuple[Run, Run]:
-    """Return the same of the softmax over [N, K]."""
+def dense_runs(fields: dict[str, jax.Array], temperature: float) -> tuple[Run, Run]:
+    """Return the runs of `runs`, for a dense softmax over [N, K]."""
 
     def mean(trained: Any, fixed: Any, at: jax.Array) -> jax.Array:
-        return plain.mean(**trained, **fixed, temperature=at)
+        return dense_softmax.mean(**trained, **fixed, temperature=at)
 
     trained, fixed = ({name: fields[name] for name in part} for part in (_FIELDS[:3], _FIELDS[3:]))
     return _runs(mean, trained, fixed, jnp.float32(temperature))
@@ -115,7 +123,7 @@ def _runs(mean: Callable[..., jax.Array], trained: Any, fixed: Any, at: Any) -> 
 
 
 def measure(side: int, forward: Run, both: Run, pairs: int) -> dict[str, dict[str, float]]:
-    """Time both against the multiply-add pass."""
+    """Compare both runs with the multiply-add pass."""
     x = jnp.ones((side, side))
     one_pass = calls(jax.jit(lambda x, a, b: x * a + b), x, jnp.float32(2), jnp.float32(1))
 
@@ -126,8 +134,8 @@ def measure(side: int, forward: Run, both: Run, pairs: int) -> dict[str, dict[st
 
 
 def bandwidth() -> float:
-    """Measure what copying moves, bytes read and written per second."""
-    # the negative: a plain copy could be left out; into memory that is there already
+    """Return the bandwidth of a copy, bytes read and written per second."""
+    # XLA may elide a plain copy, so that this is a negation, into a donated buffer.
     negate = jax.jit(lambda source, _: -source, donate_argnums=1, keep_unused=True)
     source, target = jnp.ones(_COPIED), jnp.ones(_COPIED)
 
@@ -137,12 +145,12 @@ def bandwidth() -> float:
             target = negate(source, target)
         jax.block_until_ready(target)
 
-    found = compare(copy, copy, pairs=PAIRS, least_seconds=least_seconds())
-    return 2 * 4 * _COPIED / found.seconds
+    timing = compare(copy, copy, pairs=PAIRS, least_seconds=least_seconds())
+    return 2 * 4 * _COPIED / timing.seconds
 
 
 def _bars(row: dict[str, Any], before: list[dict[str, Any]]) -> dict[str, float]:
-    """Return the bars of a row that has any, on this backend."""
+    """Return the bars of a row on this backend; empty without bars."""
     if row["way"] != ("table" if _on_cpu() else "loop"):
         return {}
     if not _on_cpu():

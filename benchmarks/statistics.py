@@ -1,8 +1,7 @@
-"""What batch statistics estimated anew cost a dense network, by the border of its shifted images.
+"""Accuracy of dense networks with re-estimated batch statistics, by augmentation.
 
-The published networks were trained on images whose borders were padded with black. Statistics of
-1,024 training images as they are, or shifted with the edge repeated, are not those that the
-network's weights have learned with.
+The published networks were trained on shifted images with black borders. Statistics of 1,024
+training images without shifts, or with repeated edges, differ from those of the training.
 """
 
 from pathlib import Path
@@ -22,7 +21,7 @@ from experiments.trees import other_collections
 
 _NETWORKS = ("resnet20", "resnet56")
 _IMAGES = 1024
-_WAYS = {
+_AUGMENTATIONS = {
     "kept": {},
     "shifted, black borders": {"pad": "black"},
     "shifted, edges repeated": {"pad": "edge"},
@@ -31,7 +30,7 @@ _WAYS = {
 
 
 def run(workdir: Path, data: Path) -> list[dict[str, Any]]:
-    """Print accuracies on all test images; `data` has cifar10.npz and the networks."""
+    """Print accuracies on all test images; `data` contains cifar10.npz and the networks."""
     rows = []
     print(f"{'network':>10} {'statistics of training images':>30} {'accuracy, %':>12}")
     for name in _NETWORKS:
@@ -40,7 +39,7 @@ def run(workdir: Path, data: Path) -> list[dict[str, Any]]:
         config.model.name, config.model.weights = name, str(data / f"cifar10_{name}.npz")
         problem = load_task(config, workdir)
         variables = starting_variables(problem, config)
-        for way, fields in _WAYS.items():
+        for augmentation, fields in _AUGMENTATIONS.items():
             config.data.update(fields)
             state = other_collections(variables)
             if fields:
@@ -48,10 +47,11 @@ def run(workdir: Path, data: Path) -> list[dict[str, Any]]:
                     problem.splits.train, config, _IMAGES // config.batch_size
                 )
                 state = estimate_statistics(problem.model, variables["params"], state, batches)
-            whole = jax.tree.map(np.asarray, {"params": variables["params"], **state})
+            deployed = jax.tree.map(np.asarray, {"params": variables["params"], **state})
             accuracy = (
-                100 * metrics(predict(problem.model, [whole], problem.splits.holdout))["accuracy"]
+                100
+                * metrics(predict(problem.model, [deployed], problem.splits.holdout))["accuracy"]
             )
-            print(f"{name:>10} {way:>30} {accuracy:>12.2f}", flush=True)
-            rows.append({"network": name, "statistics": way, "accuracy": accuracy})
+            print(f"{name:>10} {augmentation:>30} {accuracy:>12.2f}", flush=True)
+            rows.append({"network": name, "statistics": augmentation, "accuracy": accuracy})
     return rows

@@ -1,4 +1,4 @@
-"""A training step against the dense step of the same network, by estimator and K."""
+"""Time of a training step over that of the dense step, by estimator and K."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,12 +15,12 @@ COMPONENTS = (16, 64)
 
 
 class Case(NamedTuple):
-    """A network, and what its steps may take.
+    """Network with bars for the time of a step.
 
     Attributes:
-      problem: the network and its batch.
-      bars: (estimator, K) -> largest ratio of the SQS step to the dense step.
-      stacked: whether its layers are stacked.
+        problem: Network and batch.
+        bars: Largest ratio of the SQS step to the dense step, by (estimator, K).
+        stacked: Whether layers are stacked.
     """
 
     problem: training.Problem
@@ -29,13 +29,13 @@ class Case(NamedTuple):
 
 
 def run(workdir: Path, data: Path) -> list[dict[str, Any]]:
-    """Print a row per network, estimator and K; returns the rows."""
+    """Print and return a row per network, estimator and K."""
     rows = []
     print(f"median and quartiles of the ratios of {PAIRS} pairs of steps; Adam, KL included")
     print(f"{'network':>30} {'estimator':>9} {'K':>3} {'dense ms':>9} {'SQS ms':>9} "
           f"{'ratio':>7} {'bar':>7}    quartiles")  # fmt: skip
     for case in cases():
-        # one at a time: a large network leaves no room for another
+        # One network at a time, because of the memory of large networks.
         dense = training.steps(
             training.dense_step(case.problem), training.dense_state(case.problem), case.problem
         )
@@ -47,7 +47,7 @@ def run(workdir: Path, data: Path) -> list[dict[str, Any]]:
 
 
 def cases() -> list[Case]:
-    """Return the networks of this backend: small ones on CPUs."""
+    """Return the networks of this backend; on CPUs, small networks."""
     on_cpu = jax.default_backend() == "cpu"
     return [decoder(), resnet20()] if on_cpu else [resnet18(), llama()]
 
@@ -55,29 +55,32 @@ def cases() -> list[Case]:
 def measure(
     case: Case, dense: training.Run, estimator: str, components: int, *, pairs: int
 ) -> dict[str, Any]:
-    """Time the SQS step in turn with the dense step; returns a row."""
+    """Compare the SQS step with the dense step; return a row."""
     sqs = training.transform(components, stacked=case.stacked)
     state = training.sqs_state(case.problem, sqs, estimator)
     step = training.steps(training.sqs_step(case.problem, sqs, estimator), state, case.problem)
-    found = compare(dense, step, pairs=pairs, least_seconds=least_seconds())
+    timing = compare(dense, step, pairs=pairs, least_seconds=least_seconds())
     return {
         "network": case.problem.name,
         "estimator": estimator,
         "components": components,
         "bar": case.bars.get((estimator, components)),
-        **found._asdict(),
+        **timing._asdict(),
     }
 
 
 def decoder() -> Case:
-    """6.2 M weights, all but a few thousand compressed, 8 x 256 tokens."""
+    """Return a decoder of 6.2 M weights, nearly all compressed, with 8 x 256 tokens."""
     model = Decoder(vocabulary=4096, width=256, layers=6, heads=4, kv_heads=4, hidden=768)
     bars = {("mean", 16): 1.25, ("mean", 64): 1.30, ("mode", 16): 1.15, ("mode", 64): 1.15}
     return Case(_text("Transformer, 2,048 tokens", model, 8, 256), bars)
 
 
 def llama() -> Case:
-    """1.0e9 weights, 4 x 2,048 tokens, bfloat16 arithmetic, as Llama 3.2 1B but for the tokens."""
+    """Return a decoder of 1.0e9 weights in bfloat16 arithmetic, with 4 x 2,048 tokens.
+
+    Shapes are those of Llama 3.2 1B, except for the vocabulary.
+    """
     model = Decoder(
         vocabulary=32_768, width=2048, layers=16, heads=32, kv_heads=8, hidden=8192,
         dtype=jnp.bfloat16, scan=True,
@@ -87,14 +90,14 @@ def llama() -> Case:
 
 
 def resnet20() -> Case:
-    """0.27 M weights, 128 images."""
+    """Return ResNet-20, 0.27 M weights, with 128 images."""
     model = ResNet(widths=(16, 32, 64), blocks=3)
     bars = {(estimator, k): 1.10 for estimator in training.TRAIN for k in COMPONENTS}
     return Case(_images("ResNet-20, 128 images", model, 128), bars)
 
 
 def resnet18() -> Case:
-    """11 M weights, 256 images, bfloat16 arithmetic."""
+    """Return ResNet-18, 11 M weights in bfloat16 arithmetic, with 256 images."""
     model = ResNet(widths=(64, 128, 256, 512), blocks=2, dtype=jnp.bfloat16)
     return Case(_images("ResNet-18, 256 images", model, 256), _accelerator())
 

@@ -1,4 +1,4 @@
-"""Two ways of doing something, timed in turn in one run: the ratio outlives a noisy machine."""
+"""Comparison of the time of two runs by alternating pairs, robust on noisy machines."""
 
 import statistics
 from collections.abc import Callable
@@ -7,18 +7,19 @@ from typing import Any, NamedTuple
 
 import jax
 
-Run = Callable[[int], None]  # does it so many times, and returns when the last is done
+Run = Callable[[int], None]  # (count): repeats the work, and returns after the last repetition
 
 
 class Comparison(NamedTuple):
-    """What the pairs gave.
+    """Statistics of alternating pairs.
 
     Attributes:
-      base_seconds: median of the base.
-      seconds: median of the other.
-      ratio: median of the pairs' ratios, other / base.
-      lower, upper: their quartiles.
-      pairs: how many there were.
+        base_seconds: Median seconds of the base.
+        seconds: Median seconds of the other run.
+        ratio: Median over pairs of the ratio other / base.
+        lower: First quartile of the ratio.
+        upper: Third quartile of the ratio.
+        pairs: Number of pairs.
     """
 
     base_seconds: float
@@ -30,25 +31,28 @@ class Comparison(NamedTuple):
 
 
 def compare(base: Run, other: Run, *, pairs: int, least_seconds: float = 0.0) -> Comparison:
-    """Time both, one after the other, again and again; every second pair the other way round.
+    """Time pairs of both runs, in alternating order.
 
-    Both are run twice before: to compile them, and to see how long they take.
+    Two calls of each run precede: compilation, and an estimate of the seconds.
 
     Args:
-      base: what the other is compared with.
-      other: compared.
-      pairs: how often, at least 2.
-      least_seconds: each is repeated within a pair until it takes about that long, where a single
-        run would be too short for the clock or for the dispatch of an accelerator.
+        base: Denominator of the ratio.
+        other: Numerator of the ratio.
+        pairs: Number of pairs, at least 2.
+        least_seconds: Approximate seconds of a run in a pair, by repetition. A single run may be
+            too short for the clock, or for the dispatch of an accelerator.
+
+    Returns:
+        Statistics of the pairs.
     """
     base(1)
     other(1)
     repeats = [max(1, round(least_seconds / _seconds(run, 1))) for run in (base, other)]
     times: list[tuple[float, float]] = []
     for pair in range(pairs):
-        order = [0, 1] if pair % 2 == 0 else [1, 0]  # neither is always the one after
-        found = {i: _seconds((base, other)[i], repeats[i]) / repeats[i] for i in order}
-        times.append((found[0], found[1]))
+        order = [0, 1] if pair % 2 == 0 else [1, 0]  # cancels effects of the order
+        seconds = {i: _seconds((base, other)[i], repeats[i]) / repeats[i] for i in order}
+        times.append((seconds[0], seconds[1]))
     ratios = [second / first for first, second in times]
     lower, ratio, upper = statistics.quantiles(ratios, n=4, method="inclusive")
     first, second = (statistics.median(column) for column in zip(*times, strict=True))
@@ -56,7 +60,7 @@ def compare(base: Run, other: Run, *, pairs: int, least_seconds: float = 0.0) ->
 
 
 def calls(function: Callable[..., Any], *arguments: Any) -> Run:
-    """Return a Run that calls a function of JAX arrays and awaits what it returns."""
+    """Return a Run that calls a function of JAX arrays and awaits the result."""
 
     def run(count: int) -> None:
         for _ in range(count):
@@ -67,15 +71,15 @@ def calls(function: Callable[..., Any], *arguments: Any) -> Run:
 
 
 def least_seconds() -> float:
-    """Return what `compare` needs here: a CPU's clock sees every step, an accelerator's does not.
+    """Return the seconds that `compare` needs per run on this backend.
 
-    There the host would be timed, were every step awaited.
+    An accelerator needs several calls per run: awaiting every call would time the host.
     """
     return 0.0 if jax.default_backend() == "cpu" else 0.2
 
 
 def judged(value: float, bar: float | None, *, at_least: bool = False) -> str:
-    """Write a figure with its bar beside it, and "!" where it misses; a table's cell."""
+    """Format a value with a bar, and "!" if the value misses the bar; a table's cell."""
     if bar is None:
         return f"{value:>7.2f} {'':>9}"
     missed = value < bar if at_least else value > bar

@@ -1,6 +1,6 @@
-"""The published layer's weights in PyTorch, transcribed from docs/math.md; autograd does the rest.
+"""Weights of the published layer in PyTorch, from docs/math.md, by autograd.
 
-The only file that imports torch, which is an extra of its own: pip install -e '.[peers]'.
+The only file that imports torch, which needs an extra: pip install -e '.[peers]'.
 """
 
 from collections.abc import Mapping
@@ -13,11 +13,13 @@ from benchmarks.timing import Run
 
 
 class SoftWeight(torch.nn.Module):
-    """sigmoid(s) sum_k phi_k mu_k of one window, nothing pruned: the mean of a sub-distribution.
+    """Mean of a sub-distribution, sigmoid(s) sum_k phi_k mu_k.
+
+    There is a single window, and no weight is pruned.
 
     Args:
-      fields: "loc" and "gate_logits", of any one shape; "means", "log_scales" and
-        "mixture_logits", [K].
+        fields: Arrays "loc" and "gate_logits" of equal shape; "means", "log_scales" and
+            "mixture_logits" `[K]`.
     """
 
     def __init__(self, fields: Mapping[str, jax.Array]) -> None:
@@ -32,7 +34,7 @@ class SoftWeight(torch.nn.Module):
         self.log_scales, self.mixture_logits = tensors["log_scales"], tensors["mixture_logits"]
 
     def forward(self, temperature: float) -> torch.Tensor:
-        """Return the weights, shaped as `loc`."""
+        """Return the weights in the shape of `loc`."""
         log_pi = torch.log_softmax(self.mixture_logits, dim=-1)
         z = (self.loc.reshape(-1, 1) - self.means) / self.log_scales.exp()  # [N, K]
         joint = log_pi - self.log_scales - 0.5 * z * z
@@ -42,7 +44,7 @@ class SoftWeight(torch.nn.Module):
 
 
 def runs(fields: Mapping[str, jax.Array], temperature: float) -> tuple[Run, Run]:
-    """Return what runs the forward pass alone, and forward and backward."""
+    """Return runs of the forward pass, and of forward and backward."""
     layer = SoftWeight(fields)
     cotangent = torch.ones_like(layer.loc)
 

@@ -1,7 +1,7 @@
-"""A dense training step, and the SQS step that replaces it: same network, same optimiser.
+"""Dense and SQS training steps of the same network with the same optimizer.
 
-Both are written as in a user's loop: jitted, the state donated, the gradient by
-`jax.value_and_grad`, updates by optax.
+Both follow a user's loop: jit with a donated state, gradients by `jax.value_and_grad`, updates by
+optax.
 """
 
 import math
@@ -16,23 +16,23 @@ import optax
 import sqs_jax
 from benchmarks.timing import Run
 
-PATTERN = ".*(kernel|embedding)"  # what is compressed
+PATTERN = ".*(kernel|embedding)"  # compressed leaves
 TRAIN = {  # labels of `sqs_jax.partition`, per estimator
     "mean": ("loc", "gate", "means", "dense"),
     "sample": ("loc", "gate", "means", "dense"),
     "mode": ("loc", "means", "dense"),
 }
-_SAMPLED = 1 << 16  # weights of a tensor that its codebook is fitted to
+_SAMPLED = 1 << 16  # weights of a tensor in the sample for its codebook
 
 
 class Problem(NamedTuple):
-    """A network and a batch.
+    """Network and batch.
 
     Attributes:
-      name: of the network.
-      model: module; its output are logits over the last axis of the labels' shape.
-      inputs: of one step.
-      labels: integers.
+        name: Name of the network.
+        model: Module that returns logits `[*labels.shape, classes]`.
+        inputs: Inputs of a step.
+        labels: Integer labels.
     """
 
     name: str
@@ -41,12 +41,17 @@ class Problem(NamedTuple):
     labels: jax.Array
 
     def variables(self) -> tuple[Any, Any]:
-        """Return random (params, other collections), made on the device."""
-        made = dict(jax.jit(self.model.init)(jax.random.key(0), self.inputs[:1]))
-        return made.pop("params"), made
+        """Return random (params, other collections), drawn on the device."""
+        variables = dict(jax.jit(self.model.init)(jax.random.key(0), self.inputs[:1]))
+        return variables.pop("params"), variables
 
     def nll(self, params: Any, batch: Any) -> tuple[jax.Array, Any]:
-        """Return (mean NLL per label, new model state); batch is (inputs, labels, model state)."""
+        """Return (mean NLL per label, new model state).
+
+        Args:
+            params: Weights of the model.
+            batch: Tuple (inputs, labels, model state).
+        """
         inputs, labels, state = batch
         logits, state = self.model.apply({"params": params, **state}, inputs, mutable=list(state))
         logits = logits.astype(jnp.float32)
@@ -55,7 +60,13 @@ class Problem(NamedTuple):
 
 
 class State(NamedTuple):
-    """All that a step changes; `weights` are params or a posterior."""
+    """State of a training.
+
+    Attributes:
+        weights: Params or posterior.
+        model_state: Other collections of the model.
+        optimizer_state: State of the optimizer.
+    """
 
     weights: Any
     model_state: Any
@@ -66,16 +77,16 @@ Step = Callable[..., State]  # (state, inputs, labels, step) -> state
 
 
 def optimizer() -> optax.GradientTransformation:
-    """Return the optimiser of all steps."""
+    """Return the optimizer of all steps."""
     return optax.adam(1e-4)
 
 
 def dense_step(problem: Problem, layout: Any = None) -> Step:
-    """Build the plain training step of a network's params.
+    """Build the dense training step of a network.
 
     Args:
-      problem: a network and a batch.
-      layout: shardings of the state that it returns; None leaves them to JAX.
+        problem: Network and batch.
+        layout: Shardings of the returned state; None lets JAX choose.
     """
 
     def step_fn(state: State, inputs: jax.Array, labels: jax.Array, step: jax.Array) -> State:
@@ -90,7 +101,7 @@ def dense_step(problem: Problem, layout: Any = None) -> Step:
 
 
 def dense_state(problem: Problem) -> State:
-    """Return the state that `dense_step` starts from."""
+    """Return the initial state of `dense_step`."""
     params, model_state = problem.variables()
     return State(params, model_state, optimizer().init(params))
 
@@ -102,14 +113,14 @@ def sqs_step(
     train: tuple[str, ...] = (),
     layout: Any = None,
 ) -> Step:
-    """Build the SQS step of the same network, KL included.
+    """Build the SQS step of a network, with the KL.
 
     Args:
-      problem: a network and a batch.
-      sqs: the transform.
-      estimator: of `sqs_jax.elbo`.
-      train: labels of what is trained; by default those of `TRAIN`.
-      layout: as for `dense_step`.
+        problem: Network and batch.
+        sqs: Transform.
+        estimator: Estimator of `sqs_jax.elbo`.
+        train: Labels of the trained arrays; by default those of `TRAIN`.
+        layout: Shardings of the returned state; None lets JAX choose.
     """
     train = train or TRAIN[estimator]
     loss_fn = sqs_jax.elbo(
@@ -135,7 +146,7 @@ def sqs_step(
 def sqs_state(
     problem: Problem, sqs: sqs_jax.Transform, estimator: Any, train: tuple[str, ...] = ()
 ) -> State:
-    """Return the state that `sqs_step` of the same arguments starts from."""
+    """Return the initial state of `sqs_step` with the same arguments."""
     params, model_state = problem.variables()
     posterior = start(sqs, params)
     trainable, _ = sqs_jax.partition(posterior, train=train or TRAIN[estimator])
@@ -143,7 +154,7 @@ def sqs_state(
 
 
 def temperature(step: jax.Array) -> jax.Array:
-    """Anneal as trainings do: the compiled step does not know the temperature."""
+    """Return an annealed temperature, as a traced value in the compiled step."""
     return jnp.maximum(0.5, 1.0 - 1e-3 * jnp.asarray(step, jnp.float32))
 
 
@@ -153,10 +164,10 @@ def transform(
     """Return the SQS transform of the benchmarks.
 
     Args:
-      components: K.
-      stacked: whether the leaves under "layers" have a leading axis of layers.
-      pattern: of the leaves that are compressed.
-      **options: of `sqs_jax.spike_slab_gmm`.
+        components: Number K of components.
+        stacked: Whether leaves under "layers" have a leading axis of layers.
+        pattern: Pattern of the compressed leaves.
+        **options: Further arguments of `sqs_jax.spike_slab_gmm`.
     """
     rules = [sqs_jax.Rule(pattern=pattern, components=components)]
     if stacked:
@@ -167,29 +178,29 @@ def transform(
 
 
 def start(sqs: sqs_jax.Transform, params: Any) -> Any:
-    """Return `sqs.init(params)` with codebooks fitted to some weights of each tensor.
+    """Return `sqs.init(params)` with codebooks fitted to a sample of each tensor.
 
-    `init` fits them to all weights, on the host, once: minutes for a billion. A step takes the
-    same time wherever its codebooks start.
+    `init` fits codebooks to all weights on the host, which takes minutes for 1e9 weights. The
+    time of a step does not depend on the codebooks.
     """
     abstract = jax.eval_shape(sqs.init, params)
-    few = jax.tree.map(_few, params, abstract, is_leaf=_compressed)
-    return jax.tree.map(_spread, sqs.init(few), params, is_leaf=_compressed)
+    sample = jax.tree.map(_sample, params, abstract, is_leaf=_compressed)
+    return jax.tree.map(_expand, sqs.init(sample), params, is_leaf=_compressed)
 
 
 def compressible(sqs: sqs_jax.Transform, params: Any) -> int:
-    """Count the weights of the leaves that get a sub-distribution."""
+    """Return the number of weights of the compressed leaves."""
     leaves = jax.tree.leaves(jax.eval_shape(sqs.init, params), is_leaf=_compressed)
     return sum(math.prod(leaf.loc.shape) for leaf in leaves if _compressed(leaf))
 
 
 def steps(step: Step, state: State, problem: Problem) -> Run:
-    """Return a Run of steps, each on the state that the one before left.
+    """Return a Run of consecutive training steps.
 
     Args:
-      step: donates its state.
-      state: to start from; of no use to the caller afterwards.
-      problem: gives the batch.
+        step: Step that donates its state.
+        state: Initial state, which the first step deletes.
+        problem: Network and batch.
     """
     done = 0
 
@@ -207,16 +218,16 @@ def _compressed(leaf: Any) -> bool:
     return isinstance(leaf, sqs_jax.SubDistribution)
 
 
-def _few(weights: jax.Array, leaf: Any) -> jax.Array:
-    """Take the first weights of each slice of a tensor that is compressed, as a matrix."""
+def _sample(weights: jax.Array, leaf: Any) -> jax.Array:
+    """Return the first weights of each slice of a compressed tensor, as a matrix."""
     if not _compressed(leaf):
         return weights
     lead = weights.shape[: leaf.stacked]
     return weights.reshape(*lead, -1)[..., :_SAMPLED][..., None]
 
 
-def _spread(leaf: Any, weights: jax.Array) -> Any:
-    """Put all the weights in place of the few."""
+def _expand(leaf: Any, weights: jax.Array) -> Any:
+    """Return a leaf with all weights in place of the sample."""
     if not _compressed(leaf):
         return leaf
     return leaf.replace(

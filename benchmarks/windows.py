@@ -1,8 +1,9 @@
-"""Windows for long tails, at equal bytes: one, equal and outlier windows on stories260K.
+"""Windows for long tails at equal bytes: single, equal and outlier windows.
 
-Nothing is trained: levels by k-means in each window, nothing pruned. Bytes are the file's; the loss
-is KL(dense || compressed) of the next token on the second half of tinystories_cased_a. Draws
-windows.png: the tensor with the longest tails, as it is and compressed, both tails enlarged.
+The network is stories260K without training and pruning; k-means determines the levels of each
+window. Bytes are those of the file; the loss is KL(dense || compressed) of the next token on the
+second half of tinystories_cased_a. The figure windows.png has the tensor with the longest tails,
+original and compressed, with both tails enlarged.
 """
 
 from pathlib import Path
@@ -18,7 +19,7 @@ from benchmarks.calibration import divergence, file_bytes, load
 from experiments.trees import flat_leaves
 
 _PRIOR = sqs_jax.SpikeSlabPrior(inclusion=0.5, scale=1.0)
-# levels in all; a window has its share of them
+# Total numbers of levels, which windows share equally.
 _LEVELS = (6, 9, 12, 15, 18, 24, 30, 36, 48, 60)
 _KINDS = {
     "one": sqs_jax.Windows(),
@@ -26,12 +27,12 @@ _KINDS = {
     "3, outlier": sqs_jax.Windows(kind="outlier", count=3),
     "3, outlier, 3 IQR": sqs_jax.Windows(kind="outlier", count=3, iqr_factor=3.0),
 }
-_DRAWN = 18  # levels in all, of the figure
-_BITS = (3.0, 3.5, 4.0, 4.5, 5.0)  # per weight of the whole file, at which curves are compared
+_DRAWN = 18  # total levels of the figure
+_BITS = (3.0, 3.5, 4.0, 4.5, 5.0)  # bits per weight of the file, for the comparison
 
 
 def run(workdir: Path, data: Path) -> list[dict[str, Any]]:
-    """Print and return what each kind loses at each size, interpolated between measured ones."""
+    """Print and return the loss of each kind of windows at equal sizes, interpolated."""
     network = load(data)
     weights = sum(leaf.size for leaf in jax.tree.leaves(network.params))
     tails = np.concatenate([
@@ -54,24 +55,24 @@ def run(workdir: Path, data: Path) -> list[dict[str, Any]]:
             sizes.append(8 * file_bytes(compressed) / weights)
             losses.append(divergence(network, sqs_jax.materialize(compressed)))
         order = np.argsort(sizes)
-        at = np.interp(
+        log_losses = np.interp(
             _BITS, np.asarray(sizes)[order], np.log(np.asarray(losses)[order]), np.nan, np.nan
         )
-        found = np.exp(at)
-        print(f"{name:20} " + "".join(f"{loss:15.4f}" for loss in found), flush=True)
-        rows.append({"windows": name, "bits": list(_BITS), "divergence": found.tolist()})
+        interpolated = np.exp(log_losses)
+        print(f"{name:20} " + "".join(f"{loss:15.4f}" for loss in interpolated), flush=True)
+        rows.append({"windows": name, "bits": list(_BITS), "divergence": interpolated.tolist()})
     print(f"figure: {_draw_tails(network.params, workdir / 'windows.png')}")
     return rows
 
 
 def _draw_tails(params: Any, path: Path) -> Path:
-    """Draw the longest tails: how many weights lie where, and at which levels, in deviations."""
+    """Plot histograms of weights and levels for the tensor with the longest tails."""
     tensors = {name: w for name, w in flat_leaves(params).items() if w.ndim > 1}
 
     def kurtosis(w: np.ndarray) -> float:
         return float(np.mean((w - w.mean()) ** 4) / w.var() ** 2)
 
-    name = max(tensors, key=lambda each: kurtosis(tensors[each]))
+    name = max(tensors, key=lambda name: kurtosis(tensors[name]))
     weights = tensors[name].ravel()
     unit, most = weights.std(), 1.05 * np.abs(weights).max() / weights.std()
     kinds = ("one", "3, outlier")
@@ -92,7 +93,7 @@ def _draw_tails(params: Any, path: Path) -> Path:
             row[0].set_ylabel(f"{kind}\nweights")
         for plot, title in zip(axes[0], ("lower tail", "body", "upper tail"), strict=True):
             plot.set_title(title)
-        axes[0][0].set_ylim(0.7, weights.size / 2)  # of all: they share it
+        axes[0][0].set_ylim(0.7, weights.size / 2)  # all axes share it
         axes[1][1].set_xlabel("standard deviations; grey: full precision, blue: compressed")
         figure.savefig(path, metadata={"Software": None})
     return path

@@ -1,4 +1,8 @@
-"""Make neural networks small: prune and quantize by sparse quantized sub-distributions, in JAX."""
+"""Bayesian compression of neural networks by sparse quantized sub-distributions.
+
+Pruning and quantization are one variational problem: a posterior over weights whose deployed
+values are few levels, and zero. See docs/math.md for the method, docs/architecture.md for the code.
+"""
 
 from importlib.metadata import PackageNotFoundError as _PackageNotFoundError
 from importlib.metadata import version as _version

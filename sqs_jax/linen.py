@@ -16,9 +16,9 @@ DEFAULT_RULE = Rule()
 
 
 class _Compressible:
-    """Create one param as a SubDistribution, and hand the layer its deployed weights.
+    """Mixin that stores a param as a SubDistribution, and computes with its mode.
 
-    Everything else (fields, initialization, dtypes, masks) is the plain layer's.
+    Fields, initialization, dtypes and masks are those of the plain layer.
     """
 
     rule: Rule

@@ -1,4 +1,7 @@
-"""Show the progress of long work on standard error; for commands, the library stays silent."""
+"""Progress of long work on standard error, for commands.
+
+The library itself does not use this module, and is silent.
+"""
 
 import contextlib
 import operator
@@ -20,18 +23,23 @@ from sqs_jax.checkpoints import LazyArray
 __all__ = ["Advance", "progress", "track", "tracked"]
 
 _INTERVAL = 15.0  # seconds between two lines
-_BRIEF = 5.0  # seconds; shorter work leaves no line
-_PERIOD = 3600.0  # seconds that a speed is taken of: of rich's 30, slow steps have none
-_REFRESHES = 4  # of a bar per second: it shows whole seconds
+_BRIEF = 5.0  # seconds; shorter work prints no line
+_PERIOD = 3600.0  # seconds over which a speed is averaged: slow steps exceed rich's default, 30
+_REFRESHES = 4  # per second; a bar shows whole seconds
 
 Item = TypeVar("Item")
 
-# Work within other work joins its display: two bars on one terminal would overwrite each other.
+# Nested work shares a display, because two displays on a terminal would overwrite each other.
 _DISPLAY: ContextVar[Progress | None] = ContextVar("display", default=None)
 
 
 class Advance(Protocol):
-    """Reports what has been done since the last call, and a remark to show beside it."""
+    """Protocol of a function that reports completed work.
+
+    Args:
+        amount: Amount completed since the last call, in units of the total.
+        remark: Text beside the bar or at the end of the line.
+    """
 
     def __call__(self, amount: float = 1, remark: str = "") -> None: ...
 
@@ -48,28 +56,28 @@ def progress(
     interval: float = _INTERVAL,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Advance]:
-    """Show how far some work is: a bar on a terminal, elsewhere a line every 15 seconds.
+    """Show the progress of work: a bar on a terminal, elsewhere a line per interval.
 
-    Lines come while a single step lasts, too, and one at the end unless the work was brief. The
-    result also decorates functions.
+    Lines appear during a long step too. A last line appears at the end, unless the work was brief.
+    The context manager also decorates functions.
+
+    Args:
+        name: Name of the work.
+        total: Amount of all work, > 0; None if unknown.
+        completed: Amount of completed work, >= 0.
+        percent: Whether to show a percentage, for an estimated total.
+        keep: Whether a terminal keeps the bar at the end.
+        console: Console for the output; by default standard error.
+        interval: Seconds between two lines.
+        clock: Function that returns the time, seconds.
+
+    Yields:
+        Function advance(amount, remark), safe to call from threads.
 
     Example:
         >>> with progress("calibration", 28) as advance:
         ...     for block in range(28):
         ...         advance()
-
-    Args:
-        name: Name of the work.
-        total: Amount of all the work; None if it is unknown.
-        completed: Amount that is done already.
-        percent: Whether to show the share that is done, of a total that is an estimate.
-        keep: Whether a terminal keeps the bar at the end.
-        console: Console to write to; by default standard error.
-        interval: Seconds between two lines.
-        clock: Returns the time, seconds.
-
-    Yields:
-        advance(amount, remark), which threads may call.
     """
     outer = _DISPLAY.get()
     display = outer or _display(console or Console(stderr=True), keep, clock)
@@ -92,7 +100,16 @@ def progress(
 def track(
     items: Iterable[Item], name: str, total: int | None = None, **options: Any
 ) -> Iterator[Item]:
-    """Iterate over items and show how many are done; options are those of `progress`.
+    """Iterate over items and show the progress.
+
+    Args:
+        items: Items of the work.
+        name: Name of the work.
+        total: Number of items; by default the length of `items`, if known.
+        **options: Further arguments of `progress`.
+
+    Yields:
+        The items.
 
     Example:
         >>> list(track("ab", "letters"))
@@ -105,14 +122,21 @@ def track(
 
 
 def tracked(tree: Any, advance: Advance) -> Any:
-    """Wrap the arrays of a tree to report, whenever one is read, its size in bytes.
+    """Wrap the arrays of a tree so that every read reports the bytes of the array.
 
     Args:
-        tree: Arrays, or lazy ones.
-        advance: Function to report to.
+        tree: Tree of arrays or lazy arrays.
+        advance: Function that receives the bytes.
 
     Returns:
-        The tree, of lazy arrays.
+        Tree of lazy arrays with the same structure.
+
+    Example:
+        >>> import numpy as np
+        >>> sizes = []
+        >>> tree = tracked({"bias": np.zeros(4, np.float32)}, sizes.append)
+        >>> np.asarray(tree["bias"]), sizes
+        (array([0., 0., 0., 0.], dtype=float32), [16])
     """
 
     def report(tensor: Any) -> LazyArray:
@@ -127,7 +151,7 @@ def tracked(tree: Any, advance: Advance) -> Any:
 
 
 def _display(console: Console, keep: bool, clock: Callable[[], float]) -> Progress:
-    """Return bars, disabled where the console is no terminal."""
+    """Return a display of bars, disabled unless the console is a terminal."""
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(20),
@@ -136,10 +160,10 @@ def _display(console: Console, keep: bool, clock: Callable[[], float]) -> Progre
         refresh_per_second=_REFRESHES,
         speed_estimate_period=_PERIOD,
         transient=not keep,
-        # what is printed appears above the bars, unless it goes to a file
+        # Printed text appears above the bars, unless standard output is a file.
         redirect_stdout=getattr(sys.stdout, "isatty", bool)(),
         get_time=clock,
-        # FORCE_COLOR lets rich take a log for a terminal
+        # With FORCE_COLOR, rich treats a log as a terminal.
         disable=not (console.is_interactive and console.file.isatty()),
     )
 
@@ -157,9 +181,9 @@ def _shown(display: Progress, interval: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _lines(display: Progress, interval: float) -> Iterator[None]:
-    """Print the state at intervals, and at the end of work that was not brief.
+    """Print the state at intervals, and at the end unless the work was brief.
 
-    A thread prints, as a single step may take long.
+    A thread prints, because a single step may exceed the interval.
     """
     ended = threading.Event()
 
@@ -173,14 +197,16 @@ def _lines(display: Progress, interval: float) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        thread.join()  # its last line comes before anything that follows the block
+        thread.join()  # the thread's last line precedes any output after the block
     if (display.tasks[0].elapsed or 0) >= _BRIEF:
         _print(display)
 
 
 def _print(display: Progress) -> None:
+    """Print the state of all tasks of a display."""
     line = "; ".join(map(_line, display.tasks))
-    # not by rich: where a reader has gone, it lets standard output go, too; ValueError: closed
+    # Not by rich, which closes standard output too if the reader has closed the pipe. ValueError:
+    # the file is closed.
     with contextlib.suppress(OSError, ValueError):
         display.console.file.write(f"{line}\n")
         display.console.file.flush()
@@ -192,14 +218,15 @@ def _line(task: Task) -> str:
 
 
 class _State(ProgressColumn):
-    """Write beside a bar what a line says after the name."""
+    """Column with the state of a task, as in a line."""
 
     def render(self, task: Task) -> Text:
-        """Return the text."""
+        """Return the state of a task as text."""
         return Text(_state(task))
 
 
 def _state(task: Task) -> str:
+    """Return the state of a task, e.g. "7/28, 3:10 elapsed"."""
     parts = [f"{_duration(task.elapsed or 0)} elapsed"]
     if task.fields["percent"]:
         parts.insert(0, f"{task.percentage:.0f} %")
@@ -213,7 +240,7 @@ def _state(task: Task) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """Return minutes and seconds, with hours if there are any."""
+    """Return a duration as minutes and seconds, from an hour as hours, minutes, seconds."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

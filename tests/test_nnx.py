@@ -69,7 +69,9 @@ def test_functionalize_carries_batch_statistics_and_dropout_streams():
     params, state, apply_fn = plain()
     first, new = jax.jit(apply_fn)(params, state, TOKENS)
     again, _ = apply_fn(params, state, TOKENS)
-    np.testing.assert_allclose(first, again, rtol=1e-5, atol=1e-6)  # pure: the same state, the same
+    np.testing.assert_allclose(
+        first, again, rtol=1e-5, atol=1e-6
+    )  # pure: equal states give equal outputs
     second, newer = apply_fn(params, new, TOKENS)
     assert (np.asarray(first == 0) != np.asarray(second == 0)).any()  # another dropout mask
     assert np.any(new["norm"]["mean"] != state["norm"]["mean"])
@@ -77,7 +79,7 @@ def test_functionalize_carries_batch_statistics_and_dropout_streams():
     assert jax.tree.structure(new) == jax.tree.structure(state)
 
 
-def test_functionalize_leaves_the_model_alone():
+def test_functionalize_does_not_change_the_model():
     model = Net(nnx, nnx.Rngs(0))
     params, state, apply_fn = sqs_nnx.functionalize(model)
     before = jax.tree.map(np.asarray, state["norm"])

@@ -1,4 +1,4 @@
-"""Progress on standard error: lines in a log, bars on a terminal, nothing once the work is over."""
+"""Progress on standard error: lines in logs, bars on terminals, nested work."""
 
 import io
 import queue
@@ -14,7 +14,7 @@ NEVER = 1e6  # seconds
 
 
 class Clock:
-    """Tells the time that a test sets."""
+    """Clock whose time a test sets."""
 
     now = 0.0
 
@@ -23,7 +23,7 @@ class Clock:
 
 
 class Stream(io.StringIO):
-    """Keeps what is written, and lets a test wait for it."""
+    """Stream that stores written text, and lets a test wait for a line."""
 
     def __init__(self, terminal=False):
         super().__init__()
@@ -37,13 +37,13 @@ class Stream(io.StringIO):
         return super().write(text)
 
     def line(self):
-        """Wait for the next line."""
+        """Wait for the next line and return the text."""
         return self.written.get(timeout=60)
 
 
 @pytest.fixture(autouse=True)
 def _plain(monkeypatch):
-    """Hide what the terminal of whoever runs the tests tells rich."""
+    """Hide the terminal of the test run from rich."""
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm")
@@ -57,14 +57,14 @@ def shown(stream, **options):
     return {"console": Console(file=stream), "interval": NEVER, **options}
 
 
-def test_a_line_comes_while_a_step_lasts():
+def test_lines_appear_during_a_long_step():
     stream, clock = Stream(), Clock()
     with progress("reading", 28, **shown(stream, interval=1e-3, clock=clock)) as advance:
         assert stream.line() == "reading 0/28, 0:00 elapsed\n"
         for clock.now in range(10, 80, 10):
             advance()
         stream.written.queue.clear()
-        stream.line()  # may have been on its way before the last step
+        stream.line()  # this line may precede the last step
         assert stream.line() == "reading 7/28, 1:10 elapsed, about 3:30 left\n"
         clock.now = 7270.0
         stream.written.queue.clear()
@@ -73,7 +73,7 @@ def test_a_line_comes_while_a_step_lasts():
     assert stream.getvalue().isascii()
 
 
-def test_an_end_leaves_one_line():
+def test_the_end_prints_a_line():
     stream, clock = Stream(), Clock()
     with progress("reading", 1200, **shown(stream, clock=clock)) as advance:
         clock.now = 61.0
@@ -98,7 +98,7 @@ def test_amounts(options, line):
     assert stream.getvalue() == f"{line}\n"
 
 
-def test_brief_work_leaves_nothing():
+def test_brief_work_prints_nothing():
     stream, clock = Stream(), Clock()
     assert list(track("abc", "letters", **shown(stream, clock=clock))) == ["a", "b", "c"]
     clock.now = 2.0
@@ -106,7 +106,7 @@ def test_brief_work_leaves_nothing():
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
-def test_an_error_ends_it_without_a_line(error):
+def test_an_error_ends_progress_without_a_line(error):
     stream, clock = Stream(), Clock()
     with pytest.raises(error), progress("work", **shown(stream, clock=clock)):
         assert threads()
@@ -125,10 +125,10 @@ def test_nothing_follows_the_end():
     stream = Stream()
     with progress("work", **shown(stream, interval=1e-4)):
         stream.line()
-    assert not threads()  # nobody is left to print
+    assert not threads()  # no thread is left to print
 
 
-def test_work_within_work_shares_its_line():
+def test_nested_work_shares_a_line():
     stream, clock = Stream(), Clock()
     with progress("outer", 2, **shown(stream, interval=1e-3, clock=clock)) as advance:
         for _ in range(2):

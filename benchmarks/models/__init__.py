@@ -1,4 +1,4 @@
-"""The networks whose training steps are timed."""
+"""Networks for measurements of training steps."""
 
 from benchmarks.models.decoder import Decoder
 from benchmarks.models.resnet import ResNet

@@ -1,4 +1,4 @@
-"""A decoder-only language model shaped like Llama 3, with a tied head."""
+"""Decoder-only language model in the shapes of Llama 3, with a tied head."""
 
 from typing import Any
 
@@ -12,16 +12,16 @@ class Decoder(nn.Module):
     """Pre-norm blocks of grouped-query attention and SwiGLU; RMSNorm; rotary positions.
 
     Attributes:
-      vocabulary: number of tokens.
-      width: D, of the residual stream.
-      layers: number of blocks.
-      heads: of the queries.
-      kv_heads: of keys and values; divides `heads`.
-      hidden: units of SwiGLU.
-      dtype: of the arithmetic; weights are float32.
-      scan: whether the blocks are one block scanned over stacked weights, computed again in the
-        backward pass: what lets a large model compile and fit.
-      attention: implementation of `jax.nn.dot_product_attention`; None lets JAX choose.
+        vocabulary: Number of tokens.
+        width: Width D of the residual stream.
+        layers: Number of blocks.
+        heads: Number of heads of the queries.
+        kv_heads: Number of heads of keys and values; divides `heads`.
+        hidden: Units of SwiGLU.
+        dtype: Dtype of the arithmetic; weights are float32.
+        scan: Whether a scan over stacked weights replaces the list of blocks, with recomputation
+            in the backward pass. Large models need the scan for time of compilation and memory.
+        attention: Implementation of `jax.nn.dot_product_attention`; None lets JAX choose.
     """
 
     vocabulary: int
@@ -55,7 +55,7 @@ class Decoder(nn.Module):
 
 
 class _Block(nn.Module):
-    """One block; (x, None) -> (x, None), as `nn.scan` wants it."""
+    """Block with the signature (x, None) -> (x, None), for `nn.scan`."""
 
     heads: int
     kv_heads: int

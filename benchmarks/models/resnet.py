@@ -1,4 +1,4 @@
-"""Residual networks for CIFAR, with batch normalisation in training mode."""
+"""Residual networks for CIFAR, with batch normalization in training mode."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,16 +9,18 @@ import jax.numpy as jnp
 
 
 class ResNet(nn.Module):
-    """He et al. 2016: a 3x3 stem, stages of basic blocks, a pooled linear classifier.
+    """Residual network of He et al. 2016.
+
+    The network has a 3x3 stem, stages of basic blocks, and a linear classifier after pooling.
 
     ResNet-20 is widths (16, 32, 64) with 3 blocks each; ResNet-18 for CIFAR is
     (64, 128, 256, 512) with 2. Shortcuts are 1x1 convolutions where shapes change.
 
     Attributes:
-      widths: channels of each stage; every stage but the first halves the resolution.
-      blocks: per stage.
-      classes: number of logits.
-      dtype: of the arithmetic; weights and statistics are float32.
+        widths: Channels of each stage; every stage but the first halves the resolution.
+        blocks: Number of blocks per stage.
+        classes: Number of logits.
+        dtype: Dtype of the arithmetic; weights and statistics are float32.
     """
 
     widths: Sequence[int]
@@ -28,7 +30,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Compute logits [B, classes] from [B, height, width, channels]; updates batch_stats."""
+        """Compute logits [B, classes] from images [B, height, width, channels]."""
 
         def conv(x: jax.Array, width: int, size: int = 3, stride: int = 1) -> jax.Array:
             x = nn.Conv(width, (size, size), stride, use_bias=False, dtype=self.dtype)(x)

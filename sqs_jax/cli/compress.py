@@ -28,7 +28,7 @@ from sqs_jax.cli.selection import (
     without,
 )
 from sqs_jax.progress import progress, tracked
-from sqs_jax.transform.prediction import HARMLESS_LOSS, bits_below
+from sqs_jax.transform.distortion import HARMLESS_LOSS, bits_below
 
 __all__ = ["add_compress"]
 

@@ -1,16 +1,15 @@
-"""A whole model: the only code that walks trees."""
+"""Transforms of a whole model, the only code that walks trees of weights."""
 
 from sqs_jax.transform import saliency
 from sqs_jax.transform.averaging import bayesian_average
 from sqs_jax.transform.budget import BudgetError, compress_to_budget, rules_for
-from sqs_jax.transform.folding import fold_batch_norm
+from sqs_jax.transform.distortion import predicted_loss
 from sqs_jax.transform.objective import ElboAux, elbo
 from sqs_jax.transform.partition import combine, param_labels, partition
-from sqs_jax.transform.prediction import predicted_loss
+from sqs_jax.transform.postprocess import fold_batch_norm, round_to_tolerance
 from sqs_jax.transform.pruning import at_price, prune, refit, revive
 from sqs_jax.transform.rate import code_length
 from sqs_jax.transform.recoding import recode
-from sqs_jax.transform.rounding import round_to_tolerance
 from sqs_jax.transform.rules import DEFAULT_RULES, Rule
 from sqs_jax.transform.sharding import fully_sharded, shardings, state_shardings
 from sqs_jax.transform.transform import Transform, spike_slab_gmm

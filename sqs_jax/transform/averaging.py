@@ -1,4 +1,4 @@
-"""Bayesian model averaging over K-level networks."""
+"""Bayesian model averaging over quantized networks drawn from the posterior."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,22 +20,36 @@ def bayesian_average(
 ) -> jax.Array:
     """Average predicted probabilities over networks drawn from the posterior.
 
-    p(y|x) is about (1/M) sum_m p(y|x, w_m), every w_m a K-level draw: what M code streams hold.
+    The estimate is p(y|x) = (1/M) sum_m p(y|x, w_m). Each draw w_m has the levels of the codebooks,
+    so that M streams of codes store the ensemble.
 
     Args:
-      predict_fn: (params) -> probabilities, [batch, classes]; a pure function, traced once.
-      transform: the transform that made the posterior; its `sample` draws with hard=True.
-      posterior: a posterior.
-      key: PRNG key; the same key draws the same networks.
-      num_samples: M >= 1.
-      temperature: of the responsibilities the components are drawn with, > 0; an evaluation
-        temperature of its own.
+        predict_fn: Pure function (params) -> probabilities `[batch, classes]`; traced once.
+        transform: Transform whose `init` returned the posterior; `sample` draws with hard=True.
+        posterior: Posterior, a tree with SubDistributions.
+        key: PRNG key; equal keys draw equal networks.
+        num_samples: Number M of networks, >= 1.
+        temperature: Softmax temperature of the responsibilities in the draws; positive scalar,
+            independent of the temperature in training.
 
     Returns:
-      Probabilities, [batch, classes].
+        Probabilities, floating array `[batch, classes]`.
 
     Raises:
-      ValueError: if num_samples < 1 or the transform cannot sample.
+        ValueError: If num_samples < 1, the transform cannot sample, or `predict_fn` does not
+            return a floating array.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import sqs_jax
+        >>> prior = sqs_jax.SpikeSlabPrior(inclusion=0.5, scale=1.0)
+        >>> sqs = sqs_jax.spike_slab_gmm([sqs_jax.Rule(components=2)], prior=prior)
+        >>> posterior = sqs.init({"kernel": jnp.array([[0.5, -0.3], [0.2, 0.1]])})
+        >>> predict_fn = lambda params: jax.nn.softmax(jnp.ones((3, 2)) @ params["kernel"])
+        >>> key = jax.random.key(0)
+        >>> sqs_jax.bayesian_average(predict_fn, sqs, posterior, key, num_samples=8).shape
+        (3, 2)
     """
     if type(num_samples) is not int or num_samples < 1:
         raise ValueError(f"num_samples is {num_samples!r}; it must be an int >= 1.")

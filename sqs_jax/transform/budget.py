@@ -1,4 +1,4 @@
-"""A byte budget as an input: levels and sparsity of every tensor by rate and distortion."""
+"""Compression to a byte budget, by rate-distortion optimization over all tensors."""
 
 import dataclasses
 import hashlib
@@ -19,7 +19,8 @@ from sqs_jax.artifact import CompressedLeaf, summarize
 from sqs_jax.artifact.dtypes import DTYPES, rounding_dtype
 from sqs_jax.artifact.file import SHARED_FROM
 from sqs_jax.transform.allocation import Allocation
-from sqs_jax.transform.alternatives import Choice, Tensor, as_array, read_tensor
+from sqs_jax.transform.budget_error import BudgetError, infeasible_budget
+from sqs_jax.transform.options import Option, Tensor, as_array, read_tensor
 from sqs_jax.transform.rules import (
     DEFAULT_RULES,
     Rule,
@@ -29,40 +30,20 @@ from sqs_jax.transform.rules import (
     is_sub_distribution,
     path_string,
 )
-from sqs_jax.transform.stacking import stacked_axes
+from sqs_jax.transform.stacked_axes import stacked_axes
 
-_AIM = 0.995  # of the budget
-_GOOD, _PROMISED = 0.99, 0.98
-_ATTEMPTS = 16  # two are usual
-_LESSONS = 3  # files that teach
-_SAMPLE, _RUNS = 256, 4  # tensors whose streams teach before a file of many more
-_THREADS = 4  # numpy sorts and searches side by side; so many leaves are in memory at a time
-_PACKING = 0.85  # of a leaf's bits in the index: a long index packs better than a sample's
-_WIDEST = 2  # bytes of a dense value that no dense_dtype is advised for
-_TABLES_BYTES, _INDEX_BYTES = 112, 6  # of an index, for all leaves and for each, before a file
-_TASK, _SMALL = 1 << 18, 16  # bytes of leaves that a thread takes together; small ones in that
+__all__ = ["BudgetError", "compress_to_budget", "rules_for"]
 
-
-class BudgetError(ValueError):
-    """No file is as small as the budget; the message says how small one can be, and why.
-
-    Attributes:
-      budget: What was asked for, bytes.
-      least: Size of the smallest possible file, bytes; None where it is not known.
-      dense: Path, name of the dtype and bytes of each leaf that is stored uncompressed.
-    """
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        budget: int = 0,
-        least: int | None = None,
-        dense: Sequence[tuple[str, str, int]] = (),
-    ) -> None:
-        """Keep the figures beside the message."""
-        super().__init__(message)
-        self.budget, self.least, self.dense = budget, least, tuple(dense)
+_AIM = 0.995  # share of the budget
+_GOOD_SHARE, _LEAST_SHARE = 0.99, 0.98  # of the budget: ends the search early; the guarantee
+_ATTEMPTS = 16  # bound of the coded files; two are usual
+_LEARNING_FILES = 3  # first files, which correct the estimates
+_SAMPLE, _RUNS = 256, 4  # tensors that are coded before the first file, in runs of neighbors
+_THREADS = 4  # numpy releases the lock in sorts; bounds the leaves in memory
+# Bits of a leaf in a long index over those in a sample's index, which compresses less.
+_INDEX_COMPRESSION = 0.85
+_TABLES_BYTES, _INDEX_BYTES = 112, 6  # estimates for the index: in all, and per leaf
+_TASK_BYTES, _SMALL_LEAVES = 1 << 18, 16  # size of a thread's task; leaves in a task of small ones
 
 
 def compress_to_budget(
@@ -77,44 +58,55 @@ def compress_to_budget(
     metadata: dict[str, Any] | None = None,
     attachments: Mapping[str, bytes] | None = None,
 ) -> Any:
-    """Compress weights so that the file takes 98 to 100 % of a budget, everything counted.
+    """Compress weights to a file of 98 to 100 % of a byte budget.
 
-    Without data and without training: every tensor gets the levels and the sparsity at which one
-    more bit would lower the distortion equally everywhere. docs/budget.md says how.
-
-    Example:
-      >>> compressed = sqs_jax.compress_to_budget(params, target_ratio=8)
-      >>> sqs_jax.save("model.sqs", compressed)
+    The method needs no data and no training. Every tensor gets the levels and the sparsity at
+    which one more bit would lower the distortion equally in all tensors. docs/budget.md describes
+    the method.
 
     Args:
-      params: tree of arrays, or of array-likes with shape, dtype and `__array__`, which are read
-        four at a time, from threads.
-      target_bytes: the most bytes that the file may take.
-      target_ratio: bytes of the original, every leaf as an array of its dtype, over those of the
-        file. Exactly one of the two is given.
-      sensitivity: tree with, at paths of params, s >= 0 that broadcasts to the weights, such as
-        E[g^2] or second moments of the inputs; the distortion is then sum s_i (w_i - v_i)^2.
-        Leaves without one have their squared error over their norm, and levels scaled to keep
-        that norm, in a unit in which pruning all leaves with a sensitivity costs the same by both
-        measures.
-      rules: which leaves may be compressed, and their `prunable` and `stacked`. K and sparsity
-        are chosen here; windows are not used. Integer, bool and complex leaves stay as they are.
-      stacked: number of leading axes whose slices each get their own levels, of leaves whose rule
-        says 0 (layers under scan, experts); None decides for each leaf without a sensitivity by
-        what takes fewer bits at equal error.
-      dense_dtype: as it will be given to `save`.
-      metadata: as it will be given to `save`.
-      attachments: as they will be given to `save`.
+        params: Tree of arrays, or of array-likes with shape, dtype and `__array__`. Threads read
+            four array-likes at a time.
+        target_bytes: Upper bound of the size of the whole file, bytes, > 0.
+        target_ratio: Bytes of the original over bytes of the file, > 0. Every leaf counts as an
+            array of its dtype. The caller sets either `target_bytes` or `target_ratio`.
+        sensitivity: Tree with values s >= 0 at some paths of `params`, which broadcast to the
+            weights, such as E[g^2] or second moments of the inputs. The distortion of these leaves
+            is sum s_i (w_i - v_i)^2. The distortion of the other leaves is the squared error over
+            the norm, and their levels are scaled to preserve that norm. Its unit is such that
+            pruning all leaves with a sensitivity has the same distortion by both measures.
+        rules: Rules that select the leaves to compress, with their `prunable` and `stacked`. The
+            budget replaces `components`, and windows are not used. Integer, bool and complex
+            leaves stay dense.
+        stacked: Number of leading axes whose slices each get their own levels (layers under scan,
+            experts), for leaves whose rule has 0. None chooses, for each leaf without a
+            sensitivity, the number of fewest bits at equal error.
+        dense_dtype: Argument of the later call of `save`.
+        metadata: Argument of the later call of `save`.
+        attachments: Argument of the later call of `save`.
 
     Returns:
-      A tree of `CompressedLeaf` and dense leaves, same paths; the same bytes for the same input.
-      The file is smaller than 98 % of the budget where it loses nothing at all, or where so few
-      weights are left to choose for that nothing lies between.
+        Tree of `CompressedLeaf` and dense leaves at the paths of `params`; deterministic. The file
+        is smaller than 98 % of the budget if it is lossless, or if too few weights remain for an
+        intermediate size.
 
     Raises:
-      BudgetError: if the target is below the least possible file.
-      ValueError: if not exactly one positive finite target is given; naming the path, if weights
-        or sensitivities cannot be used.
+        BudgetError: If the target is below the smallest possible file.
+        ValueError: If there is not exactly one positive finite target. If weights or sensitivities
+            are unusable; the message names the path.
+        TypeError: If a leaf is no array, or has a dtype that a file cannot store.
+
+    Example:
+        >>> import jax
+        >>> import sqs_jax
+        >>> params = {"kernel": jax.random.normal(jax.random.key(0), (256, 64))}
+        >>> compressed = sqs_jax.compress_to_budget(params, target_ratio=8)
+        >>> params["kernel"].nbytes, sqs_jax.summarize(compressed).file_bytes <= 8192
+        (65536, True)
+
+    References:
+        Shoham and Gersho, "Efficient bit allocation for an arbitrary set of quantizers", 1988.
+        Chou, Lookabaugh and Gray, "Entropy-constrained vector quantization", 1989.
     """
     rules = check_rules(rules)
     rounding = rounding_dtype(dense_dtype)
@@ -123,49 +115,52 @@ def compress_to_budget(
     assigned = assign(rules, [path for path, _ in pairs])
     count = sum(math.prod(_spec(leaf).shape) for _, leaf in pairs)
     stack = _stacking(stacked, 8 * budget / max(count, 1))
-    tensors, twins = _read(pairs, assigned, sensitivity, rounding, stack)
+    tensors, duplicates = _read(pairs, assigned, sensitivity, rounding, stack)
     dense = [
-        None if tensor or i in twins else as_array(leaf)
+        None if tensor or i in duplicates else as_array(leaf)
         for i, (tensor, (_, leaf)) in enumerate(zip(tensors, pairs, strict=True))
     ]
     dense_bytes = sum(array.nbytes for array in dense if array is not None)
     compressible = [tensor for tensor in tensors if tensor]
-    weigh = partial(summarize, dense_dtype=dense_dtype, metadata=metadata, attachments=attachments)
-    rest_bytes = dense_bytes + weigh({}).file_bytes + _TABLES_BYTES
+    summarize_file = partial(
+        summarize, dense_dtype=dense_dtype, metadata=metadata, attachments=attachments
+    )
+    rest_bytes = dense_bytes + summarize_file({}).file_bytes + _TABLES_BYTES
     allocation = Allocation(compressible, 8 * (rest_bytes + _INDEX_BYTES * len(pairs)))
 
-    def build(choices: Sequence[Choice], learn: bool = True) -> tuple[Any, int]:
-        built = iter(_in_threads(Tensor.build, compressible, choices))
+    def build(options: Sequence[Option], learn: bool = True) -> tuple[Any, int]:
+        built = iter(_in_threads(Tensor.build, compressible, options))
         leaves = [
             next(built) if tensor else array for tensor, array in zip(tensors, dense, strict=True)
         ]
-        for i, first in twins.items():
+        for i, first in duplicates.items():
             leaves[i] = leaves[first]
         tree = treedef.unflatten(leaves)
-        report = weigh(tree)
+        report = summarize_file(tree)
         if learn:
             bits = [leaf.file_bits for leaf, t in zip(report.leaves, tensors, strict=True) if t]
-            allocation.learn(choices, bits, report.file_bits)
+            allocation.learn(options, bits, report.file_bits)
         return tree, report.file_bytes
 
-    def sample(choices: Sequence[Choice]) -> None:
-        """Learn from the streams of some tensors what all will take, about."""
-        # runs of neighbors: their names and figures pack as well as all will
-        starts = np.linspace(0, len(choices) - _SAMPLE // _RUNS, _RUNS).astype(int)
-        some = (starts[:, None] + np.arange(_SAMPLE // _RUNS)).ravel().tolist()
-        mine = [choices[i] for i in some]
-        leaves = _in_threads(Tensor.build, [compressible[i] for i in some], mine)
-        named = {compressible[i].path: leaf for i, leaf in zip(some, leaves, strict=True)}
-        few = dict(list(named.items())[: _SAMPLE // _RUNS])
-        reports = [summarize(leaves, dense_dtype=dense_dtype) for leaves in (named, few)]
-        # header and index: what another leaf adds to them
-        others = [
+    def sample(options: Sequence[Option]) -> None:
+        """Correct the estimates by the coded streams of a sample of the tensors."""
+        # Runs of neighbors: their paths and figures compress as well as those of all leaves.
+        starts = np.linspace(0, len(options) - _SAMPLE // _RUNS, _RUNS).astype(int)
+        indices = (starts[:, None] + np.arange(_SAMPLE // _RUNS)).ravel().tolist()
+        sampled = [options[i] for i in indices]
+        leaves = _in_threads(Tensor.build, [compressible[i] for i in indices], sampled)
+        by_path = {compressible[i].path: leaf for i, leaf in zip(indices, leaves, strict=True)}
+        first_run = dict(list(by_path.items())[: _SAMPLE // _RUNS])
+        reports = [summarize(tree, dense_dtype=dense_dtype) for tree in (by_path, first_run)]
+        # The difference between the two files is the header and index of the additional leaves.
+        overheads = [
             report.file_bits - sum(leaf.file_bits for leaf in report.leaves) for report in reports
         ]
-        other = _PACKING * (others[0] - others[1]) / (len(named) - len(few))
+        added_bits, added_leaves = overheads[0] - overheads[1], len(by_path) - len(first_run)
+        per_leaf = _INDEX_COMPRESSION * added_bits / added_leaves
         bits = {leaf.path: leaf.file_bits for leaf in reports[0].leaves}
-        rest = 8 * rest_bytes + other * len(pairs)
-        allocation.learn_from_some(some, mine, [bits[path] for path in named], rest)
+        rest = 8 * rest_bytes + per_leaf * len(pairs)
+        allocation.learn_from_sample(indices, sampled, [bits[path] for path in by_path], rest)
 
     exact = allocation.exact()
     if allocation.bytes(exact) < 1.1 * budget:
@@ -173,29 +168,31 @@ def compress_to_budget(
         if file_bytes <= budget:
             return tree
 
-    # The first files correct the estimates of the coder's bits. After that the aim is corrected: by
-    # false position between an aim whose file was too small and one whose file was too large.
-    aim, enough, under, over = _AIM * budget, _GOOD, None, None
-    best, size, least = None, 0, math.inf
+    # The first files correct the estimates of the coder's bits. Later files correct the aim: false
+    # position between an aim whose file was too small and an aim whose file was too large.
+    aim, sufficient, under, over = _AIM * budget, _GOOD_SHARE, None, None
+    best, size, least_distortion = None, 0, math.inf
     tried: list[list[tuple[float, float]]] = []
-    if len(compressible) > 4 * _SAMPLE:  # coding all streams once more takes longer than it gains
+    if len(compressible) > 4 * _SAMPLE:  # coding all streams again costs more than it saves
         sample(allocation.search(aim))
-        enough = _PROMISED
+        sufficient = _LEAST_SHARE
     for attempt in range(_ATTEMPTS):
-        choices = allocation.search(aim)
-        figures = [(choice.distortion, choice.bits) for choice in choices]
+        options = allocation.search(aim)
+        figures = [(option.distortion, option.bits) for option in options]
         if figures in tried[-2:]:
-            break  # a jump that nothing fills
+            break  # no file has an intermediate size
         tried.append(figures)
-        tree, file_bytes = build(choices, learn=attempt < _LESSONS)
-        distortion = sum(choice.distortion for choice in choices)
+        tree, file_bytes = build(options, learn=attempt < _LEARNING_FILES)
+        distortion = sum(option.distortion for option in options)
         fits = file_bytes <= budget
-        better = distortion < least if size >= _PROMISED * budget else file_bytes > size
-        if fits and better and file_bytes >= min(size, _PROMISED * budget):
-            best, size, least = tree, file_bytes, distortion
-        if size >= (enough if attempt < _LESSONS else _PROMISED) * budget:
+        better = (
+            distortion < least_distortion if size >= _LEAST_SHARE * budget else file_bytes > size
+        )
+        if fits and better and file_bytes >= min(size, _LEAST_SHARE * budget):
+            best, size, least_distortion = tree, file_bytes, distortion
+        if size >= (sufficient if attempt < _LEARNING_FILES else _LEAST_SHARE) * budget:
             break
-        if attempt < _LESSONS - 1:
+        if attempt < _LEARNING_FILES - 1:
             continue
         if fits:
             under = aim, file_bytes
@@ -209,27 +206,36 @@ def compress_to_budget(
         else:
             aim *= _AIM * budget / file_bytes
     if not size:
-        best, size = build(allocation.least())
+        best, size = build(allocation.smallest())
         if size > budget:
             leaves = [
                 (path, array, rule)
                 for (path, _), array, rule in zip(pairs, dense, assigned, strict=True)
                 if array is not None
             ]
-            raise _too_small(budget, size, leaves, len(pairs), rounding)
+            raise infeasible_budget(budget, size, leaves, len(pairs), rounding)
     return best
 
 
 def rules_for(compressed: Any) -> tuple[Rule, ...]:
-    """Return the rules that give each leaf the K it has in a compressed tree.
+    """Return rules that reproduce the number of levels of each leaf of a compressed tree.
 
-    They make a posterior of the same allocation, to be trained: `spike_slab_gmm(rules_for(tree))`.
+    `spike_slab_gmm(rules_for(compressed), ...)` starts a training with the same bit allocation.
 
     Args:
-      compressed: a tree as `compress_to_budget` returns it.
+        compressed: Tree of `CompressedLeaf` and arrays, as `compress_to_budget` returns it.
 
     Returns:
-      A rule per compressed leaf, then one that leaves the others dense, if there are any.
+        Tuple of one rule per compressed leaf, and a last rule for the dense leaves, if any.
+
+    Example:
+        >>> import numpy as np
+        >>> import sqs_jax
+        >>> codes = np.array([[0, 1], [2, 3]], np.uint8)
+        >>> codebook = np.array([[-0.5, 0.25, 0.5]], np.float32)
+        >>> compressed = {"kernel": sqs_jax.CompressedLeaf(codes, codebook), "bias": np.zeros(2)}
+        >>> [(rule.pattern, rule.components) for rule in sqs_jax.rules_for(compressed)]
+        [('kernel', 3), ('.*', None)]
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path(compressed, is_leaf=_is_compressed)
     rules = [
@@ -250,9 +256,9 @@ def _is_compressed(node: Any) -> bool:
 
 
 def _flatten(params: Any) -> tuple[list[tuple[str, Any]], Any]:
-    """List (path, leaf), or say which leaf is no array of weights."""
-    done = jax.tree.leaves(params, is_leaf=lambda x: _is_compressed(x) or is_sub_distribution(x))
-    if any(_is_compressed(x) or is_sub_distribution(x) for x in done):
+    """Return the (path, leaf) pairs and the structure of params, or raise an error."""
+    nodes = jax.tree.leaves(params, is_leaf=lambda x: _is_compressed(x) or is_sub_distribution(x))
+    if any(_is_compressed(x) or is_sub_distribution(x) for x in nodes):
         raise ValueError(
             "compress_to_budget takes plain params; this tree has leaves that are compressed "
             "already. Pass sqs_jax.materialize(compressed), or transform.mode(posterior)."
@@ -266,7 +272,7 @@ def _flatten(params: Any) -> tuple[list[tuple[str, Any]], Any]:
 
 
 def _require_array(path: str, leaf: Any) -> None:
-    """Raise TypeError, naming the path, unless a leaf holds numbers that a file can keep."""
+    """Raise TypeError unless a leaf is an array of a dtype that a file stores."""
     if isinstance(leaf, jax.ShapeDtypeStruct):
         raise TypeError(
             f"{path}: a jax.ShapeDtypeStruct has no values; load the weights into it first."
@@ -288,7 +294,7 @@ def _require_array(path: str, leaf: Any) -> None:
 
 
 def _spec(leaf: Any) -> jax.ShapeDtypeStruct:
-    """Return shape and dtype, without reading what has them."""
+    """Return the shape and dtype of a leaf; lazy leaves are not read."""
     if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
     array = np.asarray(leaf)
@@ -296,45 +302,46 @@ def _spec(leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 def _compresses(rule: Rule | None, spec: jax.ShapeDtypeStruct) -> bool:
-    """Return whether a leaf may be compressed."""
+    """Return whether a rule compresses a leaf of a shape and dtype."""
     floating = jnp.issubdtype(spec.dtype, jnp.floating)
     return bool(floating and math.prod(spec.shape) and rule is not None and rule.compresses(spec))
 
 
 def _in_threads(function: Callable[..., Any], leaves: Sequence[Any], *others: Any) -> list[Any]:
-    """Map a function over leaves and what goes with them, small leaves many to a task.
+    """Map a function over leaves and other sequences, with a task per 256 KiB of leaves.
 
-    Of very many small ones nearly all the time is Python's own, for which threads would queue.
+    Many small leaves run in one thread: their time is Python's own, and threads would wait for its
+    lock.
     """
     tasks: list[list[tuple[Any, ...]]] = []
-    size = _TASK
+    size = _TASK_BYTES
     for item in zip(leaves, *others, strict=True):
         leaf = item[0].leaf if isinstance(item[0], Tensor) else item[0][1]
-        if size >= _TASK:
+        if size >= _TASK_BYTES:
             tasks.append([])
             size = 0
         tasks[-1].append(item)
         spec = _spec(leaf)
         size += math.prod(spec.shape) * spec.dtype.itemsize
-    small = len(leaves) > _SMALL * len(tasks)
+    small = len(leaves) > _SMALL_LEAVES * len(tasks)
     with ThreadPoolExecutor(1 if small else _THREADS) as pool:
-        done = pool.map(lambda task: [function(*item) for item in task], tasks)
-        return [result for results in done for result in results]
+        results = pool.map(lambda task: [function(*item) for item in task], tasks)
+        return [result for task_results in results for result in task_results]
 
 
 def _budget(target_bytes: Any, target_ratio: Any, pairs: Sequence[tuple[str, Any]]) -> int:
     """Return the budget in bytes."""
-    given = {"target_bytes": target_bytes, "target_ratio": target_ratio}
-    given = {name: value for name, value in given.items() if value is not None}
-    if len(given) != 1:
+    targets = {"target_bytes": target_bytes, "target_ratio": target_ratio}
+    targets = {name: value for name, value in targets.items() if value is not None}
+    if len(targets) != 1:
         raise ValueError(
-            f"Give exactly one of target_bytes and target_ratio; got {given or 'neither'}."
+            f"Give exactly one of target_bytes and target_ratio; got {targets or 'neither'}."
         )
-    ((name, value),) = given.items()
-    number = (
+    ((name, value),) = targets.items()
+    is_number = (
         isinstance(value, numbers.Real | np.ndarray | np.generic) and getattr(value, "ndim", 0) == 0
     )
-    if isinstance(value, bool) or not number or not 0 < float(value) < math.inf:
+    if isinstance(value, bool) or not is_number or not 0 < float(value) < math.inf:
         raise ValueError(f"{name} is {value!r}; it must be a positive finite number.")
     if name == "target_bytes":
         return int(value)
@@ -349,14 +356,22 @@ def _read(
     rounding: np.dtype | None,
     stack: Callable[[Rule, np.ndarray], Rule],
 ) -> tuple[list[Tensor | None], dict[int, int]]:
-    """Read what may be compressed, a few leaves at a time.
+    """Read and sort the leaves that may be compressed, a few at a time.
+
+    Args:
+        pairs: Path and leaf of each leaf of the tree.
+        rules: Rule of each leaf, or None.
+        sensitivity: Tree of sensitivities at some of the paths.
+        rounding: Dtype that `save` rounds dense leaves to.
+        stack: Function that sets `stacked` of a rule, from the weights.
 
     Returns:
-      A tensor per leaf, None for leaves that stay dense and for those that equal an earlier one;
-      and for these the number of that: a file stores shared weights once.
+        List with the tensor of each leaf, None for leaves that stay dense and for duplicates. Dict
+        from the index of each duplicate to the index of the equal earlier leaf, as a file stores
+        shared weights once.
     """
-    given = dict(flatten(sensitivity)[0])
-    unknown = sorted(given.keys() - {path for path, _ in pairs})
+    sensitivities = dict(flatten(sensitivity)[0])
+    unknown = sorted(sensitivities.keys() - {path for path, _ in pairs})
     if unknown:
         raise ValueError(
             f"sensitivity has {', '.join(unknown[:8])}, where params have no leaf; it must be a "
@@ -364,37 +379,40 @@ def _read(
         )
 
     def read(pair: tuple[str, Any], rule: Rule | None) -> tuple[Tensor | None, Any]:
-        """Return the tensor, and what is equal for leaves that share their weights."""
+        """Return the tensor, and a key that is equal for leaves of the same weights."""
         path, leaf = pair
         if rule is None or not _compresses(rule, _spec(leaf)):
             return None, None
         array = np.ascontiguousarray(leaf)
-        if given.get(path) is None:
+        if sensitivities.get(path) is None:
             rule = stack(rule, array)
-        same = None
-        if array.nbytes >= SHARED_FROM and given.get(path) is None:
+        key = None
+        if array.nbytes >= SHARED_FROM and sensitivities.get(path) is None:
             digest = hashlib.sha256(array.view(np.uint8).data).digest()
-            same = rule, array.shape, array.dtype.name, digest
-        return read_tensor(path, leaf, array, rule, given.get(path), rounding), same
+            key = rule, array.shape, array.dtype.name, digest
+        return read_tensor(path, leaf, array, rule, sensitivities.get(path), rounding), key
 
     tensors: list[Tensor | None] = []
-    twins: dict[int, int] = {}
+    duplicates: dict[int, int] = {}
     seen: dict[Any, int] = {}
-    # a twin is sorted, too, before it is known to be one: shared weights are rare
-    for i, (tensor, same) in enumerate(_in_threads(read, pairs, rules)):
-        first = i if same is None else seen.setdefault(same, i)
+    # Duplicates are sorted too: shared weights are rare, and waiting for digests would be slower.
+    for i, (tensor, key) in enumerate(_in_threads(read, pairs, rules)):
+        first = i if key is None else seen.setdefault(key, i)
         if first < i:
-            twins[i] = first
+            duplicates[i] = first
         tensors.append(tensor if first == i else None)
-    return _in_one_unit(tensors), twins
+    return _normalize_distortions(tensors), duplicates
 
 
 def _stacking(stacked: int | None, rate: float) -> Callable[[Rule, np.ndarray], Rule]:
-    """Return what gives a leaf's rule its stacked axes.
+    """Return a function that sets `stacked` of a leaf's rule.
 
     Args:
-      stacked: as given to `compress_to_budget`.
-      rate: bits that the budget leaves for a weight on average.
+        stacked: Number of stacked axes, or None to choose by the weights.
+        rate: Bits per weight of the budget.
+
+    Returns:
+        Function from a rule and weights to the rule with its stacked axes.
     """
     if stacked is not None and (type(stacked) is not int or stacked < 0):
         raise ValueError(f"stacked is {stacked!r}; it must be an int >= 0, or None.")
@@ -411,62 +429,13 @@ def _stacking(stacked: int | None, rate: float) -> Callable[[Rule, np.ndarray], 
     return stack
 
 
-def _in_one_unit(tensors: list[Tensor | None]) -> list[Tensor | None]:
-    """Scale distortions: with a sensitivity and without alike, and 1 for pruning everything."""
-    given = [tensor for tensor in tensors if tensor and not tensor.norms]
-    plain = sum(tensor.norm for tensor in given)
-    unit = sum(tensor.energy for tensor in given) / plain if plain else 1.0
+def _normalize_distortions(tensors: list[Tensor | None]) -> list[Tensor | None]:
+    """Scale distortions so that pruning everything has a total distortion of 1.
+
+    A common unit: pruning all leaves with a sensitivity has the same distortion by both measures.
+    """
+    weighted = [tensor for tensor in tensors if tensor and not tensor.norms]
+    norms = sum(tensor.norm for tensor in weighted)
+    unit = sum(tensor.energy for tensor in weighted) / norms if norms else 1.0
     total = sum(t.energy if t.norms else t.energy / (unit or 1.0) for t in tensors if t) or 1.0
     return [t and t.scaled(1 / total if t.norms else 1 / (unit or 1.0) / total) for t in tensors]
-
-
-def _too_small(
-    budget: int,
-    least: int,
-    leaves: Sequence[tuple[str, Any, Rule | None]],
-    count: int,
-    rounding: np.dtype | None,
-) -> BudgetError:
-    """Say how small a file can be, what keeps it from being smaller, and what helps.
-
-    Args:
-      budget: The budget, bytes.
-      least: The least possible file, bytes.
-      leaves: Path, array and rule of each leaf that stays dense.
-      count: Number of leaves of the tree.
-      rounding: The dtype that `save` rounds dense leaves to.
-    """
-    dense, exact, wide, small = [], 0, 0, 0
-    for path, array, rule in leaves:
-        dtype = np.dtype(array.dtype)
-        width = dtype.itemsize
-        if jnp.issubdtype(dtype, jnp.floating):
-            width = min(width, rounding.itemsize) if rounding else width
-            wide += width > _WIDEST and array.size > 0
-            small += array.size > 0 and array.ndim > 0 and _kept_by_min_ndim(rule, array)
-        else:
-            exact += array.size > 0
-        dense.append((path, dtype.name, array.size * width))
-    size = sum(entry[2] for entry in dense)
-    message = f"The budget of {budget:,} bytes is below the least possible file: {least:,} bytes"
-    remedies = ["a larger budget"]
-    if len(dense) == count and not size:
-        message += "; all tensors of the tree are empty."
-    else:
-        message += ", with every weight pruned that may be." if len(dense) < count else "."
-        if dense:
-            message += f" {len(dense)} leaves that stay dense take {size:,} bytes of it,"
-            message += " uncompressed."
-        if exact:
-            message += f" {exact} of them hold integers, bools or complex numbers, never rounded."
-        if wide:
-            remedies.append("a dense_dtype such as 'bfloat16' (here and to save)")
-        if small:
-            remedies.append("rules that compress more leaves, such as Rule(min_ndim=1)")
-    listed = ", ".join(remedies[:-1]) + (", or " if remedies[1:] else "") + remedies[-1]
-    return BudgetError(f"{message} Give {listed}.", budget=budget, least=least, dense=dense)
-
-
-def _kept_by_min_ndim(rule: Rule | None, array: Any) -> bool:
-    """Return whether a leaf stays dense because it has too few axes."""
-    return rule is not None and rule.components is not None and not rule.compresses(array)

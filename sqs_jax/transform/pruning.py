@@ -1,4 +1,4 @@
-"""Pruning to an exact sparsity, N:M patterns, and the M-step."""
+"""Pruning to an exact sparsity and to N:M patterns, and M-steps on a whole posterior."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -21,43 +21,95 @@ Scope = Literal["global", "tensor"]
 
 
 def refit(posterior: Any) -> Any:
-    """Set every leaf's scales and mixture weights from the current assignments (an M-step).
+    """Refit scales and mixture weights to the current assignments (an M-step).
 
-    Each component gets the spread of its kept weights about its mean, with a floor, and its share.
+    The scale of a component becomes the root mean square distance of its kept weights from its
+    mean, with a lower bound. Its mixture weight becomes its share of the kept weights.
+
+    Args:
+        posterior: Posterior, a tree with SubDistributions.
+
+    Returns:
+        Posterior with new scales and mixture weights.
+
+    Raises:
+        ValueError: If the posterior is one part of a partitioned one.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import sqs_jax
+        >>> prior = sqs_jax.SpikeSlabPrior(inclusion=0.5, scale=1.0)
+        >>> sqs = sqs_jax.spike_slab_gmm([sqs_jax.Rule(components=2)], prior=prior)
+        >>> posterior = sqs.init({"kernel": jnp.array([[0.5, -0.3], [0.2, 0.1]])})
+        >>> refitted = sqs_jax.refit(posterior)
+        >>> refitted["kernel"].log_scales.shape
+        (1, 2)
     """
     return _on_leaves(_refit, posterior)
 
 
 def revive(posterior: Any) -> Any:
-    """Give components that hold no kept weight half of the widest component of their window.
+    """Re-seed empty components with half of the widest component of their window.
 
-    Pruning empties the components near zero, and under estimator "mode" nothing would bring them
-    back. Call it between `prune` and `refit`.
+    Pruning empties the components near zero. With the estimator "mode", empty components have no
+    gradient and would stay empty. The usual order is `prune`, `revive`, `refit`.
+
+    Args:
+        posterior: Posterior, a tree with SubDistributions.
+
+    Returns:
+        Posterior with new means, scales and mixture weights of the empty components.
+
+    Raises:
+        ValueError: If the posterior is one part of a partitioned one.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import sqs_jax
+        >>> prior = sqs_jax.SpikeSlabPrior(inclusion=0.5, scale=1.0)
+        >>> sqs = sqs_jax.spike_slab_gmm([sqs_jax.Rule(components=2)], prior=prior)
+        >>> posterior = sqs.init({"kernel": jnp.array([[0.5, -0.3], [0.2, 0.1]])})
+        >>> pruned = sqs_jax.prune(posterior, 0.5)
+        >>> refitted = sqs_jax.refit(sqs_jax.revive(pruned))
+        >>> int(refitted["kernel"].kept.sum())
+        2
     """
     return _on_leaves(_revive, posterior)
 
 
 def at_price(posterior: Any, widening: float = 1.0) -> Any:
-    """Decide every leaf's codes where they cost their length, see `SubDistribution.at_price`.
+    """Assign codes by distortion plus code length, see `SubDistribution.at_price`.
 
     Args:
-      posterior: a posterior.
-      widening: > 0, of all components; wider ones take fewer bits.
+        posterior: Posterior, a tree with SubDistributions.
+        widening: Factor of the scales of all components; positive scalar. Larger factors give
+            shorter codes.
 
     Returns:
-      The posterior with new `kept`, scales and mixture weights.
+        Posterior with new `kept`, scales and mixture weights.
 
     Raises:
-      ValueError: for a widening that is not positive.
+        ValueError: If the widening is not positive, or the posterior is one part of a partitioned
+            one.
 
     References:
-      Chou, Lookabaugh and Gray, "Entropy-constrained vector quantization", 1989.
+        Chou, Lookabaugh and Gray, "Entropy-constrained vector quantization", 1989.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import sqs_jax
+        >>> prior = sqs_jax.SpikeSlabPrior(inclusion=0.5, scale=1.0)
+        >>> sqs = sqs_jax.spike_slab_gmm([sqs_jax.Rule(components=2)], prior=prior)
+        >>> posterior = sqs.init({"kernel": jnp.array([[0.5, -0.3], [0.2, 0.1]])})
+        >>> shorter = sqs_jax.at_price(posterior, widening=2.0)
+        >>> shorter["kernel"].kept.shape
+        (2, 2)
     """
     require_positive("widening", widening)
     return _on_leaves(lambda leaf: _at_price(leaf, widening), posterior)
 
 
-# Compiled once per shape, also for callers that do not jit: a decision of the mask is frequent.
+# jit compiles once per shape, also for callers outside jit: trainings update masks often.
 _refit = jax.jit(SubDistribution.refit)
 _revive = jax.jit(SubDistribution.revive)
 _at_price = jax.jit(SubDistribution.at_price)
@@ -74,26 +126,38 @@ def _on_leaves(function: Callable[[SubDistribution], SubDistribution], posterior
 
 
 def prune(posterior: Any, sparsity: float, *, scores: Any = None, scope: Scope = "global") -> Any:
-    """Decide anew which weights are kept, so that exactly round(sparsity * count) are pruned.
+    """Prune exactly round(sparsity * count) weights, by the lowest scores.
 
-    The lowest scores are pruned; equal scores in order of position. The decision does not depend
-    on the one before: weights pruned earlier come back if their scores say so. Leaves with
-    structure (n, m) keep the best n of every m along axis -2 and ignore `sparsity`.
+    Of equal scores, the earlier positions are pruned. The current `kept` has no influence: pruned
+    weights return if their scores are high. Leaves with structure (n, m) keep the n highest scores
+    of every m along axis -2, and ignore `sparsity`.
 
     Args:
-      posterior: a posterior.
-      sparsity: fraction to prune, a number in [0, 1).
-      scores: tree with an array per compressed leaf (see `saliency`), larger is kept; by default
-        `saliency.magnitude(posterior)`. inf is never pruned before anything finite.
-      scope: "global", one threshold for all prunable leaves without structure together, or
-        "tensor", one each.
+        posterior: Posterior, a tree with SubDistributions.
+        sparsity: Fraction of the weights to prune; Python number in [0, 1).
+        scores: Tree with a floating array per compressed leaf, in the shape of its weights (see
+            `saliency`); by default `saliency.magnitude(posterior)`. Infinite scores are pruned
+            last.
+        scope: "global" for one threshold over all prunable leaves without structure, or "tensor"
+            for one threshold per leaf.
 
     Returns:
-      The posterior with new `kept`.
+        Posterior with new `kept`.
 
     Raises:
-      ValueError: if sparsity is out of range, the tree holds nothing compressed, or the scores
-        have other paths or shapes, or are NaN.
+        ValueError: If the sparsity is out of range, no leaf is compressed, or the scores have other
+            paths or shapes, or are NaN.
+        TypeError: If the sparsity is traced.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import sqs_jax
+        >>> prior = sqs_jax.SpikeSlabPrior(inclusion=0.5, scale=1.0)
+        >>> sqs = sqs_jax.spike_slab_gmm([sqs_jax.Rule(components=2)], prior=prior)
+        >>> posterior = sqs.init({"kernel": jnp.array([[0.5, -0.3], [0.2, 0.1]])})
+        >>> sqs_jax.prune(posterior, 0.5)["kernel"].kept
+        Array([[ True,  True],
+               [False, False]], dtype=bool)
     """
     if isinstance(sparsity, jax.core.Tracer):
         raise TypeError(
@@ -122,39 +186,50 @@ def prune(posterior: Any, sparsity: float, *, scores: Any = None, scope: Scope =
     groups = [free] if scope == "global" else [{path: s} for path, s in free.items()]
     for group in groups:
         if not group:
-            continue  # every leaf has a structure, or may not be pruned
-        number = round(sparsity * sum(s.size for s in group.values()))
-        masks |= dict(zip(group, keep_highest(tuple(group.values()), number), strict=True))
+            continue  # every leaf has a structure or is not prunable
+        pruned = round(sparsity * sum(score.size for score in group.values()))
+        masks |= dict(zip(group, keep_highest(tuple(group.values()), pruned), strict=True))
     return treedef.unflatten(
         [leaf.replace(kept=masks[path]) if path in masks else leaf for path, leaf in pairs]
     )
 
 
 def _aligned(pairs: list[tuple[str, Any]], scores: Any) -> dict[str, jax.Array]:
-    """Give each compressed path its scores, or say which path, shape or value is wrong."""
+    """Return the scores by path, or raise ValueError for wrong paths, shapes or values."""
     leaves: dict[str, SubDistribution] = {p: s for p, s in pairs if is_sub_distribution(s)}
     if not leaves:
         raise ValueError("The posterior has no compressed leaf: there is nothing to prune.")
-    given = dict(flatten(scores)[0])
-    missing, extra = leaves.keys() - given.keys(), given.keys() - leaves.keys()
+    by_path = dict(flatten(scores)[0])
+    missing, extra = leaves.keys() - by_path.keys(), by_path.keys() - leaves.keys()
     if missing or extra:
         raise ValueError(
             "scores must have an array at exactly the posterior's compressed paths; missing: "
             f"{sorted(missing) or 'none'}, unexpected: {sorted(extra) or 'none'}."
         )
     for path, leaf in leaves.items():
-        score = given[path]
+        score = by_path[path]
         if np.shape(score) != leaf.loc.shape:
             raise ValueError(
                 f"{path}: scores have shape {np.shape(score)}, the weights {leaf.loc.shape}."
             )
         if not isinstance(score, jax.core.Tracer) and bool(jnp.any(jnp.isnan(score))):
             raise ValueError(f"{path}: scores contain NaN; pruning needs an order.")
-    return {path: jnp.asarray(given[path]) for path in leaves}
+    return {path: jnp.asarray(by_path[path]) for path in leaves}
 
 
 def keep_n_of_m(score: jax.Array, n: int, m: int) -> jax.Array:
-    """Keep the n highest of every m scores along axis -2; of equal ones the first; bool mask."""
+    """Return the mask of the n highest of every m scores along axis -2.
+
+    Of equal scores, the first are kept.
+
+    Args:
+        score: Floating array `[..., rows, columns]`; m divides rows.
+        n: Number of scores to keep, 1 to m.
+        m: Size of a group of consecutive rows.
+
+    Returns:
+        Bool array in the shape of the scores.
+    """
     *lead, rows, columns = score.shape
     groups = score.reshape(*lead, rows // m, m, columns)
     order = jnp.argsort(-groups, axis=-2, stable=True)

@@ -1,4 +1,4 @@
-"""Codes of a compressed model chosen anew for the outputs of its layers, from inputs alone."""
+"""Recoding: new codes of a compressed model that minimize its layers' output errors."""
 
 import math
 from typing import Any
@@ -12,48 +12,59 @@ from sqs_jax.distribution.feedback import InputMoments, inverse_factor, unusable
 from sqs_jax.distribution.feedback import recode as recode_kernel
 from sqs_jax.transform.rules import path_string
 
-_CORRECTION = 0.5  # of what outputs that differ would ask of the weights: the rest fits their noise
+# Share of the least-squares correction for differing inputs. The full correction fits their noise.
+_CORRECTION = 0.5
 
 
 def recode(compressed: Any, params: Any, inputs: Any) -> Any:
-    """Choose codes anew so that linear layers give about the same outputs, at no more bits.
+    """Choose new codes that minimize the output errors of linear layers, at no more bits.
 
-    Rows of a kernel are rounded one after the other; those that follow make good what their outputs
-    lose (GPTQ, arXiv:2210.17323), and codes are weighed by their length: coordinate by coordinate,
-    the least negative ELBO of a Gaussian likelihood of the outputs with the codes' length. Levels
-    move to the means of their weights. No labels and no gradients.
-
-    Example:
-      >>> compressed = sqs_jax.compress_to_budget(params, target_ratio=8)
-      >>> x = inputs_of_the_layer  # [n, features]
-      >>> moments = {"dense": {"kernel": sqs_jax.InputMoments(x.T @ x / len(x))}}
-      >>> compressed = sqs_jax.recode(compressed, params, moments)
+    The method rounds the rows of a kernel one after another. Error compensation adjusts the rows
+    that follow (GPTQ). Each code minimizes the output error plus the code's length: coordinate
+    descent on the negative ELBO with a Gaussian likelihood of the outputs. Levels move to the means
+    of their weights. The method needs no labels and no gradients.
 
     Args:
-      compressed: as `compress_to_budget` returns it.
-      params: the weights it stands for; kernels are [*inputs, outputs], of a convolution
-        [height, width, inputs, outputs].
-      inputs: tree with `InputMoments` at paths of compressed kernels, of as many inputs as a
-        kernel has rows [-1, outputs]: of a convolution its patches.
+        compressed: Tree of `CompressedLeaf` and arrays, as `compress_to_budget` returns it.
+        params: Tree of the original weights. Kernels are `[*inputs, outputs]`, those of
+            convolutions `[height, width, inputs, outputs]`.
+        inputs: Tree with `InputMoments` at paths of compressed kernels. The number of inputs is the
+            number of rows of the kernel as `[-1, outputs]`; for a convolution, the inputs are
+            patches.
 
     Returns:
-      A tree like `compressed`. A kernel that cannot be coded anew in as few bits stays as it is.
+        Tree like `compressed`. A kernel keeps its codes if new ones would take more bits.
 
     Raises:
-      ValueError: naming the path, for moments where nothing is compressed or of another size, or
-        that are none: not finite, not symmetric, or with a negative eigenvalue.
+        ValueError: If moments are at the path of a dense leaf, have another shape, are not finite,
+            are not symmetric, or have a negative eigenvalue. The message names the path.
+
+    Example:
+        >>> import jax
+        >>> import sqs_jax
+        >>> params = {"kernel": jax.random.normal(jax.random.key(0), (32, 64))}
+        >>> compressed = sqs_jax.compress_to_budget(params, target_ratio=8)
+        >>> x = jax.random.normal(jax.random.key(1), (100, 32))  # inputs of the layer
+        >>> moments = {"kernel": sqs_jax.InputMoments(x.T @ x / len(x))}
+        >>> recoded = sqs_jax.recode(compressed, params, moments)
+        >>> recoded["kernel"].codes.shape
+        (32, 64)
+
+    References:
+        Frantar, Ashkboos, Hoefler and Alistarh, "GPTQ: Accurate Post-Training Quantization for
+        Generative Pre-trained Transformers", arXiv:2210.17323.
     """
     leaves, treedef = _flatten(compressed)
-    weights, given = (dict(_flatten(tree)[0]) for tree in (params, inputs))
-    found = []
+    weights, remaining = (dict(_flatten(tree)[0]) for tree in (params, inputs))
+    recoded = []
     for path, leaf in leaves:
-        moments = given.pop(path, None)
+        moments = remaining.pop(path, None)
         if moments is not None:
             leaf = _recode(path, leaf, weights.get(path), moments)
-        found.append(leaf)
-    if given:
-        raise ValueError(f"inputs has {', '.join(sorted(given))}, where nothing is compressed.")
-    return treedef.unflatten(found)
+        recoded.append(leaf)
+    if remaining:
+        raise ValueError(f"inputs has {', '.join(sorted(remaining))}, where nothing is compressed.")
+    return treedef.unflatten(recoded)
 
 
 def _flatten(tree: Any) -> tuple[list[tuple[str, Any]], Any]:
@@ -64,6 +75,7 @@ def _flatten(tree: Any) -> tuple[list[tuple[str, Any]], Any]:
 
 
 def _recode(path: str, leaf: Any, weights: Any, moments: InputMoments) -> Any:
+    """Return a kernel with new codes and levels."""
     if not isinstance(leaf, CompressedLeaf):
         raise ValueError(f"{path}: there are moments of its inputs, but it is not compressed.")
     second, cross, missing = (None if m is None else jnp.asarray(m, jnp.float32) for m in moments)
@@ -77,20 +89,24 @@ def _recode(path: str, leaf: Any, weights: Any, moments: InputMoments) -> Any:
         )
     if np.shape(weights) != shape:
         raise ValueError(f"{path}: params have no weights of shape {shape} there.")
-    for name, given, due in (("cross", cross, rows), ("missing", missing, shape[-1])):
-        if given is not None and given.shape != (rows, due):
-            raise ValueError(f"{path}: {name} has shape {given.shape}; it must have {(rows, due)}.")
-        if given is not None and not bool(jnp.isfinite(given).all()):
+    for name, array, width in (("cross", cross, rows), ("missing", missing, shape[-1])):
+        if array is None:
+            continue
+        if array.shape != (rows, width):
+            raise ValueError(
+                f"{path}: {name} has shape {array.shape}; it must have {(rows, width)}."
+            )
+        if not bool(jnp.isfinite(array).all()):
             raise ValueError(f"{path}: {name} moments are not finite.")
-    if why := unusable(second):
-        raise ValueError(f"{path}: {why}.")
+    if reason := unusable(second):
+        raise ValueError(f"{path}: {reason}.")
     feedback = inverse_factor(second)
-    wanted = jnp.asarray(np.asarray(weights), jnp.float32).reshape(rows, -1)
-    lacking = jnp.zeros_like(wanted) if missing is None else missing
+    target = jnp.asarray(np.asarray(weights), jnp.float32).reshape(rows, -1)
+    deviation = jnp.zeros_like(target) if missing is None else missing
     if cross is not None:
-        lacking += (cross - second) @ wanted
-    wanted += _CORRECTION * jnp.linalg.solve(feedback.moments, lacking)
-    levels = np.asarray(leaf.codebook)
+        deviation += (cross - second) @ target
+    target += _CORRECTION * jnp.linalg.solve(feedback.moments, deviation)
+    old_levels = np.asarray(leaf.codebook)
     codes = np.asarray(leaf.codes).reshape(rows, -1)
-    codes, found = recode_kernel(wanted, codes, levels.reshape(-1), feedback)
-    return CompressedLeaf(codes.reshape(shape), found.reshape(levels.shape))
+    codes, levels = recode_kernel(target, codes, old_levels.reshape(-1), feedback)
+    return CompressedLeaf(codes.reshape(shape), levels.reshape(old_levels.shape))

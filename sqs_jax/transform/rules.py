@@ -1,4 +1,7 @@
-"""Rules: which leaves of a tree are compressed, and how. A path is "layers/0/kernel"."""
+"""Rules that select the leaves of a tree to compress, and set how.
+
+A path joins the keys of a leaf by slashes: "layers/0/kernel".
+"""
 
 import dataclasses
 import re
@@ -15,19 +18,29 @@ from sqs_jax.distribution import SubDistribution, Windows
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rule:
-    """Say how the leaves whose path matches are compressed; the first rule that matches wins.
+    """Compression settings for the leaves whose path matches a pattern.
+
+    Of a sequence of rules, the first that matches a path applies.
 
     Attributes:
-      pattern: regular expression that must match the whole path of a leaf.
-      components: K, Gaussians per window; None leaves the leaf dense.
-      windows: how the weights are split by value.
-      min_ndim: leaves of fewer dimensions (stacked axes not counted) stay dense.
-      prunable: whether `prune` may prune the leaf.
-      structure: (n, m) keeps n of every m weights along axis -2; None prunes freely.
-      stacked: number of leading axes whose slices each get their own sub-distribution.
+        pattern: Regular expression that must match the whole path of a leaf.
+        components: Number K of Gaussians per window, 1 to 65,535; None leaves the leaf dense.
+        windows: Split of the weights by value, a `Windows`.
+        min_ndim: Least number of dimensions of a compressed leaf, stacked axes not counted; leaves
+            of fewer dimensions stay dense.
+        prunable: Whether `prune` may prune the leaf.
+        structure: Pair (n, m): n of every m weights along axis -2 are kept. None prunes without
+            a pattern.
+        stacked: Number of leading axes whose slices each get their own sub-distribution.
 
     Raises:
-      ValueError: if a field is out of range or the pattern is no regular expression.
+        ValueError: If a field is out of range or the pattern is no regular expression.
+
+    Example:
+        >>> import sqs_jax
+        >>> rule = sqs_jax.Rule(pattern="layers/.*/kernel", components=4)
+        >>> rule.matches("layers/0/kernel"), rule.matches("head/kernel")
+        (True, False)
     """
 
     pattern: str = ".*"
@@ -64,8 +77,8 @@ class Rule:
                 raise ValueError(f"Rule.{name} is {value!r}; it must be an int >= 0.")
         if self.structure is not None:
             n_of_m = self.structure
-            whole = isinstance(n_of_m, tuple) and len(n_of_m) == 2
-            if not (whole and all(type(x) is int for x in n_of_m) and 0 < n_of_m[0] <= n_of_m[1]):
+            is_pair = isinstance(n_of_m, tuple) and len(n_of_m) == 2
+            if not (is_pair and all(type(x) is int for x in n_of_m) and 0 < n_of_m[0] <= n_of_m[1]):
                 raise ValueError(
                     f"Rule.structure is {n_of_m!r}; it must be (n, m) with 0 < n <= m, or None."
                 )
@@ -75,11 +88,24 @@ class Rule:
         return re.fullmatch(self.pattern, path) is not None
 
     def compresses(self, leaf: Any) -> bool:
-        """Return whether a leaf that this rule wins gets a sub-distribution."""
+        """Return whether the rule compresses a leaf that the pattern matches."""
         return self.components is not None and np.ndim(leaf) - self.stacked >= self.min_ndim
 
     def init_leaf(self, path: str, leaf: Any, **options: Any) -> SubDistribution:
-        """Start the sub-distribution of a leaf, or say by its path why it cannot have one."""
+        """Initialize the sub-distribution of a leaf.
+
+        Args:
+            path: Path of the leaf, for error messages.
+            leaf: Weights, a floating array; `compresses(leaf)` holds.
+            **options: Further arguments of `SubDistribution.init`.
+
+        Returns:
+            The sub-distribution.
+
+        Raises:
+            ValueError: If the leaf has no floating dtype, is not finite, has no slices, or does
+                not fit the structure.
+        """
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise ValueError(
                 f"{path}: rule {self.pattern!r} would compress a leaf of dtype {leaf.dtype}; only "
@@ -100,7 +126,7 @@ class Rule:
                     f"{path}: structure {self.structure} needs an axis -2 whose length is a "
                     f"multiple of {m}; the shape is {leaf.shape}. Use another structure or None."
                 )
-        assert self.components is not None  # `compresses` was asked first
+        assert self.components is not None  # by `compresses`
         return SubDistribution.init(
             leaf,
             components=self.components,
@@ -112,10 +138,17 @@ class Rule:
         )
 
     def init_layer(self, path: str, weights: jax.Array) -> Any:
-        """Start the weights of a layer that holds this rule; its pattern is not used.
+        """Initialize the weights of a layer that holds this rule.
 
-        Neither is `stacked`: a layer is one slice, and the axes that a scan over layers puts in
-        front of its weights it puts in front of their sub-distribution too.
+        The pattern and `stacked` are not used. A layer is one slice: a scan over layers adds the
+        same leading axes to the weights and to their sub-distribution.
+
+        Args:
+            path: Path of the weights, for error messages.
+            weights: Array that the layer's initializer drew.
+
+        Returns:
+            A SubDistribution, or the weights themselves if the rule leaves them dense.
         """
         rule = dataclasses.replace(self, stacked=0)
         return rule.init_leaf(path, weights) if rule.compresses(weights) else weights
@@ -125,7 +158,7 @@ DEFAULT_RULES = (Rule(),)
 
 
 def deployed(value: Any) -> Any:
-    """Return the weights a layer computes with: the mode of a SubDistribution, or the array."""
+    """Return the deployed weights: the mode of a SubDistribution, or the array itself."""
     return value.mode() if is_sub_distribution(value) else value
 
 
@@ -135,31 +168,32 @@ def is_sub_distribution(node: Any) -> bool:
 
 
 def require_positive(name: str, value: jax.typing.ArrayLike) -> None:
-    """Raise ValueError unless a temperature is > 0; what JAX traces is not looked at."""
+    """Raise ValueError unless a temperature is > 0; traced values pass unchecked."""
     if not isinstance(value, jax.core.Tracer) and not np.all(np.asarray(value) > 0):
         raise ValueError(f"{name} is {value}; it must be > 0. For its limit at 0 use `mode`.")
 
 
 def total(parts: list[jax.Array]) -> jax.Array:
-    """Add what the leaves of a model have, scalars, in float32, or float64 if any is."""
+    """Sum scalars of the leaves in float32, or in float64 if any scalar is float64."""
     dtype = jnp.float64 if any(part.dtype == jnp.float64 for part in parts) else jnp.float32
     return sum((part.astype(dtype) for part in parts), start=jnp.zeros((), dtype))
 
 
 def require_finite(path: str, leaf: Any) -> None:
-    """Raise ValueError if any weight of a leaf that is to be compressed is NaN or infinite."""
-    # where the leaf is: an array over several devices may not fit the host, or not be all here
+    """Raise ValueError if any weight of a leaf is NaN or infinite."""
+    # Count on the leaf's devices: a sharded array may exceed the host, or span several hosts.
     array = jnp if isinstance(leaf, jax.Array) else np
-    bad = int(array.sum(~array.isfinite(leaf)))
-    if bad:
+    count = int(array.sum(~array.isfinite(leaf)))
+    if count:
         raise ValueError(
-            f"{path}: {bad} of {np.size(leaf)} weights are not finite; compression needs a network "
-            "that works. Mend them, or leave the leaf dense with a rule with components=None."
+            f"{path}: {count} of {np.size(leaf)} weights are not finite; compression needs a "
+            "network that works. Repair them, or leave the leaf dense with a rule with "
+            "components=None."
         )
 
 
 def require_whole(path: str, leaf: SubDistribution) -> SubDistribution:
-    """Return the leaf, or raise ValueError if `partition` has taken fields out of it."""
+    """Return the leaf, or raise ValueError if `partition` has removed some of its fields."""
     fields = (f.name for f in dataclasses.fields(leaf) if not f.metadata.get("static"))
     if any(getattr(leaf, field) is None for field in fields):
         raise ValueError(
@@ -169,7 +203,7 @@ def require_whole(path: str, leaf: SubDistribution) -> SubDistribution:
 
 
 def path_string(path: Sequence[Any]) -> str:
-    """Write a key path as "layers/0/kernel"."""
+    """Return a key path as a string, e.g. "layers/0/kernel"."""
     return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
 
 
@@ -186,7 +220,7 @@ def map_tree(
 
 
 def flatten(tree: Any) -> tuple[list[tuple[str, Any]], Any]:
-    """List a tree's (path, leaf) pairs, SubDistributions being leaves, and its structure."""
+    """Return (path, leaf) pairs and the structure; SubDistributions are leaves."""
     pairs, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_sub_distribution)
     return [(path_string(path), leaf) for path, leaf in pairs], treedef
 
@@ -202,17 +236,24 @@ def check_rules(rules: Iterable[Rule]) -> tuple[Rule, ...]:
 def map_assigned(
     function: Callable[[str, Any, Rule | None], Any], rules: Sequence[Rule], tree: Any
 ) -> Any:
-    """Map function(path, leaf, its rule) over a tree."""
+    """Map `function(path, leaf, rule)` over a tree."""
     pairs, treedef = flatten(tree)
     assigned = assign(rules, [path for path, _ in pairs])
     return treedef.unflatten([function(*pair, r) for pair, r in zip(pairs, assigned, strict=True)])
 
 
 def assign(rules: Sequence[Rule], paths: Sequence[str]) -> list[Rule | None]:
-    """Give each path the first rule that matches it.
+    """Return for each path the first rule that matches, or None.
+
+    Args:
+        rules: Rules, in order of precedence.
+        paths: Paths of the leaves.
+
+    Returns:
+        List of as many rules, or None, as there are paths.
 
     Raises:
-      ValueError: if a rule's pattern matches none of the paths.
+        ValueError: If a rule's pattern matches none of the paths.
     """
     for rule in rules:
         if not any(rule.matches(path) for path in paths):

@@ -1,4 +1,4 @@
-"""Where every array of a model lies on a mesh of devices: by rules, or automatically."""
+"""Shardings of posteriors and training states over a mesh, by rules or automatic."""
 
 import dataclasses
 import math
@@ -12,32 +12,42 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sqs_jax.transform.rules import flatten, is_sub_distribution, path_string
 
-# Shaped as the parameter; a sub-distribution's tables are small, and every device has them whole.
+# Fields in the shape of the weights. The other fields are small, and replicated.
 _SHAPED_AS_WEIGHTS = ("loc", "gate_logits", "kept")
 
 
 def shardings(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, PartitionSpec]]) -> Any:
-    """Lay a tree out over a mesh by rules; the first that matches wins.
+    """Return the sharding of every array of a tree, by rules on paths.
 
-    Example:
-      >>> layout = sqs_jax.shardings(posterior, mesh, [(".*kernel", PartitionSpec(None, "fsdp"))])
-      >>> posterior = jax.device_put(posterior, layout)
+    The first rule that matches a path applies.
 
     Args:
-      tree: params, a posterior or a part of one, of arrays or `jax.ShapeDtypeStruct`.
-      mesh: the devices.
-      rules: (pattern, spec) pairs. The pattern must match the whole path of a leaf
-        ("layers/0/kernel", as in `Rule`); the spec names the mesh axes that split each dimension.
-        Leaves that no pattern matches are replicated.
+        tree: Params, a posterior, or a part of one, of arrays or `jax.ShapeDtypeStruct`.
+        mesh: Mesh of devices.
+        rules: Pairs (pattern, spec). The pattern must match the whole path of a leaf
+            ("layers/0/kernel", as in `Rule`); the spec names the mesh axes that split each
+            dimension. Leaves that no pattern matches are replicated.
 
     Returns:
-      A tree of NamedSharding, of the tree's own structure. A SubDistribution's `loc`,
-      `gate_logits` and `kept` get the spec, its tables are replicated.
+        Tree of NamedSharding with the structure of `tree`. The fields `loc`, `gate_logits` and
+        `kept` of a SubDistribution get the spec; its other fields are replicated.
 
     Raises:
-      ValueError: for a pattern that matches nothing or is no regular expression, and for a spec
-        with an axis that the mesh lacks or that comes twice, with more entries than the leaf has
-        dimensions, or that splits a dimension unevenly; each names the leaf's path.
+        ValueError: If a pattern matches nothing or is no regular expression. If a spec has an axis
+            that the mesh lacks, repeats an axis, has more entries than the leaf has dimensions, or
+            splits a dimension unevenly; the message names the leaf's path.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jax.sharding import AxisType, PartitionSpec
+        >>> import sqs_jax
+        >>> mesh = jax.make_mesh((1,), ("fsdp",), axis_types=(AxisType.Auto,))
+        >>> params = {"kernel": jnp.ones((8, 4)), "bias": jnp.ones(4)}
+        >>> layout = sqs_jax.shardings(params, mesh, [("kernel", PartitionSpec("fsdp"))])
+        >>> tuple(layout["kernel"].spec), tuple(layout["bias"].spec)
+        (('fsdp',), ())
+        >>> params = jax.device_put(params, layout)
     """
     paths = [path for path, _ in flatten(tree)[0]]
     for pattern, _ in rules:
@@ -53,11 +63,11 @@ def shardings(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, PartitionSpec]])
             )
 
     def choose(path: str, shape: tuple[int, ...]) -> PartitionSpec:
-        found = (spec for pattern, spec in rules if re.fullmatch(pattern, path))
-        spec = next(found, PartitionSpec())
-        if wrong := _complaint(shape, spec, mesh):
+        matching = (spec for pattern, spec in rules if re.fullmatch(pattern, path))
+        spec = next(matching, PartitionSpec())
+        if problem := _problem(shape, spec, mesh):
             raise ValueError(
-                f"{path}: {wrong}. The leaf's shape is {shape}, its spec {spec}, the mesh "
+                f"{path}: {problem}. The leaf's shape is {shape}, its spec {spec}, the mesh "
                 f"{dict(mesh.shape)}; put a rule that fits this path before the one that matched."
             )
         return spec
@@ -66,20 +76,31 @@ def shardings(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, PartitionSpec]])
 
 
 def fully_sharded(tree: Any, mesh: Mesh, *, axis: str, min_size: int = 4096) -> Any:
-    """Lay a tree out so that every large leaf is split over one axis of a mesh.
+    """Return shardings that split every large leaf over an axis of a mesh (FSDP).
+
+    The axis splits the largest dimension of a leaf that its size divides, the first of equal ones.
 
     Args:
-      tree: as for `shardings`.
-      mesh: the devices.
-      axis: of the mesh. A leaf's largest dimension that the axis divides is split; of equal ones
-        the first.
-      min_size: leaves of fewer weights are replicated, as are those with no such dimension.
+        tree: Params, a posterior, or a part of one, of arrays or `jax.ShapeDtypeStruct`.
+        mesh: Mesh of devices.
+        axis: Name of an axis of the mesh.
+        min_size: Least number of weights of a split leaf. Smaller leaves are replicated, as are
+            leaves without a dimension that the axis divides.
 
     Returns:
-      A tree of NamedSharding, as `shardings` returns it.
+        Tree of NamedSharding with the structure of `tree`, as from `shardings`.
 
     Raises:
-      ValueError: if the mesh has no such axis.
+        ValueError: If the mesh lacks the axis.
+
+    Example:
+        >>> import jax
+        >>> from jax.sharding import AxisType
+        >>> import sqs_jax
+        >>> mesh = jax.make_mesh((1,), ("fsdp",), axis_types=(AxisType.Auto,))
+        >>> shapes = {"kernel": jax.ShapeDtypeStruct((64, 256), "float32")}
+        >>> tuple(sqs_jax.fully_sharded(shapes, mesh, axis="fsdp")["kernel"].spec)
+        (None, 'fsdp')
     """
     if axis not in mesh.shape:
         raise ValueError(f"axis is {axis!r}; the mesh has the axes {list(mesh.shape)}.")
@@ -94,20 +115,34 @@ def fully_sharded(tree: Any, mesh: Mesh, *, axis: str, min_size: int = 4096) -> 
 
 
 def state_shardings(state: Any, tree: Any, layout: Any) -> Any:
-    """Lay a whole training state out as what it trains is: moments follow their parameter.
+    """Return the shardings of a training state, whose moments follow their parameters.
+
+    An array of the state gets the sharding of an array of `tree` if its path ends in the path of
+    that array and the shapes are equal. All other arrays are replicated.
 
     Args:
-      state: any tree of arrays or `jax.ShapeDtypeStruct`: optimizer state, batch statistics, the
-        posterior itself, or all of them. An array whose path ends in the path of an array of
-        `tree`, and has its shape, gets its sharding; the rest is replicated.
-      tree: params or a posterior.
-      layout: its shardings, from `shardings` or `fully_sharded`; not empty.
+        state: Tree of arrays or `jax.ShapeDtypeStruct`, such as optimizer state, batch statistics
+            and the posterior itself.
+        tree: Params or a posterior.
+        layout: Shardings of `tree`, from `shardings` or `fully_sharded`; not empty.
 
     Returns:
-      A tree of NamedSharding, of the state's own structure.
+        Tree of NamedSharding with the structure of `state`.
+
+    Example:
+        >>> import jax
+        >>> import optax
+        >>> from jax.sharding import AxisType
+        >>> import sqs_jax
+        >>> mesh = jax.make_mesh((1,), ("fsdp",), axis_types=(AxisType.Auto,))
+        >>> shapes = {"kernel": jax.ShapeDtypeStruct((64, 256), "float32")}
+        >>> layout = sqs_jax.fully_sharded(shapes, mesh, axis="fsdp")
+        >>> state = jax.eval_shape(optax.adam(1e-3).init, shapes)
+        >>> tuple(sqs_jax.state_shardings(state, shapes, layout)[0].mu["kernel"].spec)
+        (None, 'fsdp')
     """
     arrays, _ = jax.tree_util.tree_flatten_with_path(tree)
-    known = {
+    by_names = {
         _names(path): (np.shape(array), sharding)
         for (path, array), sharding in zip(arrays, jax.tree.leaves(layout), strict=True)
     }
@@ -116,7 +151,7 @@ def state_shardings(state: Any, tree: Any, layout: Any) -> Any:
     def follow(path: Any, leaf: Any) -> NamedSharding:
         names = _names(path)
         for start in range(len(names) + 1):  # the longest suffix first
-            shape, sharding = known.get(names[start:], (None, replicated))
+            shape, sharding = by_names.get(names[start:], (None, replicated))
             if shape == np.shape(leaf):
                 return sharding
         return replicated
@@ -125,13 +160,13 @@ def state_shardings(state: Any, tree: Any, layout: Any) -> Any:
 
 
 def _lay_out(tree: Any, mesh: Mesh, choose: Callable[[str, tuple[int, ...]], PartitionSpec]) -> Any:
-    """Give every leaf the sharding that `choose` has for its path and shape."""
+    """Return a tree of shardings; `choose` returns the spec for a path and a shape."""
     pairs, treedef = flatten(tree)
 
     def place(path: str, leaf: Any) -> Any:
         if not is_sub_distribution(leaf):
             return NamedSharding(mesh, choose(path, np.shape(leaf)))
-        # `partition` leaves None in the place of some arrays, also of all that have the shape.
+        # In a part that `partition` returned, all fields in the shape of the weights may be None.
         shaped = [a for f in _SHAPED_AS_WEIGHTS if (a := getattr(leaf, f)) is not None]
         spec = choose(path, np.shape(shaped[0])) if shaped else PartitionSpec()
         places = {
@@ -146,8 +181,8 @@ def _lay_out(tree: Any, mesh: Mesh, choose: Callable[[str, tuple[int, ...]], Par
     return treedef.unflatten([place(path, leaf) for path, leaf in pairs])
 
 
-def _complaint(shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh) -> str | None:
-    """Say what keeps a spec from splitting an array of this shape; None if nothing does."""
+def _problem(shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh) -> str | None:
+    """Return the reason why a spec cannot split an array of a shape, or None."""
     entries = [(e,) if isinstance(e, str) else tuple(e or ()) for e in spec]
     axes = [axis for entry in entries for axis in entry]
     for axis in axes:
@@ -165,4 +200,5 @@ def _complaint(shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh) -> str |
 
 
 def _names(path: Any) -> tuple[str, ...]:
+    """Return the keys of a path as strings."""
     return tuple(path_string((key,)) for key in path)

@@ -1,4 +1,4 @@
-"""Standard promotion: optax's Adam needs it, and Flax's norms in bfloat16."""
+"""Standard dtype promotion, for optax's Adam and Flax's norms in bfloat16."""
 
 import jax
 import pytest

@@ -1,15 +1,15 @@
-"""The model of the memory adds up, and counts what the states of real steps hold."""
+"""Memory model: closed forms, and comparison with the states of real steps."""
 
 import jax
 import pytest
 
-from benchmarks import equal_layers, footprint, memory, peak
+from benchmarks import equal_layers, footprint, memory, peak_memory
 from benchmarks.footprint import Setting, per_weight
 
 WIDTH, LAYERS = 64, 2
 
 
-def test_the_bars_are_the_models():
+def test_the_bars_equal_the_memory_model():
     dense = per_weight(Setting("dense")).total
     assert dense == 4 + 8 + 4
     assert per_weight(Setting("mean")).total - dense == (4 + 1) + 8 + 4 + 4 == 21
@@ -23,25 +23,25 @@ def test_frozen_weights_have_neither_gradients_nor_moments():
     assert frozen.total == 4 + 2 + 1 + 4
 
 
-@pytest.mark.parametrize("name", list(equal_layers.ways(equal_layers.problem(WIDTH, LAYERS))))
-def test_states_hold_what_the_model_counts(name):
-    way = equal_layers.ways(equal_layers.problem(WIDTH, LAYERS))[name]
-    arrays = jax.tree.leaves(jax.eval_shape(way.state))
-    # codebooks and counters, which the model leaves out, are small and not shaped as weights
-    held = sum(x.size * x.dtype.itemsize for x in arrays if x.shape == (WIDTH, WIDTH))
-    counted = per_weight(way.setting)
-    assert held == (counted.state + counted.optimizer) * WIDTH * WIDTH * LAYERS
+@pytest.mark.parametrize("name", list(equal_layers.trainings(equal_layers.problem(WIDTH, LAYERS))))
+def test_states_have_the_bytes_of_the_memory_model(name):
+    variant = equal_layers.trainings(equal_layers.problem(WIDTH, LAYERS))[name]
+    arrays = jax.tree.leaves(jax.eval_shape(variant.state))
+    # The model omits codebooks and counters, whose shapes differ from those of weights.
+    state_bytes = sum(x.size * x.dtype.itemsize for x in arrays if x.shape == (WIDTH, WIDTH))
+    predicted = per_weight(variant.setting)
+    assert state_bytes == (predicted.state + predicted.optimizer) * WIDTH * WIDTH * LAYERS
 
 
 def test_a_compiled_step_holds_its_state_once():
     problem = equal_layers.problem(WIDTH, LAYERS)
-    way = equal_layers.ways(problem)["dense"]
+    variant = equal_layers.trainings(problem)["dense"]
     weights = WIDTH * WIDTH * LAYERS
-    # the donated state is counted once; a gradient may be gone before the last is there
-    assert 12 <= memory.step_bytes(way, problem) / weights < 16 + 4
+    # A donated state counts once; XLA may free a gradient before the last gradient exists.
+    assert 12 <= memory.step_bytes(variant, problem) / weights < 16 + 4
 
 
-def test_on_paper_sharding_divides_and_share_decides():
+def test_bytes_per_device_divide_and_fit_within_the_share():
     network, device = footprint.Network("a", 8e9), footprint.Device("b", 160e9)
     assert footprint.per_device(network, Setting("dense"), 8) == 16 * 8e9 / 8
     assert footprint.fits(network, Setting("dense"), device, 1)  # 128 of 128 GB
@@ -50,6 +50,6 @@ def test_on_paper_sharding_divides_and_share_decides():
     assert len(rows) == len(footprint.NETWORKS) * len(footprint.SETTINGS)
 
 
-def test_a_peak_is_measured_in_a_process_of_its_own():
-    measured = peak.measure("dense", WIDTH, LAYERS)
+def test_a_separate_process_measures_the_peak():
+    measured = peak_memory.measure("dense", WIDTH, LAYERS)
     assert measured is None or measured > 0

@@ -1,4 +1,4 @@
-"""The peers compute what the transform does: else their times would mean nothing."""
+"""Equality of the peers and the transform, without which times are not comparable."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import sqs_jax
-from benchmarks import plain, soft_weight, training
+from benchmarks import dense_softmax, soft_weight, training
 
 NAMES = ("loc", "gate_logits", "means")
 TEMPERATURE = 0.5
@@ -14,7 +14,7 @@ TEMPERATURE = 0.5
 
 @pytest.fixture(scope="module")
 def problem():
-    """A posterior, its fields, the mean and its gradients."""
+    """Fields of a posterior, the mean and the gradients."""
     rng = np.random.default_rng(0)
     weights = jnp.asarray(0.02 * rng.standard_t(5.0, (24, 16)), jnp.float32)
     sqs = training.transform(16)
@@ -32,53 +32,53 @@ def problem():
         return mean, pull(jnp.ones_like(mean))[0]["kernel"]
 
     mean, gradients = both(trained)
-    found = {name: getattr(gradients, name).reshape(-1) for name in NAMES}
+    flat_gradients = {name: getattr(gradients, name).reshape(-1) for name in NAMES}
     fields = {name: getattr(posterior["kernel"], name) for name in soft_weight._FIELDS}
     fields |= {name: fields[name][0] for name in soft_weight._FIELDS[2:]}
-    return fields, mean, found
+    return fields, mean, flat_gradients
 
 
-def assert_close(ours, theirs):
-    scale = np.abs(ours).max()
-    np.testing.assert_allclose(theirs, ours, atol=1e-5 * scale, rtol=1e-4)
+def assert_close(expected, actual):
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(actual, expected, atol=1e-5 * scale, rtol=1e-4)
 
 
-def test_the_plain_softmax_is_the_mean(problem):
+def test_the_dense_softmax_equals_the_mean(problem):
     fields, mean, gradients = problem
 
-    def of(trained):
-        return plain.mean(**fields | trained, temperature=jnp.float32(TEMPERATURE))
+    def dense_mean(trained):
+        return dense_softmax.mean(**fields | trained, temperature=jnp.float32(TEMPERATURE))
 
     @jax.jit
     def both(trained):
-        weights, pull = jax.vjp(of, trained)
+        weights, pull = jax.vjp(dense_mean, trained)
         return weights, pull(jnp.ones_like(weights))[0]
 
-    theirs, gradients_of = both({name: fields[name] for name in NAMES})
-    np.testing.assert_allclose(theirs, mean, atol=1e-5 * np.abs(mean).max())
-    for name, gradient in gradients_of.items():
+    weights, dense_gradients = both({name: fields[name] for name in NAMES})
+    np.testing.assert_allclose(weights, mean, atol=1e-5 * np.abs(mean).max())
+    for name, gradient in dense_gradients.items():
         assert_close(gradients[name], gradient.reshape(-1))
 
 
 @pytest.mark.torch
-def test_the_layer_in_pytorch_is_the_mean(problem):
+def test_the_layer_in_pytorch_equals_the_mean(problem):
     from benchmarks import torch_layer
 
     fields, mean, gradients = problem
     layer = torch_layer.SoftWeight(fields)
-    theirs = layer(TEMPERATURE)
-    np.testing.assert_allclose(theirs.detach(), mean, atol=1e-5 * np.abs(mean).max())
-    theirs.sum().backward()
+    weights = layer(TEMPERATURE)
+    np.testing.assert_allclose(weights.detach(), mean, atol=1e-5 * np.abs(mean).max())
+    weights.sum().backward()
     for name in NAMES:
         assert_close(gradients[name], getattr(layer, name).grad.reshape(-1).numpy())
 
 
-def test_a_way_is_timed_and_has_its_bars(problem):
-    forward, both = soft_weight.plain_runs(problem[0], TEMPERATURE)
-    found = soft_weight.measure(16, forward, both, pairs=2)
-    row = {"way": "table", "components": 16, "temperature": 1.0, "of_bandwidth": 0.1, **found}
+def test_a_row_has_times_and_bars(problem):
+    forward, both = soft_weight.dense_runs(problem[0], TEMPERATURE)
+    timings = soft_weight.measure(16, forward, both, pairs=2)
+    row = {"way": "table", "components": 16, "temperature": 1.0, "of_bandwidth": 0.1, **timings}
     row["bars"] = soft_weight._bars(row, [])
     assert row["bars"] == {"forward": 8.0, "both": 40.0}
     assert soft_weight._line(row)
     at_64 = soft_weight._bars({**row, "components": 64}, [row])
-    assert at_64["forward"] == pytest.approx(1.5 * found["forward"]["ratio"])
+    assert at_64["forward"] == pytest.approx(1.5 * timings["forward"]["ratio"])

@@ -1,4 +1,4 @@
-"""The benchmarks' networks and steps are what the tables say they are."""
+"""Networks and training steps of the benchmarks."""
 
 import math
 
@@ -21,7 +21,7 @@ def text(model, batch=2, length=6):
 
 
 def variables(problem):
-    """Random (params, other collections), without compiling their initialisers."""
+    """Random (params, other collections), without compiling initializers."""
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(problem.variables)
     return jax.tree.map(lambda x: jnp.asarray(rng.normal(0.3, 0.3, x.shape), x.dtype), shapes)
@@ -47,20 +47,23 @@ def test_networks_have_the_stated_size(make, units, least, most):
     compressible = training.compressible(sqs, params)
     assert case.problem.labels.size == units
     assert least <= compressible <= most
-    assert compressible > 0.99 * count(params)  # all but norms, biases and the like
+    assert compressible > 0.99 * count(params)  # norms and biases stay dense
 
 
-def test_scanned_layers_compute_what_layers_one_by_one_do():
+def test_scanned_layers_equal_separate_layers():
     problem, scanned = text(TINY), text(TINY.clone(scan=True))
     params, _ = variables(scanned)
-    loose = {name: leaf for name, leaf in params.items() if name != "layers"}
-    loose |= {f"layer_{i}": jax.tree.map(lambda x, i=i: x[i], params["layers"]) for i in range(2)}
-    batch = problem.inputs, problem.labels, {}  # nothing of the decoder is mutable
-    ours, theirs = jax.jit(scanned.nll)(params, batch), jax.jit(problem.nll)(loose, batch)
-    np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5)
+    separate = {name: leaf for name, leaf in params.items() if name != "layers"}
+    separate |= {
+        f"layer_{i}": jax.tree.map(lambda x, i=i: x[i], params["layers"]) for i in range(2)
+    }
+    batch = problem.inputs, problem.labels, {}  # the decoder has no mutable state
+    scanned_nll, _ = jax.jit(scanned.nll)(params, batch)
+    separate_nll, _ = jax.jit(problem.nll)(separate, batch)
+    np.testing.assert_allclose(scanned_nll, separate_nll, rtol=1e-5)
 
 
-def test_a_token_sees_none_after_it():
+def test_logits_do_not_depend_on_later_tokens():
     problem = text(TINY)
     params, _ = variables(problem)
     changed = problem.inputs.at[:, 4].set((problem.inputs[:, 4] + 1) % 16)
@@ -70,7 +73,7 @@ def test_a_token_sees_none_after_it():
     assert np.abs(before[:, 4:] - after[:, 4:]).max() > 1e-4
 
 
-def test_rotary_products_depend_on_the_distance_alone():
+def test_rotary_products_depend_on_the_distance_only():
     rng = np.random.default_rng(0)
     query, key = (jnp.asarray(np.tile(rng.normal(size=8), (1, 5, 1, 1)), jnp.float32) for _ in "qk")
     query, key = (np.asarray(x)[0, :, 0] for x in jax.jit(lambda q, k: (rotate(q), rotate(k)))(
@@ -82,18 +85,18 @@ def test_rotary_products_depend_on_the_distance_alone():
     assert np.ptp(products) > 0.1
 
 
-def test_small_tensors_start_where_init_has_them():
+def test_small_tensors_start_as_by_init():
     kernel = np.random.default_rng(0).normal(size=(8, 6))
     params = {"kernel": jnp.asarray(kernel, jnp.float32), "bias": jnp.ones(6)}
     sqs = training.transform(4)
     assert jax.tree.all(jax.tree.map(np.array_equal, training.start(sqs, params), sqs.init(params)))
 
 
-def test_at_exact_codebooks_the_sqs_step_moves_weights_as_the_dense_step_does():
+def test_with_exact_codebooks_the_sqs_step_equals_the_dense_step():
     model = ResNet(widths=(4,), blocks=1, classes=3)
     problem = steps._images("tiny", model, 4)
     params, model_state = variables(problem)
-    # at most three values a kernel, all kept: the deployed weights are the weights
+    # Kernels have at most three values and no pruned weights: deployed weights equal the weights.
     params = jax.tree.map(
         lambda x: jnp.asarray(np.sign(np.round(3 * x)) / 8) if x.ndim > 1 else x, params
     )
@@ -106,21 +109,21 @@ def test_at_exact_codebooks_the_sqs_step_moves_weights_as_the_dense_step_does():
         state = jax.tree.map(jnp.array, state)
         return step(state, problem.inputs, problem.labels, jnp.int32(0))
 
-    ours = after(training.sqs_step(problem, sqs, "mode"), posterior, trainable)
+    sqs_state = after(training.sqs_step(problem, sqs, "mode"), posterior, trainable)
     dense = after(training.dense_step(problem), params, params)
     latent = jax.tree.map(
         lambda leaf: leaf.loc if isinstance(leaf, sqs_jax.SubDistribution) else leaf,
-        ours.weights,
+        sqs_state.weights,
         is_leaf=lambda leaf: isinstance(leaf, sqs_jax.SubDistribution),
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), latent, dense.weights)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours.model_state,
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), sqs_state.model_state,
         dense.model_state,
     )  # fmt: skip
 
 
-def test_a_row_has_its_bar():
+def test_a_row_has_a_bar():
     problem = equal_layers.problem(8, 1)
     case = steps.Case(problem, {("mode", 4): 1.0})
     dense = training.steps(training.dense_step(problem), training.dense_state(problem), problem)

@@ -1,4 +1,4 @@
-"""Pairs in turn, and their ratio; a figure beside its bar."""
+"""Alternating pairs and ratios; values with bars."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from benchmarks import timing
 from benchmarks.timing import compare, judged
 
 
-def test_pairs_alternate_and_the_ratio_is_of_times(monkeypatch):
+def test_pairs_alternate_and_the_ratio_is_that_of_the_times(monkeypatch):
     now, order = 0.0, []
     monkeypatch.setattr(timing, "clock", lambda: now)
 
@@ -18,15 +18,15 @@ def test_pairs_alternate_and_the_ratio_is_of_times(monkeypatch):
 
         return run
 
-    found = compare(takes("a", 2.0), takes("b", 3.0), pairs=3, least_seconds=8.0)
-    assert (found.base_seconds, found.seconds, found.pairs) == (2.0, 3.0, 3)
-    assert found.ratio == found.lower == found.upper == pytest.approx(1.5)
+    comparison = compare(takes("a", 2.0), takes("b", 3.0), pairs=3, least_seconds=8.0)
+    assert (comparison.base_seconds, comparison.seconds, comparison.pairs) == (2.0, 3.0, 3)
+    assert comparison.ratio == comparison.lower == comparison.upper == pytest.approx(1.5)
     warm_up, timed = order[:4], order[4:]
     assert {count for _, count in warm_up} == {1}
     assert timed == [("a", 4), ("b", 3), ("b", 3), ("a", 4), ("a", 4), ("b", 3)]
 
 
-def test_a_figure_that_misses_its_bar_is_marked():
+def test_a_value_that_misses_the_bar_is_marked():
     cells = judged(1.2, 1.25), judged(1.3, 1.25), judged(0.7, 0.6, at_least=True), judged(1.0, None)
     assert ["!" in cell for cell in cells] == [False, True, False, False]
     assert len({len(cell) for cell in cells}) == 1

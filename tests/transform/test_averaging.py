@@ -16,7 +16,7 @@ def predict(weights):
     return jax.nn.softmax(X @ leaf(weights))
 
 
-def test_the_average_is_the_mean_over_its_own_draws():
+def test_the_average_is_the_mean_over_the_draws():
     got = bayesian_average(predict, T, Q, KEY, num_samples=5, temperature=3.0)
     draws = [
         predict(T.sample(Q, key, temperature=3.0, hard=True)) for key in jax.random.split(KEY, 5)
@@ -26,7 +26,7 @@ def test_the_average_is_the_mean_over_its_own_draws():
     assert np.std(draws, axis=0).max() > 1e-3  # the draws differ
 
 
-def test_the_networks_are_k_level_and_the_predictor_is_traced_a_fixed_number_of_times():
+def test_the_networks_have_k_levels_and_the_predictor_is_traced_at_most_twice():
     seen = []
 
     def spy(weights):
@@ -46,7 +46,7 @@ def test_towards_temperature_zero_every_draw_is_the_mode():
 
 
 def test_half_precision_probabilities_are_added_in_float32():
-    # 600 times 1 stops at 256 in bfloat16.
+    # In bfloat16 a sum of 600 ones stops at 256.
     got = bayesian_average(lambda w: jnp.ones((2, 1), jnp.bfloat16), T, Q, KEY, num_samples=600)
     assert got.dtype == jnp.bfloat16 and got.ravel().tolist() == [1.0, 1.0]
 

@@ -1,4 +1,4 @@
-"""A budget is met at the first call, by trees of every sort; and what cannot be met is said."""
+"""Budgets: sizes of files for trees of many kinds, sensitivities, and errors."""
 
 import re
 import threading
@@ -25,16 +25,16 @@ def saved(path, compressed, **options):
     return sqs_jax.save(path / "model.sqs", compressed, **options)
 
 
-def assert_lands(path, params, ratio, **options):
+def assert_meets_budget(path, params, ratio, **options):
     compressed = compress_to_budget(params, target_ratio=ratio, **options)
     kept = {name: options[name] for name in ("dense_dtype", "metadata") if name in options}
     share = saved(path, compressed, **kept) / int(original_bytes(params) / ratio)
     assert 0.98 <= share <= 1, f"{share:.4f} of the budget"
     dense = sqs_jax.materialize(compressed)
-    for given, back in zip(jax.tree.leaves(params), jax.tree.leaves(dense), strict=True):
-        assert np.shape(given) == np.shape(back)
-        assert np.asarray(given).dtype == np.asarray(back).dtype
-        assert np.isfinite(np.asarray(back, np.float64)).all()
+    for original, restored in zip(jax.tree.leaves(params), jax.tree.leaves(dense), strict=True):
+        assert np.shape(original) == np.shape(restored)
+        assert np.asarray(original).dtype == np.asarray(restored).dtype
+        assert np.isfinite(np.asarray(restored, np.float64)).all()
     return compressed
 
 
@@ -80,26 +80,26 @@ TREES = {
 
 @pytest.mark.parametrize("ratio", [4, 6, 11, 20])
 @pytest.mark.parametrize("tree", TREES)
-def test_it_lands(tree, ratio, tmp_path):
-    assert_lands(tmp_path, TREES[tree](), ratio)
+def test_files_take_98_to_100_percent_of_the_budget(tree, ratio, tmp_path):
+    assert_meets_budget(tmp_path, TREES[tree](), ratio)
 
 
 @pytest.mark.parametrize("tree", ["one tensor", "many small", "mostly zero", "heavy tails"])
 @pytest.mark.parametrize("ratio", [2.5, 3, 40])
-def test_it_lands_far_out(tree, ratio, tmp_path):
-    if (tree, ratio) != ("many small", 40):  # less than what 16 empty streams take
-        assert_lands(tmp_path, TREES[tree](), ratio)
+def test_extreme_ratios_meet_the_budget(tree, ratio, tmp_path):
+    if (tree, ratio) != ("many small", 40):  # below the size of 16 empty streams
+        assert_meets_budget(tmp_path, TREES[tree](), ratio)
 
 
-def test_a_single_tensor_of_few_values_lands(tmp_path):
-    assert_lands(tmp_path, {"c": few(100, 100)}, 32)
+def test_a_single_tensor_of_few_values_meets_the_budget(tmp_path):
+    assert_meets_budget(tmp_path, {"c": few(100, 100)}, 32)
 
 
 def test_unprunable_and_stacked_leaves(tmp_path):
     params = {"a": laplace(3, 60, 50), "b": laplace(60, 50, seed=1)}
     params["a"][1] *= 100
     rules = [Rule(pattern="a", stacked=1), Rule(pattern="b", prunable=False)]
-    compressed = assert_lands(tmp_path, params, 8, rules=rules)
+    compressed = assert_meets_budget(tmp_path, params, 8, rules=rules)
     assert compressed["a"].codebook.shape[:2] == (3, 1)
     assert compressed["b"].codes.min() == 1
     dense = sqs_jax.materialize(compressed)["a"]
@@ -110,17 +110,17 @@ def test_unprunable_and_stacked_leaves(tmp_path):
 def test_dense_dtype_and_metadata_count(tmp_path):
     params = {"w": laplace(60, 60), "b": laplace(900)}
     words = {"words": [f"{i * i * i}" for i in range(200)]}
-    assert_lands(tmp_path, params, 4, dense_dtype="bfloat16", metadata=words)
+    assert_meets_budget(tmp_path, params, 4, dense_dtype="bfloat16", metadata=words)
     with pytest.raises(ValueError, match="below the least possible file"):
         compress_to_budget(params, target_ratio=6)
-    assert_lands(tmp_path, params, 6, dense_dtype="bfloat16")
+    assert_meets_budget(tmp_path, params, 6, dense_dtype="bfloat16")
 
 
 def test_bytes_and_ratio_are_the_same_budget():
     params = {"w": laplace(60, 60)}
-    one = compress_to_budget(params, target_ratio=8)
-    two = compress_to_budget(params, target_bytes=60 * 60 * 4 // 8)
-    np.testing.assert_array_equal(one["w"].codes, two["w"].codes)
+    by_ratio = compress_to_budget(params, target_ratio=8)
+    by_bytes = compress_to_budget(params, target_bytes=60 * 60 * 4 // 8)
+    np.testing.assert_array_equal(by_ratio["w"].codes, by_bytes["w"].codes)
 
 
 def test_codebooks_ascend_and_codes_are_of_the_right_dtype():
@@ -131,7 +131,7 @@ def test_codebooks_ascend_and_codes_are_of_the_right_dtype():
     assert all((np.diff(leaf.codebook[0]) > 0).all() for leaf in (wide, narrow))
 
 
-def test_what_is_not_compressed_is_untouched():
+def test_leaves_that_are_not_compressed_are_unchanged():
     params = mixed() | {"z": laplace(4, 4).astype(np.complex64)}
     compressed = compress_to_budget(params, target_ratio=6)
     np.testing.assert_array_equal(compressed["c"][1], params["c"][1])
@@ -153,13 +153,15 @@ def test_a_generous_budget_returns_the_exact_tree(tree):
     params = TREES[tree]()
     budget = original_bytes(params) + 2000
     dense = sqs_jax.materialize(compress_to_budget(params, target_bytes=budget))
-    for given, back in zip(jax.tree.leaves(params), jax.tree.leaves(dense), strict=True):
-        np.testing.assert_array_equal(np.asarray(given), np.asarray(back))
+    for original, restored in zip(jax.tree.leaves(params), jax.tree.leaves(dense), strict=True):
+        np.testing.assert_array_equal(np.asarray(original), np.asarray(restored))
 
 
-def test_few_values_are_exact_in_their_entropy():
+def test_few_values_are_lossless_at_their_entropy():
     params = {"c": few(100, 100)}
-    compressed = compress_to_budget(params, target_bytes=2500)  # log2(3) bits each, and a header
+    compressed = compress_to_budget(
+        params, target_bytes=2500
+    )  # log2(3) bits per weight, and a header
     np.testing.assert_array_equal(sqs_jax.materialize(compressed)["c"], params["c"])
 
 
@@ -181,7 +183,7 @@ def test_a_larger_budget_has_a_smaller_error():
     assert errors == sorted(errors)
 
 
-def test_tensors_of_other_scale_are_not_lost():
+def test_tensors_of_different_scales_keep_their_weights():
     params = {"a": 1e-3 * laplace(60, 60), "b": 10 * laplace(60, 60, seed=1)}
     dense = sqs_jax.materialize(compress_to_budget(params, target_ratio=6))
     for name in params:
@@ -189,10 +191,10 @@ def test_tensors_of_other_scale_are_not_lost():
         assert error < 0.7, name
 
 
-def test_the_norm_of_a_tensor_is_kept():
+def test_the_norm_of_a_tensor_is_preserved():
     params = {"w": laplace(100, 100)}
     dense = sqs_jax.materialize(compress_to_budget(params, target_ratio=40))["w"]
-    # to what 8-bit levels allow; means of cells alone would have some 70 % of it
+    # The tolerance is that of 8-bit levels. Means of cells would have 70 % of the norm.
     assert np.linalg.norm(dense) == pytest.approx(np.linalg.norm(params["w"]), rel=0.04)
 
 
@@ -204,18 +206,18 @@ def bytes_of(compressed):
     return {leaf.path: leaf.file_bits / 8 for leaf in report.leaves}
 
 
-def test_sensitivity_moves_bytes_to_where_it_is(tmp_path):
+def test_a_tensor_of_larger_sensitivity_gets_more_bytes(tmp_path):
     params = {"a": laplace(60, 60), "b": laplace(60, 60, seed=1)}
-    plain = bytes_of(assert_lands(tmp_path, params, 8))
+    plain = bytes_of(assert_meets_budget(tmp_path, params, 8))
     assert plain["a"] == pytest.approx(plain["b"], rel=0.05)
-    moved = bytes_of(assert_lands(tmp_path, params, 8, sensitivity={"a": 100.0, "b": 1.0}))
+    moved = bytes_of(assert_meets_budget(tmp_path, params, 8, sensitivity={"a": 100.0, "b": 1.0}))
     assert moved["a"] > 1.5 * moved["b"]
 
 
 def test_sensitivity_of_each_weight(tmp_path):
     params = {"w": laplace(100, 80)}
     rows = np.where(np.arange(100) < 20, 50.0, 1.0)[:, None]
-    compressed = assert_lands(tmp_path, params, 10, sensitivity={"w": rows})
+    compressed = assert_meets_budget(tmp_path, params, 10, sensitivity={"w": rows})
     error = ((sqs_jax.materialize(compressed)["w"] - params["w"]) ** 2).mean(1)
     assert error[:20].mean() < 0.3 * error[20:].mean()
     full = compress_to_budget(
@@ -224,19 +226,19 @@ def test_sensitivity_of_each_weight(tmp_path):
     np.testing.assert_array_equal(full["w"].codes, compressed["w"].codes)
 
 
-def test_sensitivity_has_no_unit():
+def test_the_unit_of_sensitivities_has_no_effect():
     params = {"a": laplace(50, 50), "b": 2 * laplace(50, 50, seed=1), "c": laplace(40, 40)}
-    given = {"a": 1.0, "b": np.full((50, 50), 3.0)}
-    one = compress_to_budget(params, target_ratio=8, sensitivity=given)
-    given = jax.tree.map(lambda s: 2.0**20 * s, given)
-    two = compress_to_budget(params, target_ratio=8, sensitivity=given | {"c": None})
+    sensitivity = {"a": 1.0, "b": np.full((50, 50), 3.0)}
+    small = compress_to_budget(params, target_ratio=8, sensitivity=sensitivity)
+    sensitivity = jax.tree.map(lambda s: 2.0**20 * s, sensitivity)
+    large = compress_to_budget(params, target_ratio=8, sensitivity=sensitivity | {"c": None})
     for name in params:
-        np.testing.assert_array_equal(one[name].codes, two[name].codes)
+        np.testing.assert_array_equal(small[name].codes, large[name].codes)
 
 
-def test_a_leaf_of_no_sensitivity_is_pruned(tmp_path):
+def test_a_leaf_of_zero_sensitivity_is_pruned(tmp_path):
     params = {"a": laplace(50, 50), "b": laplace(50, 50, seed=1)}
-    compressed = assert_lands(tmp_path, params, 8, sensitivity={"a": 0.0, "b": 1.0})
+    compressed = assert_meets_budget(tmp_path, params, 8, sensitivity={"a": 0.0, "b": 1.0})
     assert not compressed["a"].codes.any()
 
 
@@ -251,7 +253,7 @@ def test_a_leaf_of_no_sensitivity_is_pruned(tmp_path):
         ({"v": 1.0}, "sensitivity has v, where params have no leaf"),
     ],
 )
-def test_sensitivities_that_cannot_be_used(sensitivity, message):
+def test_unusable_sensitivities_are_refused(sensitivity, message):
     with pytest.raises(ValueError, match=message):
         compress_to_budget({"w": laplace(40, 40)}, target_ratio=4, sensitivity=sensitivity)
 
@@ -273,7 +275,7 @@ def test_a_budget_is_a_positive_number(name, value):
         compress_to_budget({"w": laplace(9, 9)}, **{name: value})
 
 
-def test_a_budget_below_the_least_file():
+def test_a_budget_below_the_smallest_file_is_refused():
     params = {"w": laplace(60, 60), "b": laplace(500)}
     with pytest.raises(ValueError, match="least possible file") as error:
         compress_to_budget(params, target_bytes=2000)
@@ -286,7 +288,7 @@ def test_a_budget_below_the_least_file():
         compress_to_budget(params, target_bytes=least - 1)
 
 
-def test_weights_that_are_not_finite():
+def test_weights_that_are_not_finite_are_refused():
     with pytest.raises(ValueError, match="a/w: 1 of 81 weights are not finite"):
         weights = laplace(9, 9)
         weights[0, 0] = np.nan
@@ -299,7 +301,7 @@ def test_a_structure_is_refused():
         compress_to_budget({"w": laplace(8, 8)}, target_ratio=2, rules=rules)
 
 
-def test_a_rule_that_matches_nothing():
+def test_a_rule_that_matches_nothing_is_refused():
     with pytest.raises(ValueError, match="'v' matches no leaf"):
         compress_to_budget({"w": laplace(8, 8)}, target_ratio=2, rules=[Rule(pattern="v")])
 
@@ -310,7 +312,7 @@ def test_a_compressed_tree_is_refused():
         compress_to_budget(compressed, target_ratio=9)
 
 
-# --- the rest -----------------------------------------------------------------------------------
+# --- determinism, lazy leaves, rules ------------------------------------------------------------
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path):
@@ -322,7 +324,7 @@ def test_the_same_input_gives_the_same_bytes(tmp_path):
     assert files[0] == files[1]
 
 
-def test_lazily_read_leaves_are_held_a_few_at_a_time():
+def test_few_lazy_leaves_are_in_memory_at_a_time():
     class Lazy:
         live = most = 0
         lock = threading.Lock()
@@ -347,22 +349,22 @@ def test_lazily_read_leaves_are_held_a_few_at_a_time():
     lazy = {f"l{i}": Lazy(i) for i in range(count)}
     compressed = compress_to_budget(lazy, target_ratio=8)
     assert Lazy.most <= 2 * threads
-    read = {f"l{i}": laplace(100, 100, seed=i) for i in range(count)}
-    again = compress_to_budget(read, target_ratio=8)
+    eager = {f"l{i}": laplace(100, 100, seed=i) for i in range(count)}
+    expected = compress_to_budget(eager, target_ratio=8)
     for name in lazy:
-        np.testing.assert_array_equal(compressed[name].codes, again[name].codes)
+        np.testing.assert_array_equal(compressed[name].codes, expected[name].codes)
 
 
-def test_rules_for_the_allocation_make_a_posterior_of_it():
+def test_rules_for_an_allocation_reproduce_its_levels():
     params = {"a.b": laplace(60, 60), "c": [laplace(2, 40, 40), laplace(30)]}
     rules = [Rule(pattern="c/0", stacked=1), Rule()]
     compressed = compress_to_budget(params, target_ratio=6, rules=rules)
-    made = rules_for(compressed)
-    assert [rule.components for rule in made] == [
+    allocation_rules = rules_for(compressed)
+    assert [rule.components for rule in allocation_rules] == [
         compressed["a.b"].codebook.shape[-1], compressed["c"][0].codebook.shape[-1], None
     ]  # fmt: skip
     prior = sqs_jax.SpikeSlabPrior(inclusion=0.3, scale=1.0)
-    posterior = sqs_jax.spike_slab_gmm(made, prior=prior).init(params)
+    posterior = sqs_jax.spike_slab_gmm(allocation_rules, prior=prior).init(params)
     assert posterior["a.b"].means.shape == compressed["a.b"].codebook.shape
     assert posterior["c"][0].means.shape == compressed["c"][0].codebook.shape
     assert rules_for({"w": compressed["a.b"]})[-1].components is not None
@@ -370,20 +372,20 @@ def test_rules_for_the_allocation_make_a_posterior_of_it():
 
 @pytest.mark.real_data
 @pytest.mark.parametrize("ratio", [4, 12])
-def test_a_real_network_lands(ratio, tmp_path):
+def test_a_real_network_meets_the_budget(ratio, tmp_path):
     with np.load(REAL_DATA / "cifar10_resnet20.npz") as state:
         params = {k: state[k] for k in state if not k.endswith("num_batches_tracked")}
-    assert_lands(tmp_path, params, ratio)
+    assert_meets_budget(tmp_path, params, ratio)
 
 
 @pytest.mark.real_data
-def test_a_real_network_with_dense_leaves_rounded_lands(tmp_path):
+def test_a_real_network_with_rounded_dense_leaves_meets_the_budget(tmp_path):
     with np.load(REAL_DATA / "cifar100_resnet20.npz") as state:
         params = {k: state[k] for k in state if not k.endswith("num_batches_tracked")}
-    assert_lands(tmp_path, params, 25, dense_dtype="bfloat16")
+    assert_meets_budget(tmp_path, params, 25, dense_dtype="bfloat16")
 
 
-def test_shared_weights_are_one_tensor_to_the_budget():
+def test_shared_weights_count_once_in_the_budget():
     weights = np.random.default_rng(0).normal(size=(100, 80)).astype(np.float32)
     tree = {"in": weights, "mid": 2 * weights, "out": weights.copy()}
     compressed = compress_to_budget(tree, target_ratio=8)
@@ -393,7 +395,7 @@ def test_shared_weights_are_one_tensor_to_the_budget():
 
 
 @pytest.mark.parametrize("scale", [1e-300, 1e-160, 1e-30, 1e30, 1e200])
-def test_the_scale_of_all_weights_does_not_matter(scale):
+def test_the_scale_of_all_weights_has_no_effect_on_the_size(scale):
     weights = np.random.default_rng(0).normal(size=(100, 80))
     compressed = compress_to_budget({"a": scale * weights}, target_ratio=12)
     size = sqs_jax.summarize(compressed).file_bytes

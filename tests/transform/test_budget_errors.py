@@ -1,4 +1,4 @@
-"""What a budget error says is true, and it holds the figures for messages of others."""
+"""Messages and figures of budget errors."""
 
 import jax
 import numpy as np
@@ -18,7 +18,7 @@ WEIGHTS = np.random.default_rng(0).normal(size=(40, 40)).astype(np.float32)
 BIAS = np.ones(300, np.float32)
 
 
-def test_it_holds_the_figures():
+def test_the_error_has_the_figures():
     error = error_of({"w": WEIGHTS, "b": BIAS, "n": np.arange(50)}, 500)
     assert error.budget == 500
     assert error.dense == (("b", "float32", 1200), ("n", "int64", 400))
@@ -30,17 +30,17 @@ def test_it_holds_the_figures():
 def test_dense_bytes_are_those_of_dense_dtype():
     error = error_of({"w": WEIGHTS, "b": BIAS}, dense_dtype="bfloat16")
     assert error.dense == (("b", "float32", 600),)
-    assert "dense_dtype" not in str(error)  # it is as narrow as is advised
+    assert "dense_dtype" not in str(error)  # the dtype is narrow already
 
 
 @pytest.mark.parametrize("leaf", [np.arange(60), np.ones(60, bool), np.ones(60, np.complex64)])
-def test_what_is_never_rounded_gets_no_advice_to_round_it(leaf):
+def test_leaves_that_are_never_rounded_get_no_advice_to_round(leaf):
     message = str(error_of({"w": WEIGHTS, "n": leaf}))
     assert "1 of them hold integers, bools or complex numbers, never rounded" in message
     assert "dense_dtype" not in message and "min_ndim" not in message
 
 
-def test_advice_fits_why_leaves_are_dense():
+def test_advice_depends_on_the_reason_for_dense_leaves():
     rules = [Rule(pattern="v", components=None), Rule()]
     by_rule = str(error_of({"w": WEIGHTS, "v": WEIGHTS}, rules=rules))
     assert "dense_dtype" in by_rule and "min_ndim" not in by_rule
@@ -66,7 +66,7 @@ def test_a_tree_of_empty_tensors_is_named(tree):
 
 
 class Thing:
-    """An object of some class."""
+    """Object without arrays."""
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A larger budget never has a much larger error; many small tensors take few files to fit."""
+"""Monotonicity of errors in the budget, and number of coded files."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def random_tree(kind, count, dtype="float32", scales=1.0, size=64):
 
 
 def errors(tree, compressed):
-    """Relative error of the worst tensor, of all weights, and of the worst tensor's outputs."""
+    """Relative errors: worst tensor, all weights, outputs of the worst tensor."""
     dense = sqs_jax.materialize(compressed)
     inputs = np.random.default_rng(2).standard_normal((32, 64))
     squares, parts, outputs = np.zeros(2), [], []
@@ -61,14 +61,14 @@ def assert_monotone(tree, ratios):
     ],
 )
 def test_the_error_falls_with_the_budget(kind, count, dtype, scales):
-    least = 16 if dtype == "bfloat16" and count == 1 else 30  # a file of headers
+    least = 16 if dtype == "bfloat16" and count == 1 else 30  # the smallest file is mostly headers
     tree = random_tree(kind, count, dtype, scales)
     assert_monotone(tree, np.geomspace(least, 1.1, 12))
 
 
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("kind", ["gaussian", "laplace"])
-def test_between_16_and_32_bits_per_weight_nothing_is_worse_than_at_16(kind, count):
+def test_between_16_and_32_bits_per_weight_errors_do_not_rise(kind, count):
     assert_monotone(random_tree(kind, count, scales=3), (3, 2.1, 1.95, 1.9, 1.7, 1.4, 1.2, 1.05))
 
 
@@ -85,7 +85,7 @@ def test_no_budget_is_worse_than_pruning_everything(kind):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_tensor_of_few_values_is_filled_only_to_be_better(dtype):
+def test_spare_bits_of_a_tensor_of_few_values_reduce_the_error(dtype):
     values = np.array([-0.5, 0.125, 0.25, 0.75], "f4").astype(np.dtype(dtype))
     tree = {"c": np.random.default_rng(0).choice(values, (64, 64))}
     assert_monotone(tree, np.geomspace(24, 4, 9))
@@ -102,9 +102,9 @@ def test_a_tensor_of_few_values_is_filled_only_to_be_better(dtype):
         ((16, 16), "float32", 12, False),
     ],
 )
-def test_many_small_tensors_take_few_files_to_fit(shape, dtype, ratio, twice, monkeypatch):
+def test_many_small_tensors_need_few_coded_files(shape, dtype, ratio, twice, monkeypatch):
     rng = np.random.default_rng(0)
-    count = 4 * budget_module._SAMPLE + 6  # as few as have a sample
+    count = 4 * budget_module._SAMPLE + 6  # the smallest number that is sampled
     tree = {
         f"experts.{i}": rng.standard_normal(shape).astype("f4").astype(np.dtype(dtype))
         for i in range(count)
@@ -123,20 +123,19 @@ def test_many_small_tensors_take_few_files_to_fit(shape, dtype, ratio, twice, mo
     assert 0.98 * budget <= summarize(compressed).file_bytes <= budget
     again = compress_to_budget(tree, target_ratio=ratio) if twice else compressed
     for name in tree:
-        one, two = (sqs_jax.materialize(x[name]) for x in (compressed, again))
-        np.testing.assert_array_equal(np.asarray(one), np.asarray(two))
+        first, second = (sqs_jax.materialize(x[name]) for x in (compressed, again))
+        np.testing.assert_array_equal(np.asarray(first), np.asarray(second))
 
 
 @pytest.mark.parametrize("ratio", [6, 12, 20])
-def test_tensors_alike_get_bits_alike(ratio):
-    """At one price per bit: a tensor of the same distribution has the same distortion, about."""
+def test_tensors_of_equal_distribution_have_equal_distortion(ratio):
     rng = np.random.default_rng(3)
     sizes = np.geomspace(48, 160, 12).astype(int)
     tree = {str(n): rng.standard_normal((n, n)).astype(np.float32) for n in sizes}
     norms = {name: np.linalg.norm(weights) for name, weights in tree.items()}
-    # whose errors count alike, and not over the norm
-    alike = dict.fromkeys(tree, np.float32(1))
-    compressed = compress_to_budget(tree, target_ratio=ratio, sensitivity=alike)
-    found = sqs_jax.materialize(compressed)
-    errors = [np.linalg.norm(tree[name] - found[name]) / norms[name] for name in tree]
+    # Equal sensitivities instead of errors over the norm.
+    ones = dict.fromkeys(tree, np.float32(1))
+    compressed = compress_to_budget(tree, target_ratio=ratio, sensitivity=ones)
+    dense = sqs_jax.materialize(compressed)
+    errors = [np.linalg.norm(tree[name] - dense[name]) / norms[name] for name in tree]
     assert max(errors) < 1.12 * min(errors)

@@ -1,4 +1,4 @@
-"""A larger budget never has much worse outputs: of real networks, on real inputs."""
+"""Monotonicity of the output errors of real networks in the budget."""
 
 from functools import partial
 
@@ -15,9 +15,10 @@ from tests.transform.test_budget_monotone import MOST_RISE
 
 @pytest.mark.real_data
 @pytest.mark.parametrize("name", ["cifar10_resnet20", "stories260K"])
-def test_the_outputs_of_a_real_network_get_no_worse(name):
+def test_output_errors_of_a_real_network_do_not_rise(name):
     network = load_network(name, REAL_DATA)
-    inputs = network.outputs.keywords["inputs"]  # a quarter of them: a thousand tokens, 64 images
+    inputs = network.outputs.keywords["inputs"]
+    # A quarter of the inputs: a thousand tokens, or 64 images.
     outputs_of = partial(network.outputs, inputs=inputs[: len(inputs) // 4])
     before = np.inf
     with jax.numpy_rank_promotion("allow"):

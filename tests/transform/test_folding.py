@@ -1,4 +1,4 @@
-"""A folded layer does what the layer and its normalisation did."""
+"""Equality of folded layers and layers with batch normalization."""
 
 import flax.linen as nn
 import jax
@@ -19,7 +19,7 @@ class Net(nn.Module):
 
 
 @pytest.mark.parametrize("use_bias", [False, True])
-def test_a_flax_convolution_takes_its_normalisation_in(use_bias):
+def test_a_folded_flax_convolution_equals_convolution_and_normalization(use_bias):
     net, rng = Net(use_bias), np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(2, 6, 6, 3)), jnp.float32)
     variables = net.init(jax.random.key(0), x)
@@ -62,7 +62,7 @@ def test_statistics_of_another_layer_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
         ({"bias": jnp.ones((4, 1))}, r"bias has shape \(4, 1\)"),
         ({"scale": jnp.ones(3)}, r"scale has shape \(3,\)"),
@@ -70,7 +70,7 @@ def test_statistics_of_another_layer_are_refused():
         ({"axis": 7}, "axis is 7"),
     ],
 )
-def test_what_does_not_fit_is_named(changes, says):
-    plain = {"scale": 1.0, "bias": 0.0, "mean": jnp.ones(4), "variance": jnp.ones(4)}
-    with pytest.raises(ValueError, match=says):
-        sqs_jax.fold_batch_norm(jnp.ones((3, 4)), **{**plain, **changes})
+def test_arguments_that_do_not_fit_are_named(changes, message):
+    arguments = {"scale": 1.0, "bias": 0.0, "mean": jnp.ones(4), "variance": jnp.ones(4)}
+    with pytest.raises(ValueError, match=message):
+        sqs_jax.fold_batch_norm(jnp.ones((3, 4)), **{**arguments, **changes})

@@ -69,16 +69,16 @@ def test_scalars_may_be_schedules_of_the_step():
 
 
 def test_several_samples_average_the_nll_and_give_the_aux_a_leading_axis():
-    one = elbo(T, nll, num_data=9, estimator="sample")
+    single = elbo(T, nll, num_data=9, estimator="sample")
     several = elbo(T, nll, num_data=9, estimator="sample", num_samples=3)
     loss, aux = several(Q, (X, Y), KEY, 0)
-    each = [one(Q, (X, Y), key, 0)[1] for key in jax.random.split(KEY, 3)]
+    draws = [single(Q, (X, Y), key, 0)[1] for key in jax.random.split(KEY, 3)]
     assert aux.model_aux["error"].shape == (3,) and aux.nll.shape == loss.shape == ()
-    assert float(aux.nll) == pytest.approx(np.mean([a.nll for a in each]), rel=1e-5)
-    errors = [float(a.model_aux["error"]) for a in each]
+    assert float(aux.nll) == pytest.approx(np.mean([draw.nll for draw in draws]), rel=1e-5)
+    errors = [float(draw.model_aux["error"]) for draw in draws]
     np.testing.assert_allclose(aux.model_aux["error"], errors, rtol=1e-4)
     assert len(set(errors)) == 3
-    assert one(Q, (X, Y), KEY, 0)[1].model_aux["error"].shape == ()
+    assert single(Q, (X, Y), KEY, 0)[1].model_aux["error"].shape == ()
 
 
 def test_the_kl_reaches_the_means_alone_under_mode():
@@ -164,7 +164,7 @@ def temporaries(posterior, transform, estimator):
     return memory.temp_size_in_bytes / 4 / sum(x.loc.size for x in leaves)
 
 
-# Floats per weight, all of them of the weights' shape, plus a block.
+# Floats per weight: buffers in the shape of the weights, plus a block.
 LIMITS = {"mean": 8, "sample": 8, "mode": 8}
 
 

@@ -67,7 +67,7 @@ def test_grad_and_optax_partition_train_each_role_by_its_own_rule():
     assert np.any(np.asarray(new["a"]["bias"]) != np.asarray(Q["a"]["bias"]))
 
 
-def test_a_frozen_theta_costs_no_optimizer_state():
+def test_a_frozen_theta_has_no_optimizer_state():
     sizes = {}
     for train in (("means",), ("loc", "means")):
         state = optax.adam(1e-3).init(partition(Q, train=train)[0])
@@ -80,15 +80,15 @@ def test_unknown_roles_are_named():
         partition(Q, train=("loc", "kept"))
 
 
-def test_combine_names_what_is_there_twice_or_not_at_all():
+def test_combine_names_arrays_that_both_parts_or_neither_have():
     trainable, fixed = partition(Q)
     with pytest.raises(ValueError, match=r"a/bias: both parts have this array.*partition"):
         combine(trainable, trainable)
     with pytest.raises(ValueError, match=r"n: both parts|a/kernel: both parts"):
         combine(fixed, fixed)
-    few, _ = partition(Q, train=("loc",))
+    only_loc, _ = partition(Q, train=("loc",))
     with pytest.raises(ValueError, match=r"neither part has.*means"):
-        combine(few, fixed)
+        combine(only_loc, fixed)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def kept(q):
 
 
 def keep_reference(scores, number):
-    """Drop the first `number` of a stable sort; float64 numpy."""
+    """Return masks without the first `number` of a stable sort, by float64 numpy."""
     flat = np.concatenate([np.asarray(s, np.float64).ravel() for s in scores])
     mask = np.ones(flat.size, bool)
     mask[np.argsort(flat, kind="stable")[:number]] = False
@@ -75,7 +75,7 @@ def test_scores_of_two_precisions_share_one_threshold():
 @pytest.mark.parametrize("scope", ["global", "tensor"])
 @pytest.mark.parametrize("sparsity", [0.0, 0.123, 0.5, 0.999, np.float32(0.25), np.float64(0.75)])
 @pytest.mark.parametrize("tied", [False, True])
-def test_the_number_pruned_is_exact_to_the_weight(scope, sparsity, tied):
+def test_the_number_of_pruned_weights_is_exact(scope, sparsity, tied):
     scores = {k: jnp.ones(d.loc.shape) for k, d in Q.items()} if tied else None
     off = {k: (~m).sum() for k, m in kept(prune(Q, sparsity, scores=scores, scope=scope)).items()}
     if scope == "global":
@@ -110,7 +110,7 @@ def test_infinite_scores_order_at_the_ends():
     assert masks["x"].all() and not masks["y"].any()
 
 
-def test_weights_pruned_earlier_come_back():
+def test_weights_pruned_earlier_return():
     deep = prune(Q, 0.8)
     for q in (prune(deep, 0.2), prune(prune(deep, 0.0), 0.2)):
         chex.assert_trees_all_equal(kept(q), kept(prune(Q, 0.2)))
@@ -172,7 +172,7 @@ def test_pruning_under_jit_with_a_static_sparsity_is_the_same():
     chex.assert_trees_all_equal(kept(traced), kept(prune(Q, 0.37)))
 
 
-def test_a_traced_sparsity_is_refused_with_the_way_out():
+def test_a_traced_sparsity_is_refused_with_a_remedy():
     with pytest.raises(TypeError, match=r"traced.*static_argnums"):
         jax.jit(prune)(Q, 0.5)
 

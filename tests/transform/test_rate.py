@@ -1,4 +1,4 @@
-"""The rate is the codes' entropy, and its gradient makes them shorter."""
+"""Rate: comparison with the codes' entropy, and descent."""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ def refitted(rule: sqs_jax.Rule, shape: tuple[int, ...], sparsity: float):
     ],
 )
 @pytest.mark.parametrize("sparsity", [0.0, 0.7])
-def test_at_a_low_temperature_it_is_what_a_coder_with_these_shares_needs(rule, sparsity):
+def test_at_a_low_temperature_the_rate_is_the_code_length(rule, sparsity):
     transform, posterior = refitted(rule, (90, 70), sparsity)
     leaf, codes = posterior["kernel"], transform.compress(posterior)["kernel"].codes
     counts = np.bincount(np.asarray(codes).ravel(), minlength=1 + leaf.means.size)
@@ -35,13 +35,13 @@ def test_at_a_low_temperature_it_is_what_a_coder_with_these_shares_needs(rule, s
     mask = np.array([pruned, *windows.sum(-1)])
     choices = -np.sum(mask * np.log(np.maximum(mask, 1) / codes.size))
     within = -np.sum(windows * np.asarray(jax.nn.log_softmax(leaf.mixture_logits, axis=-1)))
-    found = float(sqs_jax.code_length(posterior, temperature=1e-4))
-    assert found == pytest.approx(choices + within, rel=1e-3, abs=1e-3)
-    assert found >= entropy_of(codes) - 1e-3 * found
+    rate = float(sqs_jax.code_length(posterior, temperature=1e-4))
+    assert rate == pytest.approx(choices + within, rel=1e-3, abs=1e-3)
+    assert rate >= entropy_of(codes) - 1e-3 * rate
 
 
 def entropy_of(codes: jax.Array) -> float:
-    """Order-0 entropy of all codes, nats."""
+    """Return the order-0 entropy of all codes, nats."""
     share = np.unique(np.asarray(codes), return_counts=True)[1] / codes.size
     return float(-codes.size * np.sum(share * np.log(share)))
 
@@ -56,7 +56,7 @@ def test_mixed_precision_is_added_and_a_temperature_of_zero_is_refused():
         sqs_jax.code_length(posterior, temperature=0)
 
 
-def test_slices_of_a_stack_are_coded_alone():
+def test_slices_of_a_stack_are_coded_separately():
     _, both = refitted(sqs_jax.Rule(components=4, stacked=1), (2, 60, 50), 0.5)
     alone = sum(
         sqs_jax.code_length(jax.tree.map(lambda array, i=i: array[i], both)) for i in range(2)
@@ -84,5 +84,5 @@ def test_descent_makes_the_codes_shorter():
     assert entropy(loc) < entropy(posterior["kernel"].loc)
 
 
-def test_without_compressed_leaves_there_is_nothing_to_code():
+def test_without_compressed_leaves_the_rate_is_zero():
     assert float(sqs_jax.code_length({"bias": jnp.ones(3)})) == 0.0

@@ -1,4 +1,4 @@
-"""`recode` on trees: which leaves it touches, what it refuses, inputs that have changed."""
+"""`recode` on trees: changed leaves, convolutions, moments of other inputs, errors."""
 
 import jax
 import numpy as np
@@ -26,63 +26,63 @@ def compressed():
 
 
 def test_only_kernels_with_inputs_change_and_the_file_does_not_grow(compressed):
-    found = sqs_jax.recode(compressed, PARAMS, {"a": {"kernel": InputMoments(second(X))}})
-    assert found["b"]["kernel"] is compressed["b"]["kernel"]
-    assert found["a"]["bias"] is compressed["a"]["bias"]
-    before, after = (sqs_jax.materialize(t["a"]["kernel"]) for t in (compressed, found))
-    wanted = X @ PARAMS["a"]["kernel"]
-    assert np.square(X @ after - wanted).sum() < 0.7 * np.square(X @ before - wanted).sum()
-    sizes = [sqs_jax.summarize(t).file_bytes for t in (compressed, found)]
+    recoded = sqs_jax.recode(compressed, PARAMS, {"a": {"kernel": InputMoments(second(X))}})
+    assert recoded["b"]["kernel"] is compressed["b"]["kernel"]
+    assert recoded["a"]["bias"] is compressed["a"]["bias"]
+    before, after = (sqs_jax.materialize(t["a"]["kernel"]) for t in (compressed, recoded))
+    target = X @ PARAMS["a"]["kernel"]
+    assert np.square(X @ after - target).sum() < 0.7 * np.square(X @ before - target).sum()
+    sizes = [sqs_jax.summarize(t).file_bytes for t in (compressed, recoded)]
     assert sizes[1] <= 1.01 * sizes[0]
 
 
 def test_a_convolution_is_a_matrix_of_its_patches():
     kernel = PARAMS["a"]["kernel"].reshape(2, 2, 8, 24)
     compressed = sqs_jax.compress_to_budget({"kernel": kernel}, target_bytes=500)
-    found = sqs_jax.recode(compressed, {"kernel": kernel}, {"kernel": InputMoments(second(X))})
+    recoded = sqs_jax.recode(compressed, {"kernel": kernel}, {"kernel": InputMoments(second(X))})
     flat = {"kernel": kernel.reshape(32, 24)}
     leaf = compressed["kernel"]
     matrix = {"kernel": CompressedLeaf(np.asarray(leaf.codes).reshape(32, 24), leaf.codebook)}
-    wanted = sqs_jax.recode(matrix, flat, {"kernel": InputMoments(second(X))})["kernel"]
-    assert found["kernel"].codes.shape == kernel.shape
-    np.testing.assert_array_equal(found["kernel"].codes.reshape(32, 24), wanted.codes)
-    np.testing.assert_array_equal(found["kernel"].codebook, wanted.codebook)
+    target = sqs_jax.recode(matrix, flat, {"kernel": InputMoments(second(X))})["kernel"]
+    assert recoded["kernel"].codes.shape == kernel.shape
+    np.testing.assert_array_equal(recoded["kernel"].codes.reshape(32, 24), target.codes)
+    np.testing.assert_array_equal(recoded["kernel"].codebook, target.codebook)
 
 
-def test_outputs_follow_the_network_that_is_imitated(compressed):
-    seen = X * 0.9 + 0.3 * RNG.standard_normal(X.shape)  # what compressed layers before it give
+def test_cross_moments_reduce_the_error_of_the_target_outputs(compressed):
+    seen = X * 0.9 + 0.3 * RNG.standard_normal(X.shape)  # inputs of the compressed network
     cross = (seen.T @ X / len(X)).astype(np.float32)
-    wanted = X @ PARAMS["a"]["kernel"]
+    target = X @ PARAMS["a"]["kernel"]
     errors = []
     for moments in (InputMoments(second(seen)), InputMoments(second(seen), cross)):
-        found = sqs_jax.recode(compressed, PARAMS, {"a": {"kernel": moments}})
-        errors.append(np.square(seen @ sqs_jax.materialize(found["a"]["kernel"]) - wanted).sum())
+        recoded = sqs_jax.recode(compressed, PARAMS, {"a": {"kernel": moments}})
+        errors.append(np.square(seen @ sqs_jax.materialize(recoded["a"]["kernel"]) - target).sum())
     assert errors[1] < errors[0]
 
 
-def test_what_a_sum_lacks_is_made_good(compressed):
-    lack = 0.3 * X[:, :1] * PARAMS["a"]["kernel"][:1]  # of what the outputs are added to
+def test_missing_moments_compensate_for_a_residual_sum(compressed):
+    lack = 0.3 * X[:, :1] * PARAMS["a"]["kernel"][:1]  # error of the other summand
     missing = (X.T @ lack / len(X)).astype(np.float32)
-    wanted = X @ PARAMS["a"]["kernel"] + lack
+    target = X @ PARAMS["a"]["kernel"] + lack
     errors = []
     for moments in (InputMoments(second(X)), InputMoments(second(X), missing=missing)):
-        found = sqs_jax.recode(compressed, PARAMS, {"a": {"kernel": moments}})
-        errors.append(np.square(X @ sqs_jax.materialize(found["a"]["kernel"]) - wanted).sum())
+        recoded = sqs_jax.recode(compressed, PARAMS, {"a": {"kernel": moments}})
+        errors.append(np.square(X @ sqs_jax.materialize(recoded["a"]["kernel"]) - target).sum())
     assert errors[1] < errors[0]
 
 
-def test_inputs_that_differ_are_outputs_that_miss_something(compressed):
+def test_cross_moments_are_equivalent_to_missing_moments(compressed):
     seen = X * 0.9 + 0.3 * RNG.standard_normal(X.shape)
     cross = (seen.T @ X / len(X)).astype(np.float32)
     missing = (cross - second(seen)) @ PARAMS["a"]["kernel"]
-    found = [
+    recoded = [
         sqs_jax.recode(compressed, PARAMS, {"a": {"kernel": moments}})["a"]["kernel"]
         for moments in (
             InputMoments(second(seen), cross),
             InputMoments(second(seen), missing=missing),
         )
     ]
-    np.testing.assert_array_equal(found[0].codes, found[1].codes)
+    np.testing.assert_array_equal(recoded[0].codes, recoded[1].codes)
 
 
 def test_bad_moments_are_refused(compressed):

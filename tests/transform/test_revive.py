@@ -1,4 +1,4 @@
-"""Components that pruning emptied come back where they are needed."""
+"""Re-seeding of components that pruning emptied."""
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ def test_an_emptied_component_splits_the_widest_one() -> None:
     before = pruned_posterior()
     assert (used(before) == 0).any()
     after = before
-    for _ in range(3):  # as training does it, at every decision of the mask
+    for _ in range(3):  # as in training, at every update of the mask
         after = sqs_jax.refit(sqs_jax.revive(after))
     assert (used(after) > 0).all()
     assert squared_error(after) < 0.6 * squared_error(before)
@@ -37,7 +37,7 @@ def test_an_emptied_component_splits_the_widest_one() -> None:
     assert all(bool(jnp.isfinite(field).all()) for field in mixture)
 
 
-def test_nothing_moves_where_every_component_holds_weights() -> None:
+def test_components_with_weights_do_not_change() -> None:
     weights = np.random.default_rng(0).normal(size=(50, 40)).astype(np.float32)
     before = SQS.init({"kernel": jnp.asarray(weights), "bias": jnp.ones(3)})
     after = sqs_jax.revive(before)
@@ -53,7 +53,7 @@ def test_equal_weights_cannot_be_split() -> None:
     np.testing.assert_array_equal(after["kernel"].mode(), jnp.ones((8, 8)))
 
 
-def test_only_window_in_need_changes_and_stacks_are_independent() -> None:
+def test_only_windows_with_empty_components_change_and_stacks_are_independent() -> None:
     weights = np.random.default_rng(0).laplace(size=(2, 60, 50)).astype(np.float32)
     rule = sqs_jax.Rule(components=3, stacked=1, windows=sqs_jax.Windows(kind="outlier", count=3))
     sqs = sqs_jax.spike_slab_gmm([rule], prior=sqs_jax.SpikeSlabPrior(inclusion=0.2, scale=1.0))
@@ -61,7 +61,7 @@ def test_only_window_in_need_changes_and_stacks_are_independent() -> None:
     after = sqs_jax.revive({"kernel": before})["kernel"]
     codes = np.asarray(before.codes()).reshape(2, -1)
     for layer in range(2):
-        held = np.bincount(codes[layer], minlength=10)[1:].reshape(3, 3)
+        counts = np.bincount(codes[layer], minlength=10)[1:].reshape(3, 3)
         moved = np.asarray(after.means != before.means)[layer]
         for window in range(3):
-            assert moved[window].any() == (held[window] == 0).any()
+            assert moved[window].any() == (counts[window] == 0).any()

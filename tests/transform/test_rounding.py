@@ -1,4 +1,4 @@
-"""Values are rounded as far as the outputs allow, and no further."""
+"""Rounding to a tolerance of the outputs."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +30,7 @@ def change(tree):
 
 
 @pytest.mark.parametrize("tolerance", [0.0, 1e-4, 1e-3, 1e-2, 0.1])
-def test_the_tolerance_holds_and_buys_bytes(tolerance):
+def test_outputs_are_within_the_tolerance_and_bytes_decrease(tolerance):
     tree = model()
     rounded = sqs_jax.round_to_tolerance(tree, predict, tolerance=tolerance)
     assert change(rounded) <= tolerance
@@ -45,7 +45,7 @@ def test_the_tolerance_holds_and_buys_bytes(tolerance):
         assert sizes[0] == before[0] / 4  # the bias in float8
 
 
-def test_more_tolerance_never_costs_bytes():
+def test_more_tolerance_never_adds_bytes():
     sizes = [
         sqs_jax.summarize(sqs_jax.round_to_tolerance(model(), predict, tolerance=t)).file_bytes
         for t in (0, 1e-4, 1e-3, 1e-2, 0.1)
@@ -53,19 +53,19 @@ def test_more_tolerance_never_costs_bytes():
     assert sizes == sorted(sizes, reverse=True) and sizes[-1] < sizes[0]
 
 
-def test_what_would_overflow_stays():
+def test_values_that_would_overflow_are_not_rounded():
     tree = {**model(), "bias": np.full(20, 1e6, np.float32)}
     rounded = sqs_jax.round_to_tolerance(tree, predict, tolerance=1.0)
     assert np.isfinite(rounded["bias"]).all()
 
 
 @pytest.mark.parametrize("tolerance", [-1.0, float("nan")])
-def test_bad_tolerances(tolerance):
+def test_bad_tolerances_are_refused(tolerance):
     with pytest.raises(ValueError, match="tolerance"):
         sqs_jax.round_to_tolerance(model(), predict, tolerance=tolerance)
 
 
-def test_a_network_that_is_broken_already():
+def test_a_network_with_outputs_that_are_not_finite_is_refused():
     tree = {**model(), "bias": np.full(20, np.nan, np.float32)}
     with pytest.raises(ValueError, match="not finite"):
         sqs_jax.round_to_tolerance(tree, predict, tolerance=0.1)

@@ -21,7 +21,7 @@ def components(posterior):
 TREE = {"kernel": jnp.ones((4, 4)), "kernels": jnp.ones((4, 4)), "bias": jnp.ones(4)}
 
 
-def test_the_first_rule_that_matches_the_whole_path_wins():
+def test_the_first_rule_that_matches_the_whole_path_applies():
     rules = [Rule(pattern="kernel", components=2), Rule(components=3)]
     assert components(init(rules, TREE)) == {"kernel": 2, "kernels": 3, "bias": None}
     dense_first = [Rule(pattern="kernel", components=None), Rule(components=3)]

@@ -53,7 +53,7 @@ def test_fisher_is_theta_squared_times_the_squared_gradient():
 
 
 @pytest.mark.parametrize("name", SCORES)
-def test_no_score_reads_what_is_kept_and_dense_leaves_have_none(name):
+def test_scores_do_not_depend_on_kept_and_dense_leaves_have_none(name):
     scores = SCORES[name](Q)
     assert scores["a"]["bias"] is None and leaf(scores).dtype == jnp.float32
     other = {"a": {**Q["a"], "kernel": leaf(Q).replace(kept=~leaf(Q).kept)}}
@@ -68,7 +68,7 @@ def test_scores_are_traceable_and_of_at_least_float32(name):
 
 
 @pytest.mark.parametrize("score", [saliency.activation, saliency.fisher])
-def test_what_is_missing_or_does_not_fit_is_named_by_path(score):
+def test_missing_arrays_and_wrong_shapes_are_named_by_path(score):
     with pytest.raises(ValueError, match=r"a/kernel: .*no array.*a/bias"):
         score(Q, {"a": {"bias": jnp.ones(8)}})
     with pytest.raises(ValueError, match=r"a/kernel: .*shape \(7,\)"):

@@ -13,7 +13,7 @@ from sqs_jax.transform import selection
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_eight_devices_keep_the_same_weights_in_the_same_bytes(tmp_path):
+def test_eight_devices_give_the_masks_and_files_of_a_single_device(tmp_path):
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
@@ -29,21 +29,21 @@ def test_eight_devices_keep_the_same_weights_in_the_same_bytes(tmp_path):
     assert run.returncode == 0, run.stderr[-4000:]
     result = json.loads(run.stdout.splitlines()[-1])
     for sparsity in (0.3, 0.55, 0.9):
-        one, eight = (result["found"][f"{name} {sparsity}"] for name in ("one", "eight"))
-        assert one == eight
-        assert one[2] == round(sparsity * result["count"])
-    assert result["largest_gathered"] < 64  # of scores only counts travel
+        single, eight = (result["results"][f"{name} {sparsity}"] for name in ("one", "eight"))
+        assert single == eight
+        assert single[2] == round(sparsity * result["count"])
+    assert result["largest_gathered"] < 64  # devices exchange counts only
 
 
 @pytest.mark.parametrize("number", [0, 1, 65_535, 65_536, 65_537, 99_999, 100_000])
-def test_counts_of_two_limbs_at_their_edges(number):
+def test_counts_near_the_limit_of_a_limb(number):
     scores = jnp.asarray(np.random.default_rng(0).permutation(100_000), jnp.float32)
     parts = scores[:70_000].reshape(7, -1), scores[70_000:]
     kept = jnp.concatenate([mask.ravel() for mask in selection.keep_highest(parts, number)])
     np.testing.assert_array_equal(kept, scores >= number)
 
 
-def test_numbers_above_the_range_of_32_bits_are_compared_and_subtracted():
+def test_counts_above_32_bits_are_compared_and_subtracted():
     big, small = 3 * 2**32 + 5, 2**32 + 70_000
 
     def split(number):

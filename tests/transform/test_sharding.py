@@ -1,4 +1,4 @@
-"""Layouts over a mesh: rules, the automatic one, and training states that follow their params."""
+"""Shardings over a mesh: by rules, automatic, and of training states."""
 
 import chex
 import jax
@@ -26,7 +26,7 @@ def mesh() -> jax.sharding.Mesh:
     return jax.make_mesh((1, 2), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 
 
-def test_the_first_rule_wins_and_the_rest_is_replicated(mesh) -> None:
+def test_the_first_rule_applies_and_other_leaves_are_replicated(mesh) -> None:
     layout = sqs_jax.shardings(PARAMS, mesh, RULES)
     assert layout["layers"][0]["kernel"].spec == PartitionSpec("fsdp")
     assert layout["kernel"].spec == PartitionSpec(None, "fsdp")
@@ -35,7 +35,7 @@ def test_the_first_rule_wins_and_the_rest_is_replicated(mesh) -> None:
     assert placed["layers"][0]["kernel"].addressable_shards[0].data.shape == (4, 6)
 
 
-def test_a_posterior_is_laid_out_like_its_params_also_in_part_and_abstractly(mesh) -> None:
+def test_posteriors_and_their_parts_are_sharded_like_params_also_abstractly(mesh) -> None:
     posterior = jax.eval_shape(SQS.init, PARAMS)
     layout = sqs_jax.shardings(posterior, mesh, RULES)
     assert jax.tree.structure(layout) == jax.tree.structure(posterior)
@@ -53,7 +53,7 @@ def test_a_posterior_is_laid_out_like_its_params_also_in_part_and_abstractly(mes
 
 
 @pytest.mark.parametrize(
-    ("rule", "said"),
+    ("rule", "message"),
     [
         (("nothing", PartitionSpec()), "'nothing' matches no leaf"),
         (("(", PartitionSpec()), "no regular expression"),
@@ -63,12 +63,12 @@ def test_a_posterior_is_laid_out_like_its_params_also_in_part_and_abstractly(mes
         (("odd", PartitionSpec("fsdp")), "odd: dimension 0 of length 3 does not split in 2 parts"),
     ],
 )
-def test_mistakes_are_named(mesh, rule, said) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_mistakes_are_named(mesh, rule, message) -> None:
+    with pytest.raises(ValueError, match=message):
         sqs_jax.shardings({**PARAMS, "odd": np.zeros(3)}, mesh, [rule])
 
 
-def test_the_automatic_layout_splits_what_is_large_and_even(mesh) -> None:
+def test_the_automatic_sharding_splits_large_dimensions_evenly(mesh) -> None:
     shapes = {"a": (64, 128), "b": (2, 3, 128, 64), "odd": (129, 65), "small": (8, 8), "s": ()}
     tree = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
     layout = sqs_jax.fully_sharded(tree, mesh, axis="fsdp")
@@ -79,19 +79,19 @@ def test_the_automatic_layout_splits_what_is_large_and_even(mesh) -> None:
         sqs_jax.fully_sharded(tree, mesh, axis="rows")
 
 
-def test_moments_follow_their_parameter_and_all_else_is_replicated(mesh) -> None:
+def test_moments_follow_their_parameter_and_other_arrays_are_replicated(mesh) -> None:
     posterior = jax.eval_shape(SQS.init, PARAMS)
     layout = sqs_jax.shardings(posterior, mesh, RULES)
     rates = ("loc", "gate", "means", "dense")
     optimizer = optax.partition({r: optax.adam(1e-3) for r in rates}, sqs_jax.param_labels)
     trainable, _ = sqs_jax.partition(posterior, train=rates)
-    # "scale" has the shape of the bias, and no parameter's path: it follows none.
+    # "scale" has the shape of the bias, but not the path of a parameter: replicated.
     statistics = {"layers": [{"scale": jax.ShapeDtypeStruct((6,), jnp.float32)}]}
     state = (posterior, statistics, jax.eval_shape(optimizer.init, trainable))
-    found = sqs_jax.state_shardings(state, posterior, layout)
-    assert jax.tree.structure(found) == jax.tree.structure(state)
-    assert found[0] == layout
-    pairs = jax.tree_util.tree_flatten_with_path(found[1:])[0]
+    shardings = sqs_jax.state_shardings(state, posterior, layout)
+    assert jax.tree.structure(shardings) == jax.tree.structure(state)
+    assert shardings[0] == layout
+    pairs = jax.tree_util.tree_flatten_with_path(shardings[1:])[0]
     split = {
         jax.tree_util.keystr(path, simple=True, separator="/"): sharding.spec
         for path, sharding in pairs

@@ -17,9 +17,9 @@ def test_init_copies_every_leaf_so_that_a_step_may_donate():
     p = params() | {"n": jnp.arange(3)}
     q = transform().init(p)
     pairs = [(leaf(p), leaf(q).loc), (p["a"]["bias"], q["a"]["bias"]), (p["n"], q["n"])]
-    for mine, copied in pairs:
-        np.testing.assert_array_equal(mine, copied)
-        assert mine.unsafe_buffer_pointer() != copied.unsafe_buffer_pointer()
+    for original, copied in pairs:
+        np.testing.assert_array_equal(original, copied)
+        assert original.unsafe_buffer_pointer() != copied.unsafe_buffer_pointer()
 
 
 def test_integer_leaves_and_keys_that_no_rule_compresses_pass_through():
@@ -208,13 +208,13 @@ def test_gates_of_few_bits_go_through_every_verb(dtype):
 
 @pytest.mark.parametrize("scale", [1e-12, 1e-16, 1e-24, 1e-33, 1e12, 1e24])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_unit_of_the_weights_does_not_matter(scale, dtype):
-    """Weights of any size have the codes of weights of 1, after each decision and M-step too."""
+def test_the_scale_of_the_weights_has_no_effect_on_codes(scale, dtype):
+    """Codes do not depend on the scale, also after pruning and M-steps."""
     sqs = sqs_jax.spike_slab_gmm(
         [sqs_jax.Rule(components=4)], prior=sqs_jax.SpikeSlabPrior(inclusion=0.5, scale=1.0)
     )
     weights = np.random.default_rng(0).standard_normal((40, 30))
-    power = 2.0 ** round(np.log2(scale))  # which changes no digit
+    power = 2.0 ** round(np.log2(scale))  # a power of two changes no digit
 
     def codes(unit):
         start = sqs.init({"w": jnp.asarray(weights * unit, dtype)})

@@ -1,15 +1,15 @@
-"""Stacks get a codebook for each slice where that is smaller; kernels of convolutions never do."""
+"""Codebooks per slice of stacked layers and experts, but not of convolutions."""
 
 import numpy as np
 import pytest
 
 import sqs_jax
 from sqs_jax import Rule, compress_to_budget
-from sqs_jax.transform.stacking import stacked_axes
+from sqs_jax.transform.stacked_axes import stacked_axes
 
 
 def stack(shape, scales, axes=1, seed=0):
-    """Gaussian weights whose slices over the leading axes have these scales, by ratio."""
+    """Gaussian weights with geometric scales of the slices; `scales` is the largest ratio."""
     slices = int(np.prod(shape[:axes]))
     factors = np.geomspace(1, 1 / scales, slices).reshape(shape[:axes])
     noise = np.random.default_rng(seed).standard_normal(shape)
@@ -20,12 +20,12 @@ def stack(shape, scales, axes=1, seed=0):
     ("weights", "axes"),
     [
         (stack((6, 96, 64), 20), 1),  # layers under scan, experts
-        (stack((12, 64, 8, 32), 30), 1),  # layers of attention, heads apart
+        (stack((12, 64, 8, 32), 30), 1),  # layers of attention with an axis of heads
         (stack((4, 4, 64, 64), 1e5, axes=2), 2),  # layers of experts
         (stack((5, 3, 3, 32, 32), 30), 1),  # layers of convolutions
         (stack((6, 96, 64), 1), 0),
         (stack((6, 96, 64), 1.3), 0),
-        (stack((2000, 8, 8), 20), 0),  # their levels would cost more than they save
+        (stack((2000, 8, 8), 20), 0),  # levels per slice would cost more than they save
         (stack((1, 64, 64), 1), 0),
         (stack((256, 8, 32), 30), 0),  # one layer of eight heads
         (stack((3, 3, 64, 64), 30, axes=2), 0),  # kernels of convolutions
@@ -38,9 +38,9 @@ def stack(shape, scales, axes=1, seed=0):
     ],
     ids=lambda x: "x".join(map(str, x.shape)) if isinstance(x, np.ndarray) else str(x),
 )
-def test_which_leaves_are_stacks(weights, axes):
+def test_stacks_are_detected(weights, axes):
     assert stacked_axes(weights, 2, 2.5) == axes
-    assert stacked_axes(1e-12 * weights, 2, 2.5) == axes  # the unit does not matter
+    assert stacked_axes(1e-12 * weights, 2, 2.5) == axes  # the scale has no effect
 
 
 def slice_errors(weights, compressed):
@@ -50,7 +50,7 @@ def slice_errors(weights, compressed):
 
 
 @pytest.mark.parametrize("scales", [8, 60])
-def test_slices_are_as_good_as_tensors_of_their_own(scales):
+def test_slices_are_as_accurate_as_separate_tensors(scales):
     weights = stack((6, 96, 96), scales)
     apart = {str(i): w for i, w in enumerate(weights)}
     together = compress_to_budget({"w": weights}, target_ratio=12)["w"]
@@ -58,9 +58,9 @@ def test_slices_are_as_good_as_tensors_of_their_own(scales):
     alone = compress_to_budget(apart, target_ratio=12)
     errors = [slice_errors(weights[i][None], alone[str(i)])[0] for i in range(6)]
     assert slice_errors(weights, together).max() < 1.15 * max(errors)
-    one = compress_to_budget({"w": weights}, target_ratio=12, stacked=0)["w"]
-    assert one.codebook.shape == (1, one.codebook.shape[-1])
-    assert slice_errors(weights, one).max() > 1.3 * max(errors)
+    shared = compress_to_budget({"w": weights}, target_ratio=12, stacked=0)["w"]
+    assert shared.codebook.shape == (1, shared.codebook.shape[-1])
+    assert slice_errors(weights, shared).max() > 1.3 * max(errors)
 
 
 def test_the_argument_and_the_rule_override():
@@ -72,11 +72,11 @@ def test_the_argument_and_the_rule_override():
     assert kept["w"].codebook.shape[0] == 6 and kept["v"].codebook.ndim == 2
     with pytest.raises(ValueError, match="stacked is -1"):
         compress_to_budget(weights, target_ratio=8, stacked=-1)
-    found = {rule.pattern: rule.stacked for rule in sqs_jax.rules_for(forced)}
-    assert found == {"v": 0, "w": 1}
+    stacked = {rule.pattern: rule.stacked for rule in sqs_jax.rules_for(forced)}
+    assert stacked == {"v": 0, "w": 1}
 
 
-def test_a_sensitivity_says_itself_what_an_error_costs():
+def test_leaves_with_a_sensitivity_share_a_codebook():
     weights = stack((6, 96, 96), 20)
     sensitivity = {"w": np.ones((6, 1, 1))}
     compressed = compress_to_budget({"w": weights}, target_ratio=8, sensitivity=sensitivity)

@@ -1,4 +1,4 @@
-"""The mean of a sub-distribution as anyone would write it from docs/math.md: [N, K] softmax."""
+"""Mean of a sub-distribution by a dense [N, K] softmax, transcribed from docs/math.md."""
 
 import jax
 import jax.numpy as jnp
@@ -12,16 +12,18 @@ def mean(
     mixture_logits: jax.Array,
     temperature: jax.Array,
 ) -> jax.Array:
-    """Compute sigmoid(s) sum_k phi_k mu_k; arguments of one window, nothing pruned.
+    """Compute sigmoid(s) sum_k phi_k mu_k for a single window and no pruned weights.
 
     Args:
-      loc: weights, any shape.
-      gate_logits: shaped as `loc`.
-      means: [K]; so are `log_scales` and `mixture_logits`.
-      temperature: scalar.
+        loc: Latent weights, of any shape.
+        gate_logits: Gate logits, in the shape of `loc`.
+        means: Means mu `[K]`.
+        log_scales: Logarithms of the scales `[K]`.
+        mixture_logits: Logits of the mixture weights `[K]`.
+        temperature: Softmax temperature of the responsibilities; positive scalar.
 
     Returns:
-      Array shaped as `loc`.
+        Array in the shape of `loc`.
     """
     theta = loc.reshape(-1, 1)
     rows = means[None], log_scales[None], jax.nn.log_softmax(mixture_logits)[None]

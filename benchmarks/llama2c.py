@@ -1,4 +1,4 @@
-"""A small Llama that tells stories: the llama2.c file formats, its tokenizer, the forward pass.
+"""File formats, tokenizer and forward pass of llama2.c, a small Llama.
 
 Formats and names follow https://github.com/karpathy/llama2.c (export.py, version 0; run.c).
 """
@@ -15,14 +15,24 @@ import jax.numpy as jnp
 import numpy as np
 
 _BOS = 1
-_BYTES = 3  # the token of byte 0
+_BYTES = 3  # token of byte 0
 
 
 def read_weights(path: Path) -> tuple[dict[str, np.ndarray], int]:
-    """Read a version 0 file: float32 tensors by llama2.c's names, and the number of heads.
+    """Read the weights and the number of heads of a version 0 file.
 
-    Every layer's matrices are leaves of their own, [out, in]. A shared classifier is the leaf
-    "tok_embeddings.weight" alone. The stored rotary tables are left out: `forward` computes them.
+    The weights are float32 arrays by llama2.c's names. Every matrix of a layer is a leaf
+    `[out, in]`. "tok_embeddings.weight" is also the classifier. The result has no rotary tables,
+    which `forward` computes.
+
+    Args:
+        path: Path of the file.
+
+    Returns:
+        Dict of arrays, and the number of heads of the queries.
+
+    Raises:
+        ValueError: If the classifier is not shared.
     """
     raw = path.read_bytes()
     dim, hidden, layers, heads, kv_heads, vocabulary, _ = struct.unpack_from("<7i", raw)
@@ -50,7 +60,7 @@ def read_weights(path: Path) -> tuple[dict[str, np.ndarray], int]:
         "feed_forward.w2": (dim, hidden),
         "feed_forward.w3": (hidden, dim),
     }
-    for name, shape in per_layer.items():  # all layers of one kind lie together
+    for name, shape in per_layer.items():  # the file groups tensors by kind
         for layer in range(layers):
             take(f"layers.{layer}.{name}.weight", *shape)
     take("norm.weight", dim)
@@ -58,7 +68,7 @@ def read_weights(path: Path) -> tuple[dict[str, np.ndarray], int]:
 
 
 def read_vocabulary(path: Path) -> dict[bytes, tuple[int, float]]:
-    """Read a tokenizer file: the bytes of every token, to its number and merge score."""
+    """Read a tokenizer file; return (number, merge score) by the bytes of a token."""
     raw, offset = path.read_bytes(), 4
     vocabulary: dict[bytes, tuple[int, float]] = {}
     while offset < len(raw):
@@ -69,10 +79,10 @@ def read_vocabulary(path: Path) -> dict[bytes, tuple[int, float]]:
 
 
 def encode(text: str, vocabulary: dict[bytes, tuple[int, float]]) -> list[int]:
-    """Tokenize as `encode` of run.c does, without BOS: the best merge first, the leftmost of ties.
+    """Tokenize like `encode` of run.c, without BOS.
 
-    No token has a space after its first character, so no merge crosses a space and words are
-    tokenized one by one, each once.
+    The best merge is first; of ties, the leftmost. No token has a space after its first character,
+    so that no merge crosses a space. Words are tokenized separately, and cached.
     """
 
     @functools.cache
@@ -87,8 +97,8 @@ def encode(text: str, vocabulary: dict[bytes, tuple[int, float]]) -> list[int]:
             pieces[best : best + 2] = [pairs[best]]
         tokens = []
         for piece in pieces:  # a character without a token becomes its UTF-8 bytes
-            known = piece in vocabulary
-            tokens += [vocabulary[piece][0]] if known else [_BYTES + byte for byte in piece]
+            token = vocabulary.get(piece)
+            tokens += [token[0]] if token else [_BYTES + byte for byte in piece]
         return tokens
 
     words = re.findall(r" [^ ]*", f" {text}")  # sentencepiece's dummy prefix
@@ -96,9 +106,17 @@ def encode(text: str, vocabulary: dict[bytes, tuple[int, float]]) -> list[int]:
 
 
 def windows(tokens: list[int], count: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cut the first count * length tokens: inputs, BOS first, and targets; int32 [count, length].
+    """Split the first count * length tokens into windows of inputs and targets.
 
-    Every token is predicted once, from those before it in its window.
+    Every token is predicted once, from the earlier tokens of its window.
+
+    Args:
+        tokens: Tokens of a text.
+        count: Number of windows.
+        length: Tokens per window.
+
+    Returns:
+        Inputs, which begin with BOS, and targets; int32 `[count, length]`.
     """
     targets = np.array(tokens[: count * length], np.int32).reshape(count, length)
     return np.pad(targets[:, :-1], ((0, 0), (1, 0)), constant_values=_BOS), targets
@@ -106,15 +124,18 @@ def windows(tokens: list[int], count: int, length: int) -> tuple[np.ndarray, np.
 
 @functools.partial(jax.jit, static_argnames="heads")
 def forward(weights: dict[str, jax.Array], inputs: jax.Array, *, heads: int) -> jax.Array:
-    """Llama 2 (Touvron et al. 2023) with grouped queries and a shared classifier.
+    """Compute logits of Llama 2 with grouped queries and a shared classifier.
 
     Args:
-      weights: as from `read_weights`; the number of layers is read from its names.
-      inputs: int32 tokens [B, T].
-      heads: H, of queries.
+        weights: Weights from `read_weights`; the names determine the number of layers.
+        inputs: Tokens, int32 `[B, T]`.
+        heads: Number of heads of the queries.
 
     Returns:
-      Logits [B, T, vocabulary].
+        Logits `[B, T, vocabulary]`.
+
+    References:
+        Touvron et al., "Llama 2: Open Foundation and Fine-Tuned Chat Models", arXiv:2307.09288.
     """
     embeddings = jnp.asarray(weights["tok_embeddings.weight"])
     x = embeddings[inputs]  # [B, T, D]
@@ -139,7 +160,7 @@ def _attention(weights: dict[str, jax.Array], name: str, x: jax.Array, heads: in
 
 
 def _rotate(x: jax.Array) -> jax.Array:
-    """Rotary position embedding of neighbouring pairs; [B, T, heads, head_dim]."""
+    """Apply rotary positions to neighboring pairs; [B, T, heads, head_dim]."""
     length, size = x.shape[1], x.shape[-1]
     angles = np.outer(np.arange(length), 10_000.0 ** -(np.arange(0, size, 2) / size))
     cos, sin = np.cos(angles, dtype=np.float32), np.sin(angles, dtype=np.float32)
