@@ -46,7 +46,6 @@ _OPTIONS = (
         "or leave the tensor as it is, --keep PATTERN",
     ),
     ("sensitivity has", "--sensitivity has"),
-    ("Mend them, or", "Repair them, or"),
     ("dense_dtype", "--dense-dtype"),
     ("target_bytes", "--target-bytes"),
     ("target_ratio", "--target-ratio"),
