@@ -135,7 +135,7 @@ def _outputs(
         if context.method_name != "__call__":
             return output
         if here == path:
-            output = outputs["layer"] = output + shift.astype(output.dtype)
+            output = output + shift.astype(output.dtype)
         elif rows_of(context.module) is not None:
             output = end(output)
             if not module or here.startswith(f"{module}/"):
@@ -148,4 +148,4 @@ def _outputs(
     # A module that is called by another method than __call__ has no entry.
     output = outputs.get(module) if module else whole
     array = output if isinstance(output, jax.Array) else jnp.zeros(())
-    return array, outputs["layer"], other_inputs
+    return array, outputs[path], other_inputs

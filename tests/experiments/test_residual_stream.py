@@ -59,6 +59,30 @@ def test_a_layer_belongs_to_the_widest_sum_that_no_other_layer_multiplies() -> N
     }
 
 
+def test_a_module_may_have_any_name() -> None:
+    class Wide(nn.Module):
+        @nn.compact
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return jnp.concatenate([x, x + nn.Dense(4, name="last")(x)], axis=-1)
+
+    class Outer(nn.Module):
+        name_of_sum: str
+
+        @nn.compact
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return Wide(name=self.name_of_sum)(x)
+
+    x = RNG.standard_normal((5, 4), np.float32)
+    corrections = []
+    for name in ("block", "layer"):
+        model = Outer(name)
+        theirs = model.init(jax.random.key(0), x)["params"]
+        ours = jax.tree.map(lambda leaf: 0.9 * leaf, theirs)
+        arguments = f"{name}/last", name, (ours, [x]), (theirs, [x])
+        corrections.append(missing_from(applied(model), *arguments))
+    np.testing.assert_array_equal(*corrections)
+
+
 def test_a_module_that_another_method_calls_is_no_sum() -> None:
     class Named(nn.Module):
         def setup(self) -> None:
