@@ -229,4 +229,6 @@ def reset_unused(sqs: Any) -> None:
 
 
 def _flat(sqs: Any) -> dict[str, Any]:
-    return flatten_dict(sqs.to_dict(), sep=".")
+    """List the fields by name; JSON, which keeps the config of a run, has lists for tuples."""
+    fields = flatten_dict(sqs.to_dict(), sep=".")
+    return {name: tuple(x) if isinstance(x, list) else x for name, x in fields.items()}

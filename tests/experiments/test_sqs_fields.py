@@ -1,8 +1,10 @@
 """Fields of config.sqs: every unknown, unused or bad field is named with its remedy."""
 
+import json
 import re
 
 import pytest
+from ml_collections import ConfigDict
 
 from experiments.calibrate import calibrate
 from experiments.comparison.post_training import PEERS
@@ -22,6 +24,14 @@ def recipe(**changes):
 @pytest.mark.parametrize("make", [base.default_recipe, base.paper_recipe])
 def test_recipes_are_valid(make):
     assert not list(problems(make()))
+
+
+@pytest.mark.parametrize("method", sorted(sqs_fields.UNUSED))
+def test_a_recipe_that_was_read_from_json_has_no_other_problems(method):
+    sqs = base.default_recipe()
+    sqs.method = method
+    reset_unused(sqs)
+    assert list(problems(ConfigDict(json.loads(sqs.to_json())))) == list(problems(sqs))
 
 
 def test_names_of_peers_and_mistakes_are_those_of_the_code():
