@@ -5,8 +5,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PACKAGES := $(wildcard sqs_jax experiments benchmarks)
-# Examples that use names which they do not define; they run once they do, and leave this list.
-SKETCHES := $(foreach name,objective.elbo transform.spike_slab_gmm,sqs_jax/transform/$(firstword $(subst ., ,$(name))).py::sqs_jax.transform.$(name))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-scale lint docs dist format clean
@@ -24,7 +22,7 @@ demo: $(STAMP) ## train a small digit classifier towards 8,000 bytes, and report
 test: $(STAMP) ## run the tests and the examples of the docstrings
 	@echo "Running the tests: six to thirteen minutes on two cores; then the examples: one minute."
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
-	@JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 --dist loadfile --doctest-modules $(SKETCHES:%=--deselect=%) sqs_jax
+	@JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 --dist loadfile --doctest-modules sqs_jax
 
 test-scale: $(STAMP) ## run the tests of several processes and eight devices
 	@echo "Training in several processes, killing some, and a ResNet from weights to file: many minutes."

@@ -154,7 +154,7 @@ def problems(sqs: Any) -> Iterator[str]:
             yield f"config.sqs.{field} is {value!r}, but config.sqs has no such field: {remedy}."
         elif not _CONSTRAINTS[field].fits(value):
             yield f"config.sqs.{field} is {value!r}; it must {_CONSTRAINTS[field].requirement}."
-    for field in defaults.keys() - values.keys():
+    for field in sorted(defaults.keys() - values.keys()):
         yield (
             f"config.sqs.{field} is missing: start from base.default_recipe(), where it is "
             f"{defaults[field]!r}."

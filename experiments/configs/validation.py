@@ -45,7 +45,8 @@ def require_trainable(config: Any, num_train: int | None = None) -> None:
       ValueError: The message lists every problem with its remedy.
     """
     problems = [*_out_of_range(config), *sqs_fields.problems(config.sqs)]
-    if sqs_fields.is_complete(config.sqs):
+    has_all = _CONSTRAINTS.keys() <= flatten_dict(config.to_dict(), sep=".").keys()
+    if has_all and sqs_fields.is_complete(config.sqs):
         problems += _contradictions(config)
     if num_train is not None and config.batch_size > num_train:
         problems.append(
@@ -58,7 +59,9 @@ def require_trainable(config: Any, num_train: int | None = None) -> None:
 def _out_of_range(config: Any) -> Iterator[str]:
     values = flatten_dict(config.to_dict(), sep=".")
     for field, constraint in _CONSTRAINTS.items():
-        if not constraint.fits(values[field]):
+        if field not in values:
+            yield f"config.{field} is missing; it must {constraint.requirement}."
+        elif not constraint.fits(values[field]):
             yield f"config.{field} is {values[field]!r}; it must {constraint.requirement}."
 
 

@@ -39,6 +39,14 @@ class InputMoments(NamedTuple):
         the same.
       missing: E[x m^T], [I, O], where m is what its outputs should have more of than its weights
         give them, whatever for: to make good what a residual sum lacks, say. None if nothing.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import sqs_jax
+      >>> inputs = jnp.array([[1.0, 2.0], [3.0, 4.0]])  # of two examples
+      >>> moments = sqs_jax.InputMoments(second=inputs.T @ inputs / 2)
+      >>> moments.second.tolist()
+      [[5.0, 7.0], [7.0, 10.0]]
     """
 
     second: jax.Array

@@ -16,7 +16,12 @@ class SpikeSlabPrior:
       scale: standard deviation of the slab, in units of the weights, > 0.
 
     Raises:
-      ValueError: if either is out of range.
+      ValueError: If either is out of range.
+
+    Example:
+      >>> import sqs_jax
+      >>> sqs_jax.SpikeSlabPrior(inclusion=0.2, scale=0.1)
+      SpikeSlabPrior(inclusion=0.2, scale=0.1)
     """
 
     inclusion: float

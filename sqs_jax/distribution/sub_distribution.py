@@ -43,6 +43,14 @@ class SubDistribution:
       boundaries: window edges in weight value, [*S, W - 1], never trained.
       prunable: whether `prune` may prune it (static).
       structure: (n, m) keeps n of every m weights along axis -2, or None (static).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import sqs_jax
+      >>> weights = jnp.array([[0.5, -0.25], [0.5, -0.25]])
+      >>> q = sqs_jax.SubDistribution.init(weights, components=2)
+      >>> q.means.tolist(), q.codes().tolist()
+      ([[-0.25, 0.5]], [[2, 1], [2, 1]])
     """
 
     loc: jax.Array

@@ -23,7 +23,15 @@ class Windows:
       iqr_factor: where the tails of "outlier" begin, in interquartile ranges.
 
     Raises:
-      ValueError: if kind is unknown, or count or iqr_factor is out of range.
+      ValueError: If kind is unknown, or count or iqr_factor is out of range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import sqs_jax
+      >>> halves = sqs_jax.Windows(kind="equal", count=2)
+      >>> weights = jnp.array([-0.4, -0.3, 0.1, 0.2])
+      >>> sqs_jax.SubDistribution.init(weights, components=1, windows=halves).boundaries.shape
+      (1,)
     """
 
     kind: WindowKind = "single"

@@ -16,13 +16,25 @@ Schedule = Callable[[Any], Any]
 
 
 class ElboAux(NamedTuple):
-    """What a loss is made of.
+    """Terms of a loss that `elbo` builds.
 
     Attributes:
-      nll: mean negative log-likelihood per unit, nats (over the samples, if there are several).
-      kl: the KL bound, nats, summed over the model.
-      kl_weight: its weight at this step.
-      model_aux: what `nll_fn` returned beside the NLL; a leading axis if num_samples > 1.
+      nll: Mean negative log-likelihood per unit, nats, averaged over the samples.
+      kl: KL bound, nats, summed over the model.
+      kl_weight: Weight of the KL at this step.
+      model_aux: Second result of `nll_fn`; with a leading axis if num_samples > 1.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import sqs_jax
+      >>> prior = sqs_jax.SpikeSlabPrior(inclusion=0.5, scale=1.0)
+      >>> sqs = sqs_jax.spike_slab_gmm([sqs_jax.Rule(components=2)], prior=prior)
+      >>> posterior = sqs.init({"kernel": jnp.array([[0.5, -0.3], [0.2, 0.1]])})
+      >>> loss_fn = sqs_jax.elbo(sqs, lambda params, batch: (jnp.sum(batch), "state"), num_data=10)
+      >>> _, aux = loss_fn(posterior, jnp.ones(3), jax.random.key(0), 0)
+      >>> float(aux.nll), float(aux.kl_weight), aux.model_aux
+      (3.0, 1.0, 'state')
     """
 
     nll: jax.Array
@@ -49,9 +61,19 @@ def elbo(
     the batch size.
 
     Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import sqs_jax
+      >>> prior = sqs_jax.SpikeSlabPrior(inclusion=0.5, scale=1.0)
+      >>> sqs = sqs_jax.spike_slab_gmm([sqs_jax.Rule(components=2)], prior=prior)
+      >>> posterior = sqs.init({"kernel": jnp.array([[0.5, -0.3], [0.2, 0.1]])})
+      >>> def nll_fn(params, batch):
+      ...     return jnp.mean((batch @ params["kernel"]) ** 2), None
       >>> loss_fn = sqs_jax.elbo(sqs, nll_fn, num_data=50_000, estimator="mode")
-      >>> (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True, allow_int=True)(
-      ...     posterior, batch, key, step)
+      >>> gradient = jax.value_and_grad(loss_fn, has_aux=True, allow_int=True)
+      >>> (loss, aux), grads = gradient(posterior, jnp.ones((3, 2)), jax.random.key(0), 0)
+      >>> bool(jnp.allclose(loss, aux.nll + aux.kl / 50_000))
+      True
 
     Args:
       transform: a Transform.

@@ -49,6 +49,18 @@ class Transform(NamedTuple):
       mean_and_kl: (posterior, *, temperature=1.0) -> (params, scalar), both in one pass over the
         weights; None if the method has no such pass. `elbo` uses it only while its attribute `of`
         is this Transform's (mean, kl), so that either can be replaced alone.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import sqs_jax
+      >>> prior = sqs_jax.SpikeSlabPrior(inclusion=0.5, scale=1.0)
+      >>> sqs = sqs_jax.spike_slab_gmm([sqs_jax.Rule(components=2)], prior=prior)
+      >>> def weight_decay(posterior, *, temperature=1.0):
+      ...     return jnp.sum(sqs.mean(posterior, temperature=temperature)["kernel"] ** 2)
+      >>> decayed = sqs._replace(kl=weight_decay)  # the same posterior, another regularizer
+      >>> posterior = decayed.init({"kernel": jnp.array([[0.5, -0.3], [0.2, 0.1]])})
+      >>> decayed.kl(posterior).shape
+      ()
     """
 
     init: Callable[..., Any]
@@ -71,11 +83,16 @@ def spike_slab_gmm(
     """Build the SQS transform: spike-and-slab posteriors whose slab is a Gaussian mixture.
 
     Example:
+      >>> import jax.numpy as jnp
+      >>> import sqs_jax
       >>> sqs = sqs_jax.spike_slab_gmm(
       ...     [sqs_jax.Rule(pattern=".*kernel", components=4)],
       ...     prior=sqs_jax.SpikeSlabPrior(inclusion=0.2, scale=1.0),
       ... )
+      >>> params = {"kernel": jnp.linspace(-1.0, 1.0, 64).reshape(8, 8), "bias": jnp.zeros(8)}
       >>> posterior = sqs.init(params)
+      >>> len(jnp.unique(sqs.mode(posterior)["kernel"]))
+      4
 
     Args:
       rules: which leaves are compressed, and how; the first that matches wins, and leaves that

@@ -92,6 +92,13 @@ def test_a_missing_field_is_named():
         require_valid(sqs)
 
 
+def test_a_missing_field_beside_config_sqs_is_named():
+    config = base.experiment()
+    del config.accumulate
+    with pytest.raises(ValueError, match=r"config\.accumulate is missing; it must be an integer"):
+        require_trainable(config)
+
+
 def test_windows_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match=r"config\.sqs\.window_count is 2.*'outlier'.*>= 3"):
         require_valid(recipe(window_kind="outlier", window_count=2))
