@@ -20,7 +20,7 @@ demo: $(STAMP) ## train a small digit classifier towards 8,000 bytes, and report
 	@echo "The report and the compressed model are in runs/digits."
 
 test: $(STAMP) ## run the tests and the examples of the docstrings
-	@echo "Running the tests: six to thirteen minutes on two cores; then the examples: one minute."
+	@echo "Running the tests: ten to thirty-five minutes on two cores; then the examples: one minute."
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
 	@JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 --dist loadfile --doctest-modules sqs_jax
 
