@@ -18,6 +18,7 @@ from rich.console import Console
 from benchmarks import (
     budget,
     calibration,
+    compile_time,
     digits,
     file,
     imported,
@@ -42,6 +43,7 @@ BENCHMARKS = {
     "many_tensors": many_tensors.run,
     "memory": memory.run,
     "soft_weight": soft_weight.run,
+    "compile_time": compile_time.run,
     "steps": steps.run,
     "scaling": scaling.run,
     "digits": digits.run,

@@ -3,9 +3,17 @@
 from sqs_jax.distribution.codebook import Initialiser
 from sqs_jax.distribution.feedback import InputMoments
 from sqs_jax.distribution.kl import SpikeSlabPrior
-from sqs_jax.distribution.sub_distribution import SubDistribution
-from sqs_jax.distribution.together import code_lengths, codes, kls, means, means_and_kls, modes
-from sqs_jax.distribution.ways import EVALUATIONS, Evaluation
+from sqs_jax.distribution.soft_weight import EVALUATIONS, Evaluation
+from sqs_jax.distribution.sub_distribution import (
+    SubDistribution,
+    code_lengths,
+    codes,
+    kls,
+    means,
+    means_and_kls,
+    modes,
+    modes_and_kls,
+)
 from sqs_jax.distribution.windows import Windows
 
 __all__ = [
@@ -22,4 +30,5 @@ __all__ = [
     "means",
     "means_and_kls",
     "modes",
+    "modes_and_kls",
 ]

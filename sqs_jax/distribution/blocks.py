@@ -17,7 +17,7 @@ _TOGETHER = 16
 Function = Callable[..., tuple[Any, Any]]
 
 
-def over_blocks(function: Function, *arrays: jax.Array) -> tuple[Any, Any]:
+def over_blocks(function: Function, *arrays: jax.Array, size: int = _SIZE) -> tuple[Any, Any]:
     """Apply a function to arrays of one shape, block by block.
 
     A block is every n-th part along one axis: so an axis that is split over devices stays where it
@@ -27,12 +27,13 @@ def over_blocks(function: Function, *arrays: jax.Array) -> tuple[Any, Any]:
     Args:
       function: of one block.
       *arrays: of one shape.
+      size: elements of a block.
 
     Returns:
       (arrays shaped as the given ones, sums over all blocks).
     """
     shape = arrays[0].shape
-    axis, number = _split(shape)
+    axis, number = _split(shape, size)
     if number == 1:
         return whole(function, *arrays)
     inside = shape[axis] // number
@@ -81,21 +82,12 @@ def whole(function: Function, *arrays: jax.Array) -> tuple[Any, Any]:
     return function(jnp.int32(0), *arrays)
 
 
-def at_once(function: Function, *arrays: jax.Array) -> tuple[Any, Any]:
-    """Apply such a function to whole arrays so small that what it needs on the way may be large.
-
-    Another function than `whole`, so that it can be told from it: soft_weight.py goes through large
-    arrays twice.
-    """
-    return whole(function, *arrays)
-
-
-def _split(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Choose an axis, and how many blocks to split it in: of about `_SIZE`, if that can be.
+def _split(shape: tuple[int, ...], size: int) -> tuple[int, int]:
+    """Choose an axis, and how many blocks to split it in: of about `size`, if that can be.
 
     The number divides the axis' length, unless that would take many more blocks.
     """
-    wanted = max(1, -(-math.prod(shape) // _SIZE))
+    wanted = max(1, -(-math.prod(shape) // size))
     best = (0, 1)
     for axis, length in enumerate(shape):
         if axis and math.prod(shape[axis + 1 :]) < _TOGETHER:

@@ -1,8 +1,8 @@
 """Relaxed draws of the weights, differentiable in everything.
 
 The noise is made again in the backward pass, which keeps nothing but the inputs: there is no
-[N, K] noise in memory. `jax.checkpoint` would do the first, but take the loop over the components
-to pieces, and keep noise for all of them.
+[N, K] noise in memory. `jax.checkpoint` would do the first, but keep the noise of all components of
+a weight in the loop over them.
 """
 
 from typing import Any, NamedTuple
@@ -10,17 +10,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sqs_jax.distribution import components
 from sqs_jax.distribution.blocks import over_blocks, whole
-from sqs_jax.distribution.components import Logits
 from sqs_jax.distribution.mixture import Mixture
+from sqs_jax.distribution.soft_average import Draw, average
 
 
 class _Shared(NamedTuple):
     """What all weights of a tensor share."""
 
     mixture: Mixture
-    values: jax.Array  # [2, W, K], means and scales
     temperature: jax.Array
     relaxation: jax.Array
 
@@ -41,12 +39,12 @@ def relaxed_weights(
 
     Args:
       key: PRNG key.
-      loc: weights, any shape.
-      gates: inclusion logits, shaped as `loc`.
-      kept: bool, shaped as `loc`; other weights are 0.
-      mixture: the tensor's mixture.
-      temperature: of the responsibilities, > 0.
-      relaxation: temperature of the Gumbel-softmax and of the gate, > 0; towards 0 the draw of a
+      loc: Weights, any shape.
+      gates: Inclusion logits, shaped as `loc`.
+      kept: Pruning decision, bool, shaped as `loc`; other weights are 0.
+      mixture: Mixture of the tensor, [W, K].
+      temperature: Softmax temperature of the responsibilities, positive scalar.
+      relaxation: Temperature of the Gumbel-softmax and of the gate, > 0; towards 0 the draw of a
         component is one-hot, and gates are 0 or 1.
 
     Returns:
@@ -54,69 +52,52 @@ def relaxed_weights(
     """
     dtype = mixture.means.dtype
     temperature, relaxation = (jnp.asarray(x, dtype) for x in (temperature, relaxation))
-    values = jnp.stack([mixture.means, jnp.exp(mixture.log_scales)])
-    return _draw(key, loc, gates, kept, _Shared(mixture, values, temperature, relaxation))
+    return _draw(key, loc, gates, kept, _Shared(mixture, temperature, relaxation))
 
 
-class _Noisy(NamedTuple):
-    """The noise of a block."""
-
-    logits: Logits
-    normal: jax.Array
-    gate: jax.Array  # argument of the sigmoid
-
-
-def _noisy(
-    key: jax.Array, block: jax.Array, loc: jax.Array, gates: jax.Array, shared: _Shared
-) -> _Noisy:
+def _draw_block(
+    key: jax.Array,
+    block: jax.Array,
+    shared: _Shared,
+    loc: jax.Array,
+    gates: jax.Array,
+    kept: jax.Array,
+) -> jax.Array:
+    """Draw the weights of a block, with noise of the block's own."""
     component_key, normal_key, gate_key = jax.random.split(jax.random.fold_in(key, block), 3)
-    x = loc.astype(shared.values.dtype)
-    logits = Logits.at(
-        x, shared.mixture, shared.temperature, relaxation=shared.relaxation, key=component_key
-    )
+    mixture, x = shared.mixture, loc.astype(shared.mixture.means.dtype)
+    values = jnp.stack([mixture.means, jnp.exp(mixture.log_scales)])
+    noise = Draw(component_key, shared.relaxation)
+    mean, scale = average(x, mixture, values, shared.temperature, draw=noise)
     gate = gates.astype(x.dtype) + jax.random.logistic(gate_key, x.shape, x.dtype)
     normal = jax.random.normal(normal_key, x.shape, x.dtype)
-    return _Noisy(logits, normal, gate / shared.relaxation)
+    weight = jax.nn.sigmoid(gate / shared.relaxation) * (mean + normal * scale)
+    return jnp.where(kept, weight, 0).astype(loc.dtype)
 
 
 @jax.custom_vjp
 def _draw(
     key: jax.Array, loc: jax.Array, gates: jax.Array, kept: jax.Array, shared: _Shared
 ) -> jax.Array:
-    return _forward(key, loc, gates, kept, shared)[0]
+    def of_block(block: jax.Array, *arrays: jax.Array) -> Any:
+        return _draw_block(key, block, shared, *arrays), None
+
+    return _over(of_block, loc, gates, kept)[0]
 
 
-def _forward(
-    key: jax.Array, loc: jax.Array, gates: jax.Array, kept: jax.Array, shared: _Shared
-) -> tuple[jax.Array, Any]:
-    def of_block(block: jax.Array, loc: jax.Array, gates: jax.Array, kept: jax.Array) -> Any:
-        noisy = _noisy(key, block, loc, gates, shared)
-        mean, scale = components.average(noisy.logits, shared.values).values
-        weight = jax.nn.sigmoid(noisy.gate) * (mean + noisy.normal * scale)
-        return jnp.where(kept, weight, 0).astype(loc.dtype), None
-
-    return _over(of_block, loc, gates, kept)[0], (key, loc, gates, kept, shared)
+def _forward(key: jax.Array, *inputs: Any) -> tuple[jax.Array, Any]:
+    return _draw(key, *inputs), (key, *inputs)
 
 
-def _backward(inputs: Any, cotangent: jax.Array) -> tuple[Any, ...]:
-    key, loc, gates, kept, shared = inputs
+def _backward(residuals: Any, cotangent: jax.Array) -> tuple[Any, ...]:
+    key, loc, gates, kept, shared = residuals
 
-    def of_block(
-        block: jax.Array, loc: jax.Array, gates: jax.Array, kept: jax.Array, cotangent: jax.Array
-    ) -> Any:
-        noisy = _noisy(key, block, loc, gates, shared)
-        found = components.average(noisy.logits, shared.values, slopes=True)
-        mean, scale = found.values
-        g = jnp.where(kept, cotangent.astype(mean.dtype), 0)
-        by_mean = g * jax.nn.sigmoid(noisy.gate)
-        by_scale = by_mean * noisy.normal
-        by_gate = by_mean * jax.nn.sigmoid(-noisy.gate) * (mean + noisy.normal * scale)
-        pulled = components.pull(noisy.logits, shared.values, found, (by_mean, by_scale))
-        d_loc = by_mean * found.slopes[0] + by_scale * found.slopes[1]
-        d_gates = by_gate / shared.relaxation
-        d_relaxation = pulled.relaxation - jnp.sum(d_gates * noisy.gate)
-        d_shared = _Shared(pulled.mixture, pulled.values, pulled.temperature, d_relaxation)
-        return (d_loc.astype(loc.dtype), d_gates.astype(gates.dtype)), d_shared
+    def of_block(block: jax.Array, loc: Any, gates: Any, kept: Any, cotangent: Any) -> Any:
+        def draw(loc: jax.Array, gates: jax.Array, shared: _Shared) -> jax.Array:
+            return _draw_block(key, block, shared, loc, gates, kept)
+
+        d_loc, d_gates, d_shared = jax.vjp(draw, loc, gates, shared)[1](cotangent)
+        return (d_loc, d_gates), d_shared
 
     (d_loc, d_gates), d_shared = _over(of_block, loc, gates, kept, cotangent)
     return None, d_loc, d_gates, None, d_shared

@@ -2,20 +2,20 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from sqs_jax.distribution import groups, m_steps, together
-from sqs_jax.distribution.assignment import draw_component, levels
+from sqs_jax.distribution import hard, soft_weight, updates
 from sqs_jax.distribution.codebook import Initialiser, init_mixture
 from sqs_jax.distribution.kl import SpikeSlabPrior
 from sqs_jax.distribution.mixture import Mixture
 from sqs_jax.distribution.relaxed import relaxed_weights
-from sqs_jax.distribution.ways import Evaluation
-from sqs_jax.distribution.windows import Windows
+from sqs_jax.distribution.soft_weight import Evaluation, Task, soft_weights
+from sqs_jax.distribution.stacking import per_slice
+from sqs_jax.distribution.windows import Windows, window_index
 
 # A gate starts almost open whatever the prior says: pruning decides, not the start.
 INITIAL_INCLUSION = 0.99
@@ -131,8 +131,13 @@ class SubDistribution:
     def mean(
         self, temperature: jax.typing.ArrayLike = 1.0, evaluation: Evaluation = "auto"
     ) -> jax.Array:
-        """Compute E_q[w], shaped and typed as `loc`: `means` of one."""
-        return together.means([self], temperature, evaluation)[0]
+        """Compute E_q[w], shaped and typed as `loc`.
+
+        Args:
+          temperature: Softmax temperature of the responsibilities, positive scalar.
+          evaluation: "table", "loop" or "auto", see `spike_slab_gmm`.
+        """
+        return means([self], temperature, evaluation)[0]
 
     def kl(
         self,
@@ -140,16 +145,25 @@ class SubDistribution:
         temperature: jax.typing.ArrayLike = 1.0,
         evaluation: Evaluation = "auto",
     ) -> jax.Array:
-        """Bound KL(q || p) from above, summed over the tensor; scalar, nats: `kls` of one."""
-        return together.kls([self], prior, temperature, evaluation)[0]
+        """Bound KL(q || p) from above, summed over the tensor; scalar, nats.
+
+        Args:
+          prior: Spike-and-slab prior.
+          temperature: Softmax temperature of the responsibilities, positive scalar.
+          evaluation: "table", "loop" or "auto", see `spike_slab_gmm`.
+        """
+        return kls([self], prior, temperature, evaluation)[0]
 
     def mode(self) -> jax.Array:
-        """Return the deployed weights: `modes` of one."""
-        return together.modes([self])[0]
+        """Return the deployed weights, shaped and typed as `loc`; straight-through derivative."""
+        return modes([self])[0]
 
     def codes(self) -> jax.Array:
-        """Return the deployed codes: `codes` of one."""
-        return together.codes([self])[0]
+        """Return the deployed codes: 0 = pruned, else 1 + window * K + component.
+
+        uint8 where W * K <= 255, else uint16; shaped as `loc`.
+        """
+        return codes([self])[0]
 
     def sample(
         self,
@@ -161,31 +175,40 @@ class SubDistribution:
 
         A Gumbel-softmax over the components, one standard normal per weight and a binary Concrete
         gate; biased until `relaxation` tends to 0.
+
+        Args:
+          key: PRNG key.
+          temperature: Softmax temperature of the responsibilities, positive scalar.
+          relaxation: Temperature of the Gumbel-softmax and of the gates, positive scalar.
         """
 
-        def of(leaf: SubDistribution, key: jax.Array) -> jax.Array:
+        def draw(leaf: SubDistribution, key: jax.Array) -> jax.Array:
             parts = leaf.loc, leaf.gate_logits, leaf.kept, leaf.mixture
             return relaxed_weights(key, *parts, temperature, relaxation)
 
-        return self._per_slice(of, self._keys(key))
+        return self._per_slice(draw, self._keys(key))
 
     def sample_hard(self, key: jax.Array, temperature: jax.typing.ArrayLike = 1.0) -> jax.Array:
-        """Draw K-level weights: kept_i * mu_k with k ~ phi_i; shaped and typed as `loc`."""
+        """Draw K-level weights: kept_i * mu_k with k ~ phi_i; shaped and typed as `loc`.
 
-        def of(leaf: SubDistribution, key: jax.Array) -> jax.Array:
-            drawn = draw_component(key, leaf.latent, leaf.mixture, temperature)
-            return levels(leaf.mixture, drawn, leaf.loc, leaf.kept)
+        Args:
+          key: PRNG key.
+          temperature: Softmax temperature of the responsibilities, positive scalar.
+        """
 
-        return self._per_slice(of, self._keys(key))
+        def draw(leaf: SubDistribution, key: jax.Array) -> jax.Array:
+            return hard.draw_weights(key, leaf.loc, leaf.kept, leaf.mixture, temperature)
+
+        return self._per_slice(draw, self._keys(key))
 
     def refit(self) -> "SubDistribution":
         """Set scales and mixture weights from the current assignments of the kept weights.
 
         An M-step: each component's spread about its mean, with a floor, and its share of its
-        window. A component that holds no weight gets its window's pooled spread and half a
-        weight's share, so that it stays finite and can win weights back.
+        window. A component without weights gets its window's pooled spread and half a weight's
+        share, so that it stays finite and can win weights back.
         """
-        return self._per_slice(m_steps.refit)
+        return self._per_slice(updates.refit)
 
     def at_price(self, widening: jax.typing.ArrayLike = 1.0) -> "SubDistribution":
         """Decide what every weight becomes where codes cost their length (Chou et al., 1989).
@@ -195,10 +218,13 @@ class SubDistribution:
         are their shares of the codes: (w - mu)^2 / (2 s^2) - log pi. A nat of code thus costs a
         squared error of 2 s^2, and the wider, the fewer bits the codes take.
 
+        Args:
+          widening: Factor of the width, positive scalar.
+
         Returns:
-          The sub-distribution with new `kept`, if it may be pruned, scales and mixture weights.
+          Sub-distribution with new scales and mixture weights and, if it may be pruned, `kept`.
         """
-        return self._per_slice(lambda leaf: m_steps.at_price(leaf, widening))
+        return self._per_slice(lambda leaf: updates.at_price(leaf, widening))
 
     def revive(self) -> "SubDistribution":
         """Give every component that holds no kept weight half of its window's widest component.
@@ -208,12 +234,105 @@ class SubDistribution:
         squared error) is split at its mean, and the halves of a normal lie 0.8 standard deviations
         from there. Means, scales and mixture weights change; `refit` afterwards.
         """
-        return self._per_slice(m_steps.revive)
+        return self._per_slice(updates.revive)
 
-    def _per_slice(self, function: Callable[..., Any], *rest: jax.Array) -> Any:
-        """Apply function(slice, *rest) to every slice of the stacked axes, one after another."""
-        return groups.per_slice(function, self.mixture, self, *rest)
+    def _per_slice(self, function: Callable[..., Any], *more: jax.Array) -> Any:
+        """Apply function(slice, *more) to every slice of the stacked axes, one after another."""
+        return per_slice(function, self.stacked, self, *more)
 
     def _keys(self, key: jax.Array) -> jax.Array:
         """Split a key for the slices, [*S]."""
         return jax.random.split(key, self.means.shape[:-2]) if self.stacked else key
+
+
+# Several tensors together: fewer programs than one by one, see stacking.py.
+
+
+def means(
+    leaves: Sequence[SubDistribution],
+    temperature: jax.typing.ArrayLike = 1.0,
+    evaluation: Evaluation = "auto",
+) -> list[jax.Array]:
+    """Compute `SubDistribution.mean` of each tensor."""
+    tensors = [_soft(leaf) for leaf in leaves]
+    results = soft_weights(tensors, temperature, Task(("weight",), evaluation))
+    return [weights for (weights,) in results]
+
+
+def kls(
+    leaves: Sequence[SubDistribution],
+    prior: SpikeSlabPrior,
+    temperature: jax.typing.ArrayLike = 1.0,
+    evaluation: Evaluation = "auto",
+) -> list[jax.Array]:
+    """Compute `SubDistribution.kl` of each tensor."""
+    tensors = [_soft(leaf) for leaf in leaves]
+    results = soft_weights(tensors, temperature, Task((prior,), evaluation))
+    return [jnp.sum(bound) for (bound,) in results]
+
+
+def means_and_kls(
+    leaves: Sequence[SubDistribution],
+    prior: SpikeSlabPrior,
+    temperature: jax.typing.ArrayLike = 1.0,
+    evaluation: Evaluation = "auto",
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    """Compute `means` and `kls` in one pass over the weights."""
+    tensors = [_soft(leaf) for leaf in leaves]
+    results = soft_weights(tensors, temperature, Task(("weight", prior), evaluation))
+    return [weights for weights, _ in results], [jnp.sum(bound) for _, bound in results]
+
+
+def code_lengths(
+    leaves: Sequence[SubDistribution],
+    temperature: jax.typing.ArrayLike = 1.0,
+    evaluation: Evaluation = "auto",
+) -> list[jax.Array]:
+    """Compute the expected length of each tensor's codes; scalars, nats.
+
+    The codes of masks and windows depend on shares alone, and have no gradient.
+    """
+    tensors = [_soft(leaf) for leaf in leaves]
+    results = soft_weights(tensors, temperature, Task(("length",), evaluation))
+    return [
+        jnp.sum(length) + jnp.sum(leaf._per_slice(_choices))
+        for leaf, (length,) in zip(leaves, results, strict=True)
+    ]
+
+
+def modes(leaves: Sequence[SubDistribution]) -> list[jax.Array]:
+    """Compute `SubDistribution.mode` of each tensor."""
+    return hard.deployed_weights([_hard(leaf) for leaf in leaves])
+
+
+def modes_and_kls(
+    leaves: Sequence[SubDistribution], prior: SpikeSlabPrior
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    """Compute `modes` and the KL at the mode of each tensor, the limit at temperature 0."""
+    tensors = [_hard(leaf, leaf.gate_logits) for leaf in leaves]
+    results = hard.deployed_weights_and_kl(tensors, prior)
+    return [weights for weights, _ in results], [jnp.sum(bound) for _, bound in results]
+
+
+def codes(leaves: Sequence[SubDistribution]) -> list[jax.Array]:
+    """Compute `SubDistribution.codes` of each tensor."""
+    return hard.codes([_hard(leaf) for leaf in leaves])
+
+
+def _soft(leaf: SubDistribution) -> soft_weight.Tensor:
+    return soft_weight.Tensor(leaf.loc, leaf.gate_logits, leaf.kept, leaf.mixture)
+
+
+def _hard(leaf: SubDistribution, *more: jax.Array) -> hard.Tensor:
+    return hard.Tensor(leaf.loc, leaf.kept, leaf.mixture, more)
+
+
+def _choices(leaf: SubDistribution) -> jax.Array:
+    """Compute the code length of a slice's mask and of each kept weight's window, nats."""
+    windows = leaf.means.shape[0]
+    place = jnp.where(leaf.kept, window_index(leaf.latent, leaf.boundaries), windows)
+    # windows are few: sums of comparisons, in integers, which no number of weights rounds
+    counted = jnp.stack([jnp.sum(place == choice) for choice in range(windows + 1)])
+    counts = counted.astype(leaf.means.dtype)
+    shares = jnp.maximum(counts, 0.5) / max(leaf.loc.size, 1)
+    return -jnp.sum(counts * jnp.log(shares))

@@ -82,8 +82,8 @@ def elbo(
       num_data: n, the number of units in the training set: what `nll_fn` averages over (tokens, if
         it averages per token), > 0.
       estimator: where the likelihood is evaluated: "mean", at E_q[w]; "sample", at relaxed draws;
-        "mode", straight-through at the deployed weights, where the KL is differentiated in the
-        means alone (use `refit` for scales and mixture weights).
+        "mode", straight-through at the deployed weights, with the KL at temperature 0 and
+        differentiated in the means alone (use `refit` for scales and mixture weights).
       num_samples: draws per step, for "sample" only.
       kl_weight: weight of the KL; a number or a schedule of the step.
       temperature: of the responsibilities; a number or a schedule of the step.
@@ -137,11 +137,13 @@ def elbo(
     ) -> tuple[jax.Array, Any, jax.Array]:
         at = _at_step(temperature, step)
         if estimator == "mode":
+            if transform.mode_and_kl is not None:
+                params, kl = transform.mode_and_kl(posterior)
+                return *nll_at(params, batch), kl
             nll, aux = nll_at(transform.mode(posterior), batch)
             return nll, aux, transform.kl(_only_means(posterior), temperature=at)
-        fused = transform.mean_and_kl
-        if estimator == "mean" and fused and fused.of == (transform.mean, transform.kl):
-            params, kl = fused(posterior, temperature=at)
+        if estimator == "mean" and transform.mean_and_kl is not None:
+            params, kl = transform.mean_and_kl(posterior, temperature=at)
             return *nll_at(params, batch), kl
         kl = transform.kl(posterior, temperature=at)
         if estimator == "mean":

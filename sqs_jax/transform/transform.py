@@ -1,6 +1,7 @@
 """spike_slab_gmm: a tree of weights becomes a tree of sub-distributions, and codes in the end."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ from sqs_jax.distribution import (
     means,
     means_and_kls,
     modes,
+    modes_and_kls,
 )
 from sqs_jax.transform.rules import (
     DEFAULT_RULES,
@@ -34,8 +36,21 @@ from sqs_jax.transform.rules import (
 )
 
 
-class Transform(NamedTuple):
-    """A compression method as pure functions; the caller holds all state.
+class _Functions(NamedTuple):
+    """Fields of a Transform."""
+
+    init: Callable[..., Any]
+    mean: Callable[..., Any]
+    sample: Callable[..., Any] | None
+    mode: Callable[..., Any]
+    kl: Callable[..., jax.Array]
+    compress: Callable[..., Any]
+    mean_and_kl: Callable[..., tuple[Any, jax.Array]] | None = None
+    mode_and_kl: Callable[..., tuple[Any, jax.Array]] | None = None
+
+
+class Transform(_Functions):
+    """Hold a compression method as pure functions; the caller holds all state.
 
     Attributes:
       init: (params) -> posterior, same tree paths. Copies; works under `jax.eval_shape`.
@@ -47,8 +62,10 @@ class Transform(NamedTuple):
         any scalar regulariser of another method).
       compress: (posterior) -> compressed, codes and codebooks at the same tree paths.
       mean_and_kl: (posterior, *, temperature=1.0) -> (params, scalar), both in one pass over the
-        weights; None if the method has no such pass. `elbo` uses it only while its attribute `of`
-        is this Transform's (mean, kl), so that either can be replaced alone.
+        weights; None if the method has no such pass.
+      mode_and_kl: (posterior) -> (params, scalar), `mode` and the KL at temperature 0 in one pass,
+        the KL differentiable in the means alone; None if the method has no such pass. `_replace`
+        of mean, mode or kl removes the passes that would bypass the new function.
 
     Example:
       >>> import jax.numpy as jnp
@@ -63,13 +80,24 @@ class Transform(NamedTuple):
       ()
     """
 
-    init: Callable[..., Any]
-    mean: Callable[..., Any]
-    sample: Callable[..., Any] | None
-    mode: Callable[..., Any]
-    kl: Callable[..., jax.Array]
-    compress: Callable[..., Any]
-    mean_and_kl: Callable[..., tuple[Any, jax.Array]] | None = None
+    __slots__ = ()
+
+    def _replace(self, **changes: Any) -> "Transform":
+        """Return a Transform with some functions changed."""
+        for other in ("mean", "mode"):
+            if {other, "kl"} & changes.keys():
+                changes = {f"{other}_and_kl": None, **changes}
+        return Transform(*super()._replace(**changes))
+
+
+class _Method(NamedTuple):
+    """Arguments of `spike_slab_gmm`, checked."""
+
+    rules: tuple[Rule, ...]
+    prior: SpikeSlabPrior
+    initialiser: Initialiser
+    gate_dtype: np.dtype
+    evaluation: Evaluation
 
 
 def spike_slab_gmm(
@@ -124,6 +152,20 @@ def spike_slab_gmm(
     if not jnp.issubdtype(gate_dtype, jnp.floating):
         raise ValueError(f"gate_dtype is {gate_dtype}; gates are floating.")
 
+    method = _Method(rules, prior, initialiser, gate_dtype, evaluation)
+    return Transform(
+        init=partial(_init, method),
+        mean=partial(_mean, method),
+        sample=partial(_sample, method),
+        mode=partial(_mode, method),
+        kl=partial(_kl, method),
+        compress=partial(_compress, method),
+        mean_and_kl=partial(_mean_and_kl, method),
+        mode_and_kl=partial(_mode_and_kl, method),
+    )
+
+
+def _init(method: _Method, params: Any) -> Any:
     def start(path: str, leaf: Any, rule: Rule | None) -> Any:
         if is_sub_distribution(leaf):
             raise ValueError(f"{path}: already a SubDistribution; init takes plain params.")
@@ -131,92 +173,95 @@ def spike_slab_gmm(
             return jnp.array(leaf, dtype=jnp.result_type(leaf), copy=True)
         # the dtype JAX gives it: numpy's float64 is float32 unless x64 is enabled
         array = jnp.asarray(leaf, jnp.result_type(leaf))
-        wide = array.dtype == jnp.float64 and gate_dtype == jnp.float32
-        gates = array.dtype if wide else gate_dtype
-        return rule.init_leaf(path, array, initialiser=initialiser, gate_dtype=gates)
+        wide = array.dtype == jnp.float64 and method.gate_dtype == jnp.float32
+        gates = array.dtype if wide else method.gate_dtype
+        return rule.init_leaf(path, array, initialiser=method.initialiser, gate_dtype=gates)
 
-    def init(params: Any) -> Any:
-        return map_assigned(start, rules, params)
+    return map_assigned(start, method.rules, params)
 
-    def compressed(posterior: Any) -> tuple[list[SubDistribution], Callable[[list[Any]], Any]]:
-        """Return the SubDistributions, and what puts other things in their places."""
-        pairs, treedef = _checked(rules, posterior)
-        at = [i for i, (_, leaf) in enumerate(pairs) if is_sub_distribution(leaf)]
 
-        def put(found: list[Any]) -> Any:
-            leaves = [leaf for _, leaf in pairs]
-            for i, one in zip(at, found, strict=True):
-                leaves[i] = one
-            return treedef.unflatten(leaves)
+def _mean(method: _Method, posterior: Any, *, temperature: jax.typing.ArrayLike = 1.0) -> Any:
+    require_positive("temperature", temperature)
+    leaves, put = _sub_distributions(method, posterior)
+    return put(means(leaves, temperature, method.evaluation))
 
-        return [pairs[i][1] for i in at], put
 
-    def mean(posterior: Any, *, temperature: jax.typing.ArrayLike = 1.0) -> Any:
-        require_positive("temperature", temperature)
-        leaves, put = compressed(posterior)
-        return put(means(leaves, temperature, evaluation))
+def _sample(
+    method: _Method,
+    posterior: Any,
+    key: jax.Array,
+    *,
+    temperature: jax.typing.ArrayLike = 1.0,
+    relaxation: jax.typing.ArrayLike = 0.5,
+    hard: bool = False,
+) -> Any:
+    require_positive("temperature", temperature)
+    require_positive("relaxation", relaxation)
+    leaves, put = _sub_distributions(method, posterior)
 
-    def sample(
-        posterior: Any,
-        key: jax.Array,
-        *,
-        temperature: jax.typing.ArrayLike = 1.0,
-        relaxation: jax.typing.ArrayLike = 0.5,
-        hard: bool = False,
-    ) -> Any:
-        require_positive("temperature", temperature)
-        require_positive("relaxation", relaxation)
-        leaves, put = compressed(posterior)
+    def draw(leaf: SubDistribution, index: int) -> jax.Array:
+        leaf_key = jax.random.fold_in(key, index)
+        if hard:
+            return leaf.sample_hard(leaf_key, temperature)
+        return leaf.sample(leaf_key, temperature, relaxation)
 
-        def draw(leaf: SubDistribution, index: int) -> jax.Array:
-            leaf_key = jax.random.fold_in(key, index)
-            if hard:
-                return leaf.sample_hard(leaf_key, temperature)
-            return leaf.sample(leaf_key, temperature, relaxation)
+    return put([draw(leaf, i) for i, leaf in enumerate(leaves)])
 
-        return put([draw(leaf, i) for i, leaf in enumerate(leaves)])
 
-    def mode(posterior: Any) -> Any:
-        leaves, put = compressed(posterior)
-        return put(modes(leaves))
+def _mode(method: _Method, posterior: Any) -> Any:
+    leaves, put = _sub_distributions(method, posterior)
+    return put(modes(leaves))
 
-    def kl(posterior: Any, *, temperature: jax.typing.ArrayLike = 1.0) -> jax.Array:
-        require_positive("temperature", temperature)
-        leaves, _ = compressed(posterior)
-        return total(kls(leaves, prior, temperature, evaluation))
 
-    def mean_and_kl(
-        posterior: Any, *, temperature: jax.typing.ArrayLike = 1.0
-    ) -> tuple[Any, jax.Array]:
-        require_positive("temperature", temperature)
-        leaves, put = compressed(posterior)
-        weights, bounds = means_and_kls(leaves, prior, temperature, evaluation)
-        return put(weights), total(bounds)
+def _kl(method: _Method, posterior: Any, *, temperature: jax.typing.ArrayLike = 1.0) -> jax.Array:
+    require_positive("temperature", temperature)
+    leaves, _ = _sub_distributions(method, posterior)
+    return total(kls(leaves, method.prior, temperature, method.evaluation))
 
-    mean_and_kl.of = (mean, kl)  # type: ignore[attr-defined]
 
-    def compress(posterior: Any) -> Any:
-        leaves, put = compressed(posterior)
-        paths = [path for path, leaf in flatten(posterior)[0] if is_sub_distribution(leaf)]
-        found = []
-        # one after another: what a tensor needs on the way is gone by the next
-        for path, leaf in zip(paths, leaves, strict=True):
-            for array in (leaf.loc, leaf.means):
-                if not isinstance(array, jax.core.Tracer):
-                    require_finite(path, array)
-            book = leaf.means.astype(leaf.loc.dtype)
-            found.append(CompressedLeaf(codes=leaf.codes(), codebook=book))
-        return put(found)
+def _mean_and_kl(
+    method: _Method, posterior: Any, *, temperature: jax.typing.ArrayLike = 1.0
+) -> tuple[Any, jax.Array]:
+    require_positive("temperature", temperature)
+    leaves, put = _sub_distributions(method, posterior)
+    weights, bounds = means_and_kls(leaves, method.prior, temperature, method.evaluation)
+    return put(weights), total(bounds)
 
-    return Transform(
-        init=init,
-        mean=mean,
-        sample=sample,
-        mode=mode,
-        kl=kl,
-        compress=compress,
-        mean_and_kl=mean_and_kl,
-    )
+
+def _mode_and_kl(method: _Method, posterior: Any) -> tuple[Any, jax.Array]:
+    leaves, put = _sub_distributions(method, posterior)
+    weights, bounds = modes_and_kls(leaves, method.prior)
+    return put(weights), total(bounds)
+
+
+def _compress(method: _Method, posterior: Any) -> Any:
+    leaves, put = _sub_distributions(method, posterior)
+    paths = [path for path, leaf in flatten(posterior)[0] if is_sub_distribution(leaf)]
+    compressed = []
+    # one after another: the temporary arrays of a tensor are freed before the next
+    for path, leaf in zip(paths, leaves, strict=True):
+        for array in (leaf.loc, leaf.means):
+            if not isinstance(array, jax.core.Tracer):
+                require_finite(path, array)
+        book = leaf.means.astype(leaf.loc.dtype)
+        compressed.append(CompressedLeaf(codes=leaf.codes(), codebook=book))
+    return put(compressed)
+
+
+def _sub_distributions(
+    method: _Method, posterior: Any
+) -> tuple[list[SubDistribution], Callable[[list[Any]], Any]]:
+    """Return the SubDistributions of a posterior, and a function that replaces them."""
+    pairs, treedef = _checked(method.rules, posterior)
+    at = [i for i, (_, leaf) in enumerate(pairs) if is_sub_distribution(leaf)]
+
+    def put(results: list[Any]) -> Any:
+        leaves = [leaf for _, leaf in pairs]
+        for i, result in zip(at, results, strict=True):
+            leaves[i] = result
+        return treedef.unflatten(leaves)
+
+    return [pairs[i][1] for i in at], put
 
 
 def _checked(rules: tuple[Rule, ...], posterior: Any) -> tuple[list[tuple[str, Any]], Any]:

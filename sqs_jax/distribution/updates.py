@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sqs_jax.distribution.assignment import candidates, most_probable, sum_by_component
 from sqs_jax.distribution.codebook import FLOOR_OF_ZEROS, RELATIVE_FLOOR
+from sqs_jax.distribution.hard import most_probable, sum_by_component
 
 # Mean of a half-normal distribution, in standard deviations.
 _HALF_NORMAL = math.sqrt(2 / math.pi)
@@ -39,19 +39,19 @@ def at_price(leaf: Any, widening: jax.typing.ArrayLike) -> Any:
     """Do what `SubDistribution.at_price` says, to one slice."""
     width = jnp.mean(leaf.log_scales) + jnp.log(widening)
     leaf = leaf.replace(log_scales=jnp.full_like(leaf.log_scales, width))
-    held, size = _held(leaf), leaf.means.size
+    (component, nearest), size = most_probable(leaf.latent, leaf.mixture), leaf.means.size
     for _ in range(_ROUNDS):
-        kept = jnp.where(leaf.kept, held, size)  # out of range: dropped
+        kept = jnp.where(leaf.kept, component, size)  # out of range: dropped
         counts = sum_by_component(jnp.ones_like(leaf.latent), kept, size)
         shares = jnp.log(jnp.maximum(counts, 0.5))
         leaf = leaf.replace(mixture_logits=shares.reshape(leaf.means.shape))
-        held = _held(leaf)
+        component, nearest = most_probable(leaf.latent, leaf.mixture)
         if leaf.prunable and leaf.structure is None:
             zeros = jnp.log(jnp.maximum(leaf.kept.size - jnp.sum(counts), 0.5))
             unit = _unit(leaf.latent)
-            weights, nearest = leaf.latent / unit, leaf.means.reshape(-1)[held] / unit
-            gain = weights**2 - (weights - nearest) ** 2
-            nats = zeros - shares[held]  # that the zero saves, of either sign
+            weights = leaf.latent / unit
+            gain = weights**2 - (weights - nearest / unit) ** 2
+            nats = zeros - shares[component]  # that the zero saves, of either sign
             leaf = leaf.replace(kept=gain > 2 * jnp.exp(2 * (width - jnp.log(unit))) * nats)
     return leaf
 
@@ -99,12 +99,6 @@ def revive(leaf: Any) -> Any:
     )
 
 
-def _held(leaf: Any) -> jax.Array:
-    """Return the most probable component of each weight, window * K + k."""
-    (found,) = candidates([leaf.latent], [leaf.mixture])
-    return most_probable(leaf.latent, leaf.mixture, found)
-
-
 def _spreads(leaf: Any, unit: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Count each component's kept weights, and average their squared distance from its mean.
 
@@ -116,12 +110,11 @@ def _spreads(leaf: Any, unit: jax.Array) -> tuple[jax.Array, jax.Array]:
       Counts and mean squares, [W, K] each.
     """
     size, shape, latent = leaf.means.size, leaf.means.shape, leaf.latent
-    held = _held(leaf)
-    nearest = leaf.means.reshape(-1)[held]
-    held = jnp.where(leaf.kept, held, size)  # out of range: dropped
-    count = sum_by_component(jnp.ones_like(latent), held, size).reshape(shape)
+    component, nearest = most_probable(latent, leaf.mixture)
+    component = jnp.where(leaf.kept, component, size)  # out of range: dropped
+    count = sum_by_component(jnp.ones_like(latent), component, size).reshape(shape)
     distance = (latent - nearest) / unit
-    square = sum_by_component(distance**2, held, size).reshape(shape)
+    square = sum_by_component(distance**2, component, size).reshape(shape)
     return count, square / jnp.maximum(count, 1)
 
 

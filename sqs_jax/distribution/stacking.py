@@ -1,0 +1,79 @@
+"""Many tensors and many slices, evaluated by few programs.
+
+A program per tensor compiles for minutes where a model has many of them. Tensors of one shape are
+stacked along a new axis, and slices of stacked axes go through one program, one after another.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+# Largest tensor that is stacked with others, in weights: a stack is a copy.
+_STACKED = 1 << 20
+
+# Weights times components that are evaluated at once: 64 MB of float32, several times.
+AT_ONCE = 1 << 24
+
+
+def by_shape(function: Callable[[Any], Any], trees: Sequence[Any]) -> list[Any]:
+    """Apply a function to trees of arrays, to those of equal shapes in one call.
+
+    Args:
+      function: Function of a tree whose arrays have any number of leading stacked axes; its
+        results have the same stacked axes.
+      trees: Trees; the first array of each has the most elements.
+
+    Returns:
+      Result for each tree.
+    """
+    groups: dict[Any, list[int]] = {}
+    for i, tree in enumerate(trees):
+        leaves, treedef = jax.tree.flatten(tree)
+        alone = i if leaves[0].size > _STACKED else None
+        shapes = tuple((leaf.shape, jnp.result_type(leaf)) for leaf in leaves)
+        groups.setdefault((treedef, shapes, alone), []).append(i)
+    results: list[Any] = [None] * len(trees)
+    for members in groups.values():
+        if len(members) == 1:
+            results[members[0]] = function(trees[members[0]])
+            continue
+        stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(trees[i] for i in members))
+        leaves, treedef = jax.tree.flatten(function(stack))
+        # a split has a concatenation as its transpose, where slices would be added up
+        parts = [jax.lax.split(leaf, [1] * len(members)) for leaf in leaves]
+        for place, i in enumerate(members):
+            results[i] = jax.tree.unflatten(treedef, [part[place][0] for part in parts])
+    return results
+
+
+def per_slice(
+    function: Callable[..., Any], stacked: int, *trees: Any, at_once: bool = False
+) -> Any:
+    """Apply a function to every slice of stacked axes, one after another or at once.
+
+    Args:
+      function: Function of a slice of each tree.
+      stacked: Number of leading stacked axes.
+      *trees: Trees of arrays with these axes.
+      at_once: Whether the slices are evaluated together.
+
+    Returns:
+      Result of the function, with the stacked axes.
+    """
+    if not stacked:
+        return function(*trees)
+    axes = jax.tree.leaves(trees)[0].shape[:stacked]
+    count = math.prod(axes)
+    flat = jax.tree.map(lambda x: x.reshape(count, *x.shape[stacked:]), trees)
+    results = (
+        jax.vmap(function)(*flat) if at_once else jax.lax.map(lambda tree: function(*tree), flat)
+    )
+    return jax.tree.map(lambda x: x.reshape(*axes, *x.shape[1:]), results)
+
+
+def is_small(weights: jax.Array, means: jax.Array) -> bool:
+    """Return whether all components of all weights of a tensor may be in memory at once."""
+    return weights.size * means.shape[-1] <= AT_ONCE
