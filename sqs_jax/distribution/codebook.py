@@ -1,4 +1,4 @@
-"""Where the windows and components of a tensor start: order statistics and 1-D k-means.
+"""Initial windows and components of a tensor: order statistics and 1-D k-means.
 
 A sorted window is cut into K cells of consecutive values; a component is its cell's mean, spread
 and share. No cell is ever empty and no spread ever zero, also where a tensor is constant or has
@@ -26,7 +26,7 @@ Initialiser = Literal["kmeans", "quantile"]
 
 _LLOYD_STEPS = 300
 
-# A larger tensor's codebook is fitted to so many of its weights.
+# Number of weights that the codebook of a larger tensor is fitted to.
 SAMPLE = 1 << 22
 
 # A scale may not fall below this fraction of the tensor's mean absolute weight (below the second
@@ -48,14 +48,14 @@ def init_mixture(
     """Fit windows and components to a tensor's weights.
 
     Args:
-      loc: weights, [*S, *shape], floating, finite.
-      components: K, per window.
-      windows: how the weights are split by value.
-      stacked: number of leading axes S whose slices each get their own mixture.
+      loc: Weights, [*S, *shape], floating, finite.
+      components: Number K of components of a window.
+      windows: Split of the weights by value.
+      stacked: Number of leading axes S whose slices each get their own mixture.
       initialiser: "kmeans" minimises the squared error, "quantile" gives equal occupancy.
 
     Returns:
-      Mixture with arrays [*S, W, K] (means ascending) and [*S, W - 1], in at least float32.
+      Mixture of arrays [*S, W, K] (means ascending) and [*S, W - 1], in at least float32.
     """
     lead = loc.shape[:stacked]
     dtype = jnp.dtype(jnp.float64 if loc.dtype == jnp.float64 else jnp.float32)
@@ -72,7 +72,7 @@ def init_mixture(
 
 
 def _to_host(loc: jax.Array, stacked: int) -> np.ndarray:
-    """Bring what the fit reads to the host, from all devices and processes that hold it."""
+    """Copy the sample of the fit to the host, from all devices and processes."""
     shardings = None
     if isinstance(loc.sharding, jax.NamedSharding) and not loc.is_fully_replicated:
         shardings = jax.NamedSharding(loc.sharding.mesh, jax.P())
@@ -81,7 +81,7 @@ def _to_host(loc: jax.Array, stacked: int) -> np.ndarray:
 
 
 def _sample(loc: jax.Array, stacked: int) -> jax.Array:
-    """Take `SAMPLE` weights of every larger slice, evenly spread; [*S, n], or `loc` as it is."""
+    """Take `SAMPLE` evenly spread weights of every larger slice; [*S, n] or `loc`."""
     shape = loc.shape[stacked:]
     if math.prod(shape) <= SAMPLE:
         return loc
@@ -118,7 +118,7 @@ def _fit_slices(
 def _fit_tensor(
     weights: np.ndarray, components: int, windows: Windows, initialiser: Initialiser
 ) -> tuple[np.ndarray, ...]:
-    """Fit one tensor [N] in float64; returns means, log scales, logits [W, K], edges [W - 1]."""
+    """Fit weights [N] in float64; means, log scales, logits [W, K], edges [W - 1]."""
     ordered = np.sort(weights) if weights.size else np.zeros(1)
     boundaries = init_boundaries(ordered, windows)
     edges = [0, *np.searchsorted(ordered, boundaries, side="left"), ordered.size]
@@ -135,7 +135,7 @@ def _fit_tensor(
 def _fit_window(
     ordered: np.ndarray, components: int, initialiser: Initialiser, floor: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Fit K components to sorted values; returns means, log scales and log shares, [K] each."""
+    """Fit K components to sorted values; means, log scales and log shares, [K]."""
     values, counts = np.unique(ordered, return_counts=True)
     distinct, k = values.size, np.arange(components)
     # Prefix sums about the middle value: cells are differences, and cancel least there.
@@ -143,7 +143,7 @@ def _fit_window(
     powers = np.stack([np.ones_like(values), values - origin, (values - origin) ** 2])
     sums = np.concatenate([np.zeros((3, 1)), np.cumsum(powers * counts, axis=1)], axis=1)
 
-    if distinct <= components:  # a cell for each value, in turn
+    if distinct <= components:  # a cell for each value
         first = k * distinct // components
         last = first + 1
     else:
@@ -172,7 +172,7 @@ def _fit_window(
 def _lloyd(
     values: np.ndarray, counts: np.ndarray, sums: np.ndarray, origin: float, components: int
 ) -> np.ndarray:
-    """Cut distinct sorted values by k-means; returns the K - 1 indices where a new cell begins."""
+    """Cut distinct sorted values by k-means; K - 1 indices of the first of a cell."""
     # The best scalar quantiser's levels are as dense as the cube root of the weights' density;
     # between neighbours that density is their count over their distance.
     density = np.cbrt(0.5 * (counts[1:] + counts[:-1])) * np.cbrt(np.diff(values)) ** 2

@@ -72,7 +72,8 @@ def grid_over(loc: jax.Array, mixture: Mixture, cells: int) -> tuple[Grid, jax.A
 
     first, last = bend(low), bend(high)
     span = last - first
-    u = first[:, None] + span[:, None] * jnp.arange(cells + 1, dtype=loc.dtype) / cells
+    steps = jnp.arange(cells + 1, dtype=loc.dtype)[None] / cells
+    u = first[:, None] + span[:, None] * steps
     points = center[:, None] + scale[:, None] * u / (1 - jnp.abs(u))
     per_unit = jnp.where(span > 0, cells / jnp.where(span > 0, span, 1), 0)
     return Grid(center, 1 / scale, first, per_unit), points
@@ -81,7 +82,7 @@ def grid_over(loc: jax.Array, mixture: Mixture, cells: int) -> tuple[Grid, jax.A
 def locate(
     grid: Grid, boundaries: jax.Array, cells: int, loc: jax.Array, window: jax.Array | None = None
 ) -> Place:
-    """Locate weights in a grid; a weight outside is located in the nearest cell's extension.
+    """Locate weights in a grid; weights outside are in the extension of the nearest cell.
 
     Args:
       grid: Grid of a tensor of W windows.

@@ -1,6 +1,7 @@
-"""One component for each weight: the most probable one, or a drawn one; codes and deployed weights.
+"""Hard assignment of weights to components: the most probable, or drawn ones.
 
-Deployed weights have a straight-through derivative, and their KL is a sum over K components.
+It makes the codes and the deployed weights, which have a straight-through derivative and whose KL
+is a sum over K components.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from sqs_jax.distribution.blocks import over_blocks, whole
 from sqs_jax.distribution.kl import SpikeSlabPrior, gaussian_kl, kl_bound
 from sqs_jax.distribution.mixture import Mixture
 from sqs_jax.distribution.soft_average import highest
-from sqs_jax.distribution.stacking import AT_ONCE, by_shape, is_small, per_slice
+from sqs_jax.distribution.stacking import by_shape, fits_at_once, per_slice
 
 
 class Tensor(NamedTuple):
@@ -39,11 +40,12 @@ _Use = Callable[..., tuple[Any, Any]]
 
 def _with_most_probable(use: _Use, tensor: Tensor) -> tuple[Any, Any]:
     """Apply a function to the most probable component of each weight, slice by slice."""
-    stacked, small = tensor.mixture.means.ndim - 2, is_small(tensor.loc, tensor.mixture.means)
+    means = tensor.mixture.means
+    stacked, small = means.ndim - 2, fits_at_once(tensor.loc.size * means.shape[-1])
 
     def of_slice(over: Any, at_once: bool, tensor: Tensor) -> tuple[Any, Any]:
         def of_block(_: jax.Array, loc: jax.Array, kept: jax.Array, *more: jax.Array) -> Any:
-            latent = loc.astype(tensor.mixture.means.dtype)
+            latent = loc.astype(means.dtype)
             component, mean = highest(latent, tensor.mixture, at_once=at_once)
             return use(component, mean, kept, *more)
 
@@ -67,9 +69,10 @@ def most_probable(loc: jax.Array, mixture: Mixture) -> tuple[jax.Array, jax.Arra
 
 @jax.jit
 def codes(tensors: Sequence[Tensor]) -> list[jax.Array]:
-    """Return the deployed codes of each tensor: 0 = pruned, else 1 + window * K + component.
+    """Return the deployed codes of each tensor.
 
-    uint8 where W * K <= 255, else uint16; shaped as `loc`.
+    0 is a pruned weight, 1 + window * K + component another; uint8 where W * K <= 255, else
+    uint16; shaped as `loc`.
     """
 
     def of_tensor(tensor: Tensor) -> jax.Array:
@@ -86,10 +89,11 @@ def codes(tensors: Sequence[Tensor]) -> list[jax.Array]:
 
 @jax.jit
 def deployed_weights(tensors: Sequence[Tensor]) -> list[jax.Array]:
-    """Return the deployed weights of each tensor: kept_i * mu of the most probable component.
+    """Return the deployed weights of each tensor.
 
-    Straight-through: `loc` receives the weight's gradient as it is, pruned weights too, and a mean
-    the sum over its kept weights; scales and mixture weights receive none.
+    kept_i * mu of the most probable component. Straight-through: `loc` receives the weight's
+    gradient as it is, pruned weights too, and a mean the sum over its kept weights; scales and
+    mixture weights receive none.
     """
     return by_shape(lambda tensor: _straight_through(None, tensor)[0], list(tensors))
 
@@ -98,7 +102,7 @@ def deployed_weights(tensors: Sequence[Tensor]) -> list[jax.Array]:
 def deployed_weights_and_kl(
     tensors: Sequence[Tensor], prior: SpikeSlabPrior
 ) -> list[tuple[jax.Array, jax.Array]]:
-    """Return `deployed_weights` and the KL at the mode of each tensor, in one pass.
+    """Return the deployed weights and the KL at the mode of each tensor.
 
     At the mode phi is one-hot, the limit at temperature 0: the slabs' part is a sum over the
     components of their KL times the inclusions of their weights. It is differentiable in the means
@@ -125,7 +129,7 @@ def deployed_weights_and_kl(
 def _straight_through(
     prior: SpikeSlabPrior | None, tensor: Tensor
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return the deployed weights and, with a prior, the inclusions of each component's weights.
+    """Return the deployed weights and, with a prior, the terms of the KL at the mode.
 
     Args:
       prior: Spike-and-slab prior; None for weights alone.
@@ -179,7 +183,7 @@ def draw_weights(
     mixture: Mixture,
     temperature: jax.typing.ArrayLike,
 ) -> jax.Array:
-    """Draw K-level weights of one slice: kept_i * mu_k with k ~ phi_i; shaped and typed as `loc`.
+    """Draw the K-level weights of a slice, kept_i * mu_k with k ~ phi_i.
 
     Args:
       key: PRNG key.
@@ -187,6 +191,9 @@ def draw_weights(
       kept: Pruning decision, bool, shaped as `loc`.
       mixture: Mixture of the slice, [W, K].
       temperature: Softmax temperature of the responsibilities, positive scalar.
+
+    Returns:
+      Weights shaped and typed as `loc`.
     """
     latent = jax.lax.stop_gradient(loc.astype(mixture.means.dtype))
     _, mean = highest(latent, jax.lax.stop_gradient(mixture), temperature, key=key)
@@ -223,6 +230,6 @@ def sum_by_component(x: jax.Array, component: jax.Array, count: int) -> jax.Arra
             return jnp.sum(jnp.where(component == k, x, 0))
 
         every = jnp.arange(count, dtype=jnp.int32)
-        return jax.vmap(of)(every) if x.size * count <= AT_ONCE else jax.lax.map(of, every)
+        return jax.vmap(of)(every) if fits_at_once(x.size * count) else jax.lax.map(of, every)
 
     return jax.lax.platform_dependent(cpu=scatter, default=one_by_one)

@@ -1,4 +1,4 @@
-"""The KL divergence from the spike-and-slab prior, bounded from above, term by term."""
+"""Upper bound of the KL divergence from the spike-and-slab prior, term by term."""
 
 import dataclasses
 import math
@@ -12,8 +12,8 @@ class SpikeSlabPrior:
     """The prior of every weight: inclusion * N(0, scale^2) + (1 - inclusion) * delta at 0.
 
     Attributes:
-      inclusion: prior probability that a weight is not zero, strictly between 0 and 1.
-      scale: standard deviation of the slab, in units of the weights, > 0.
+      inclusion: Prior probability that a weight is not zero, strictly between 0 and 1.
+      scale: Standard deviation of the slab, in units of the weights, > 0.
 
     Raises:
       ValueError: If either is out of range.
@@ -40,8 +40,8 @@ def bernoulli_kl(logits: jax.Array, inclusion: float) -> jax.Array:
     """Compute KL(Bernoulli(sigmoid(logits)) || Bernoulli(inclusion)), nats, both terms.
 
     Args:
-      logits: any shape.
-      inclusion: prior probability of 1, in (0, 1).
+      logits: Logits, any shape.
+      inclusion: Prior probability of 1, in (0, 1).
 
     Returns:
       Array shaped as `logits`, >= 0 but for rounding, finite for every finite logit.
@@ -70,18 +70,13 @@ def kl_bound(
     where phi is one-hot. Source: arXiv:2510.08999, with the Bernoulli term whole.
 
     Args:
-      slab: sum_k phi_k KL(N_k || p) of each weight, any shape, nats; see `gaussian_kl`.
-      gate_logits: inclusion logits, shaped as `slab`.
-      kept: bool, shaped as `slab`; a pruned weight has inclusion 0.
-      prior: the spike-and-slab prior.
+      slab: Averages sum_k phi_k KL(N_k || p) of each weight, any shape, nats; see `gaussian_kl`.
+      gate_logits: Inclusion logits, shaped as `slab`.
+      kept: Pruning decision, bool, shaped as `slab`; a pruned weight has inclusion 0.
+      prior: Spike-and-slab prior.
 
     Returns:
       Array shaped as `slab`. Where `kept` is False: the constant -log(1 - inclusion).
     """
     bound = bernoulli_kl(gate_logits, prior.inclusion) + jax.nn.sigmoid(gate_logits) * slab
     return jnp.where(kept, bound, -math.log1p(-prior.inclusion))
-
-
-def kl_slope(slab: jax.Array, gate_logits: jax.Array, prior: SpikeSlabPrior) -> jax.Array:
-    """Compute the derivative of a kept weight's bound in its inclusion; arguments of `kl_bound`."""
-    return slab + gate_logits - (math.log(prior.inclusion) - math.log1p(-prior.inclusion))

@@ -21,8 +21,8 @@ TOLERANCE = 1e-3
 # Least number of weights of a tensor that is looked up: smaller ones are evaluated exactly.
 LEAST_WEIGHTS = 1 << 15
 
-# Cells of a window for each component: at temperature 0.05 a transition between two components of
-# sixteen spans a few of them.
+# Cells of a window for each component: at temperature 0.05 a transition of one component
+# to the next of sixteen spans two or three cells.
 _CELLS_PER_COMPONENT = 1 << 11
 
 # Points times components of a table that is made at once: the smaller program.
@@ -36,7 +36,7 @@ _CHECKED = (-4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0)
 
 
 class Table(NamedTuple):
-    """Averages at the ends of the cells of one tensor.
+    """Table of the averages at the ends of a tensor's cells.
 
     Attributes:
       entries: Averages, [V, W, C + 1].
@@ -87,7 +87,7 @@ def entries(
 
 
 def look_up(table: Table, loc: jax.Array) -> list[jax.Array]:
-    """Look up the V averages of each weight, shaped as `loc`; differentiable in entries and loc."""
+    """Look up the V averages of each weight; differentiable in entries and loc."""
     return _look_up(table, loc)
 
 
@@ -147,7 +147,9 @@ def is_accurate(
     values: jax.Array,
     temperature: jax.Array,
 ) -> jax.Array:
-    """Return whether the look-ups are within `TOLERANCE` of the reach of the values, a bool scalar.
+    """Return whether look-ups are within the tolerance, a bool scalar.
+
+    The tolerance is `TOLERANCE` times the reach of the values.
 
     Between two ends of a cell, linear interpolation errs by an eighth of the second difference;
     a component too narrow for the grid to see shows at points about its mean. Both checks allow
@@ -164,7 +166,9 @@ def is_accurate(
     allowed = (TOLERANCE * _reach(values) + rounding) / 2  # [V, W]
     bend = jnp.max(jnp.abs(jnp.diff(table.entries, n=2, axis=-1)), axis=-1) / 8
     offsets = jnp.asarray(_CHECKED, values.dtype)
-    checked = mixture.means[..., None] + jnp.exp(mixture.log_scales)[..., None] * offsets
+    checked = (
+        mixture.means[..., None] + jnp.exp(mixture.log_scales)[..., None] * offsets[None, None]
+    )
     checked = checked.reshape(checked.shape[0], -1)
     checked = jnp.clip(checked, points[:, :1], points[:, -1:])
     window = _windows(checked) if checked.shape[0] > 1 else None

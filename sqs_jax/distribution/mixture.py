@@ -1,7 +1,7 @@
-"""The Gaussian mixture of one tensor, and its responsibilities for an array of weights.
+"""Gaussian mixture of one tensor, and the responsibilities of the components.
 
-These are [N, K], as the formulas are written: the reference that components.py and table.py are
-tested against.
+These are [N, K], as the formulas are written: the reference of the tests of soft_average.py and
+lookup.py.
 """
 
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from sqs_jax.distribution.windows import window_index
 
 
 class Mixture(NamedTuple):
-    """K Gaussians for each of W windows of one tensor.
+    """Mixture of K Gaussians for each of the W windows of a tensor.
 
     Attributes:
       means: [W, K], in units of the weights.
@@ -29,7 +29,7 @@ class Mixture(NamedTuple):
 
 
 def rows_of(loc: jax.Array, boundaries: jax.Array, *tables: jax.Array) -> list[jax.Array]:
-    """Give each weight of `loc` [B] its window's row of every table [W, K]: [B, K] or [1, K]."""
+    """Return the rows of tables [W, K] of each weight's window, [B, K] or [1, K]."""
     if boundaries.shape[0] == 0:
         return list(tables)
     # A product with one-hot rows selects exactly, and its derivative is a product too, where that
@@ -41,11 +41,11 @@ def rows_of(loc: jax.Array, boundaries: jax.Array, *tables: jax.Array) -> list[j
 
 
 def log_joint(loc: jax.Array, mixture: Mixture) -> jax.Array:
-    """Compute log pi_k + log N(loc; mu_k, sigma_k^2) for the components of each weight's window.
+    """Compute log pi_k + log N(loc; mu_k, sigma_k^2) of each weight's window.
 
     Args:
-      loc: weights, [B], of the mixture's dtype.
-      mixture: the tensor's mixture.
+      loc: Weights, [B], of the mixture's dtype.
+      mixture: Mixture of the tensor.
 
     Returns:
       [B, K], nats, less the constant log(2 pi) / 2, which no responsibility depends on.
@@ -74,9 +74,9 @@ def responsibilities(
     This is the [N, K] reference; nothing in a training step calls it on a whole tensor.
 
     Args:
-      loc: weights, [B].
-      mixture: the tensor's mixture.
-      temperature: > 0; 1 is the exact posterior, towards 0 the most probable component.
+      loc: Weights, [B].
+      mixture: Mixture of the tensor.
+      temperature: Positive scalar; 1 is the exact posterior, towards 0 the most probable component.
 
     Returns:
       [B, K] probabilities, rows summing to 1.

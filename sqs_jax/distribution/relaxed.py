@@ -33,9 +33,10 @@ def relaxed_weights(
     temperature: jax.typing.ArrayLike,
     relaxation: jax.typing.ArrayLike,
 ) -> jax.Array:
-    """Draw g_i (m_i + e_i s_i): a binary Concrete gate, a Gumbel-softmax component, a normal.
+    """Draw relaxed weights g_i (m_i + e_i s_i).
 
-    m_i and s_i are the means and scales of the components, mixed by the Gumbel-softmax.
+    g_i is a binary Concrete gate and e_i a standard normal; m_i and s_i are the means and scales of
+    the components, mixed by the Gumbel-softmax.
 
     Args:
       key: PRNG key.

@@ -25,7 +25,7 @@ class Draw(NamedTuple):
     """Noise of a Gumbel-softmax draw.
 
     Attributes:
-      key: PRNG key; the noise of a component is a function of it, made where it is needed.
+      key: PRNG key; the noise of a component is a function of it and of the component.
       relaxation: Temperature of the Gumbel-softmax, positive scalar.
     """
 
@@ -64,7 +64,7 @@ class _Component(NamedTuple):
 
 
 class _Logit(NamedTuple):
-    """Unnormalized log responsibility of one component for each weight."""
+    """Unnormalized log responsibility of a component for each weight."""
 
     z: jax.Array  # distance from the mean, in standard deviations
     inverse_scale: jax.Array
@@ -167,15 +167,15 @@ def _backward(at_once: bool, residuals: Any, cotangents: list[jax.Array]) -> tup
         return jnp.stack([jnp.sum(jnp.where(inputs.window == w, x, 0)) for w in range(windows)])
 
     def of_component(component: _Component) -> tuple[jax.Array, Any]:
-        found = _logit(inputs, component)
-        phi = jnp.exp(jnp.minimum(found.logit * shrink - log_total * shrink, 0))
+        evaluated = _logit(inputs, component)
+        phi = jnp.exp(jnp.minimum(evaluated.logit * shrink - log_total * shrink, 0))
         parts = zip(cotangents, component.values, averages, strict=True)
         lift = sum(g * (pick(value, inputs.window) - mean) for g, value, mean in parts)
         d_joint = phi * lift / scale
-        moments = [by_window(x) for x in (d_joint, d_joint * found.z, d_joint * found.z**2)]
+        moments = [by_window(x) for x in (d_joint, d_joint * evaluated.z, d_joint * evaluated.z**2)]
         d_values = jnp.stack([by_window(g * phi) for g in cotangents])
-        scalars = jnp.sum(d_joint * found.joint), jnp.sum(d_joint * found.tempered)
-        return -d_joint * found.z * found.inverse_scale, (*moments, d_values, *scalars)
+        scalars = jnp.sum(d_joint * evaluated.joint), jnp.sum(d_joint * evaluated.tempered)
+        return -d_joint * evaluated.z * evaluated.inverse_scale, (*moments, d_values, *scalars)
 
     def add(d_loc: jax.Array, component: _Component) -> tuple[jax.Array, Any]:
         d_component, sums = of_component(component)
@@ -215,7 +215,7 @@ def highest(
     key: jax.Array | None = None,
     at_once: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """Find the most probable component of each weight, or with a key draw one from phi.
+    """Find the most probable component of each weight, or draw it from phi.
 
     Args:
       loc: Weights, any shape, of the mixture's dtype.
@@ -279,7 +279,7 @@ def _components(inputs: Inputs) -> _Component:
 
 
 def _logit(inputs: Inputs, component: _Component) -> _Logit:
-    """Evaluate one component for all weights."""
+    """Evaluate a component for all weights."""
     inverse_scale = pick(component.inverse_scale, inputs.window)
     z = (inputs.loc - pick(component.mean, inputs.window)) * inverse_scale
     joint = pick(component.log_height, inputs.window) - 0.5 * z * z
@@ -294,7 +294,7 @@ def _logit(inputs: Inputs, component: _Component) -> _Logit:
 
 
 def _shrink(top: jax.Array) -> jax.Array:
-    """Return the factor that takes a weight's logits to where rounding is harmless; mostly 1.
+    """Return the factor that scales logits down to where rounding is harmless; mostly 1.
 
     Thousands of deviations from every component, two compiled programs round the same logit to
     values that differ by more than 1. All components but the highest are negligible there, scaled

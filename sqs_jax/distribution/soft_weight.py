@@ -1,4 +1,4 @@
-"""Soft weights and their KL bound, in one pass over the weights and one back.
+"""Soft weights and the KL bound, in one pass over the weights and one back.
 
 On CPUs averages over the components are looked up in a table, if the tensor is large enough for one
 and the table accurate; else they are exact, block by block. On accelerators they are exact, in the
@@ -23,7 +23,7 @@ from sqs_jax.distribution.kl import SpikeSlabPrior, gaussian_kl, kl_bound
 from sqs_jax.distribution.lookup import Table, look_up
 from sqs_jax.distribution.mixture import Mixture
 from sqs_jax.distribution.soft_average import average
-from sqs_jax.distribution.stacking import by_shape, is_small, per_slice
+from sqs_jax.distribution.stacking import by_shape, fits_at_once, per_slice
 
 Evaluation = Literal["auto", "table", "loop"]
 
@@ -53,7 +53,7 @@ class Task(NamedTuple):
     """What is computed of a tensor, and how.
 
     Attributes:
-      outputs: What is computed, V of them, each from an average over the components.
+      outputs: V outputs, each made from an average over the components.
       evaluation: "loop", exact; "table", looked up to within `lookup.TOLERANCE` of the values'
         reach, and exact where a table would miss that, where a tensor is too small for one, and in
         float64; "auto", the table on a CPU, the loop elsewhere.
@@ -117,9 +117,12 @@ def soft_weights(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _soft_weight(task: Task, tensor: Tensor, temperature: jax.Array) -> tuple[jax.Array, ...]:
+    dtype = tensor.mixture.means.dtype
+
     def evaluate(plan: _Plan, tensor: Tensor) -> tuple[jax.Array, ...]:
         def of_block(_: jax.Array, *arrays: jax.Array) -> Any:
-            return _outputs(task, plan.averages(plan.parameters, _latent(arrays[0])), *arrays)
+            latent = arrays[0].astype(dtype)
+            return _outputs(task, plan.averages(plan.parameters, latent), *arrays)
 
         weights, sums = plan.over(of_block, tensor.loc, tensor.gates, tensor.kept)
         soft, bounds = iter(weights), iter(sums)
@@ -130,8 +133,8 @@ def _soft_weight(task: Task, tensor: Tensor, temperature: jax.Array) -> tuple[ja
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class _Wanted:
-    """Gradients that are asked for; the others are not computed."""
+class _Needed:
+    """Gradients that the caller uses; the others are not computed."""
 
     loc: bool
     gates: bool
@@ -146,13 +149,14 @@ def _forward(task: Task, tensor: Any, temperature: Any) -> tuple[tuple[jax.Array
         return any(x.perturbed for x in jax.tree.leaves(trees, is_leaf=is_primal))
 
     shared = asked(tensor.mixture, temperature)
-    wanted = _Wanted(asked(tensor.loc), asked(tensor.gates), shared)
+    needed = _Needed(asked(tensor.loc), asked(tensor.gates), shared)
     inputs = jax.tree.map(lambda x: x.value, (tensor, temperature), is_leaf=is_primal)
-    return _soft_weight(task, *inputs), (*inputs, wanted)
+    return _soft_weight(task, *inputs), (*inputs, needed)
 
 
 def _backward(task: Task, residuals: Any, cotangents: Any) -> tuple[Tensor, jax.Array | None]:
-    tensor, temperature, wanted = residuals
+    tensor, temperature, needed = residuals
+    dtype = tensor.mixture.means.dtype
     cotangents = [
         jnp.zeros(g.shape, g.dtype) if isinstance(g, SymbolicZero) else g for g in cotangents
     ]
@@ -170,7 +174,7 @@ def _backward(task: Task, residuals: Any, cotangents: Any) -> tuple[Tensor, jax.
                 x, s, parameters = (
                     next(rest) if use else primal for use, primal in zip(used, primals, strict=True)
                 )
-                return _outputs(task, plan.averages(parameters, _latent(x)), x, s, kept)
+                return _outputs(task, plan.averages(parameters, x.astype(dtype)), x, s, kept)
 
             live = [primal for use, primal in zip(used, primals, strict=True) if use]
             pulled = iter(jax.vjp(function, *live)[1]((upstream, of_sums)))
@@ -178,11 +182,11 @@ def _backward(task: Task, residuals: Any, cotangents: Any) -> tuple[Tensor, jax.
             return (d_loc, d_gates), d_parameters
 
         arrays = tensor.loc, tensor.gates, tensor.kept, *of_weights
-        used = wanted.loc, wanted.gates, wanted.shared
+        used = needed.loc, needed.gates, needed.shared
         return plan.over_backward(partial(pull, used), *arrays)
 
     (d_loc, d_gates), shared = _by_platform(
-        task, evaluate, tensor, temperature, of_weights, of_sums, pulled=wanted.shared
+        task, evaluate, tensor, temperature, of_weights, of_sums, pulled=needed.shared
     )
     none: Any = None
     if shared is None:
@@ -191,10 +195,6 @@ def _backward(task: Task, residuals: Any, cotangents: Any) -> tuple[Tensor, jax.
 
 
 _soft_weight.defvjp(_forward, _backward, symbolic_zeros=True)
-
-
-def _latent(loc: jax.Array) -> jax.Array:
-    return loc.astype(jnp.promote_types(loc.dtype, jnp.float32))
 
 
 def _values(task: Task, mixture: Mixture) -> jax.Array:
@@ -247,7 +247,7 @@ def _by_platform(
         which becomes one of _Shared.
     """
     means = tensor.mixture.means
-    stacked, small = means.ndim - 2, is_small(tensor.loc, means)
+    stacked, small = means.ndim - 2, fits_at_once(tensor.loc.size * means.shape[-1])
 
     def exact(over: Any, at_once: bool, tensor: Tensor, *trees: Any) -> Any:
         def averages(shared: _Shared, loc: jax.Array) -> list[jax.Array]:
@@ -258,7 +258,7 @@ def _by_platform(
         return evaluate(plan, tensor, *trees)
 
     def looked_up(cells: int, tensor: Tensor, *trees: Any) -> Any:
-        grid, points = grid_over(_latent(tensor.loc), tensor.mixture, cells)
+        grid, points = grid_over(tensor.loc.astype(means.dtype), tensor.mixture, cells)
 
         def entries_of(shared: _Shared) -> jax.Array:
             values = _values(task, shared.mixture)

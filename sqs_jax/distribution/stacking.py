@@ -1,6 +1,6 @@
 """Many tensors and many slices, evaluated by few programs.
 
-A program per tensor compiles for minutes where a model has many of them. Tensors of one shape are
+A program per tensor compiles for minutes in models of many tensors. Tensors of one shape are
 stacked along a new axis, and slices of stacked axes go through one program, one after another.
 """
 
@@ -19,7 +19,7 @@ AT_ONCE = 1 << 24
 
 
 def by_shape(function: Callable[[Any], Any], trees: Sequence[Any]) -> list[Any]:
-    """Apply a function to trees of arrays, to those of equal shapes in one call.
+    """Apply a function to trees of arrays, in a single call where shapes are equal.
 
     Args:
       function: Function of a tree whose arrays have any number of leading stacked axes; its
@@ -52,7 +52,7 @@ def by_shape(function: Callable[[Any], Any], trees: Sequence[Any]) -> list[Any]:
 def per_slice(
     function: Callable[..., Any], stacked: int, *trees: Any, at_once: bool = False
 ) -> Any:
-    """Apply a function to every slice of stacked axes, one after another or at once.
+    """Apply a function to every slice of stacked axes, in a loop or at once.
 
     Args:
       function: Function of a slice of each tree.
@@ -74,6 +74,6 @@ def per_slice(
     return jax.tree.map(lambda x: x.reshape(*axes, *x.shape[1:]), results)
 
 
-def is_small(weights: jax.Array, means: jax.Array) -> bool:
-    """Return whether all components of all weights of a tensor may be in memory at once."""
-    return weights.size * means.shape[-1] <= AT_ONCE
+def fits_at_once(elements: int) -> bool:
+    """Return whether arrays of this number of elements may be temporaries."""
+    return elements <= AT_ONCE

@@ -1,4 +1,4 @@
-"""SubDistribution: the spike-and-slab posterior of one tensor's weights."""
+"""SubDistribution, the spike-and-slab posterior of a tensor's weights."""
 
 import dataclasses
 import math
@@ -79,14 +79,14 @@ class SubDistribution:
         """Start a sub-distribution at a tensor of weights.
 
         Args:
-          loc: the weights, [*S, *shape], floating and finite; copied.
-          components: K, per window.
-          windows: how the weights are split by value; one window by default.
-          prunable: whether `prune` may prune it.
-          structure: (n, m) or None.
-          stacked: number of leading axes S whose slices each get their own mixture.
-          initialiser: "kmeans" or "quantile".
-          gate_dtype: of the gates, floating; by default that of the means.
+          loc: Weights, [*S, *shape], floating and finite; copied.
+          components: Number K of components of a window.
+          windows: Split of the weights by value; one window by default.
+          prunable: Whether `prune` may prune the tensor.
+          structure: Pair (n, m) or None.
+          stacked: Number of leading axes S whose slices each get their own mixture.
+          initialiser: Initializer, "kmeans" or "quantile".
+          gate_dtype: Floating dtype of the gates; by default that of the means.
 
         Returns:
           A SubDistribution with every weight kept and inclusion 0.99.
@@ -211,7 +211,7 @@ class SubDistribution:
         return self._per_slice(updates.refit)
 
     def at_price(self, widening: jax.typing.ArrayLike = 1.0) -> "SubDistribution":
-        """Decide what every weight becomes where codes cost their length (Chou et al., 1989).
+        """Decide codes at a price for their length (Chou et al., 1989).
 
         A weight takes the component, or the zero, that is most probable a posteriori. All have
         one width s, the geometric mean of the scales times `widening`, and mixture weights that
@@ -227,7 +227,7 @@ class SubDistribution:
         return self._per_slice(lambda leaf: updates.at_price(leaf, widening))
 
     def revive(self) -> "SubDistribution":
-        """Give every component that holds no kept weight half of its window's widest component.
+        """Give components without kept weights half of the window's widest component.
 
         Pruning takes the weights of the components near zero, and with the estimator "mode" a
         component without weights gets no gradient: it would be lost. The widest component (by its
@@ -237,7 +237,7 @@ class SubDistribution:
         return self._per_slice(updates.revive)
 
     def _per_slice(self, function: Callable[..., Any], *more: jax.Array) -> Any:
-        """Apply function(slice, *more) to every slice of the stacked axes, one after another."""
+        """Apply a function to every slice of the stacked axes."""
         return per_slice(function, self.stacked, self, *more)
 
     def _keys(self, key: jax.Array) -> jax.Array:
@@ -277,7 +277,7 @@ def means_and_kls(
     temperature: jax.typing.ArrayLike = 1.0,
     evaluation: Evaluation = "auto",
 ) -> tuple[list[jax.Array], list[jax.Array]]:
-    """Compute `means` and `kls` in one pass over the weights."""
+    """Compute `means` and `kls` in a single pass over the weights."""
     tensors = [_soft(leaf) for leaf in leaves]
     results = soft_weights(tensors, temperature, Task(("weight", prior), evaluation))
     return [weights for weights, _ in results], [jnp.sum(bound) for _, bound in results]

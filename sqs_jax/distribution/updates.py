@@ -1,4 +1,4 @@
-"""Decisions of a tensor's codes, and the M-steps that follow: of one slice of a SubDistribution."""
+"""Updates of a slice: decisions of its codes, and M-steps of scales and shares."""
 
 import math
 from typing import Any
@@ -18,7 +18,7 @@ _ROUNDS = 2  # times that codes' shares, and then codes by these, are taken
 
 
 def refit(leaf: Any) -> Any:
-    """Do what `SubDistribution.refit` says, to one slice."""
+    """Refit a slice, see `SubDistribution.refit`."""
     unit = _unit(leaf.latent)
     count, variance = _spreads(leaf, unit)
     # Fewer than two weights have no spread of their own.
@@ -36,7 +36,7 @@ def refit(leaf: Any) -> Any:
 
 
 def at_price(leaf: Any, widening: jax.typing.ArrayLike) -> Any:
-    """Do what `SubDistribution.at_price` says, to one slice."""
+    """Decide the codes of a slice, see `SubDistribution.at_price`."""
     width = jnp.mean(leaf.log_scales) + jnp.log(widening)
     leaf = leaf.replace(log_scales=jnp.full_like(leaf.log_scales, width))
     (component, nearest), size = most_probable(leaf.latent, leaf.mixture), leaf.means.size
@@ -57,7 +57,7 @@ def at_price(leaf: Any, widening: jax.typing.ArrayLike) -> Any:
 
 
 def revive(leaf: Any) -> Any:
-    """Do what `SubDistribution.revive` says, to one slice."""
+    """Revive the components of a slice, see `SubDistribution.revive`."""
     unit = _unit(leaf.latent)
     count, variance = _spreads(leaf, unit)
     numbers = jnp.arange(count.shape[-1])[None]
@@ -100,7 +100,7 @@ def revive(leaf: Any) -> Any:
 
 
 def _spreads(leaf: Any, unit: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Count each component's kept weights, and average their squared distance from its mean.
+    """Count the kept weights of components, and average their squared distances.
 
     Args:
       leaf: one slice of a sub-distribution.
@@ -123,7 +123,7 @@ def _mean_size(weights: jax.Array) -> jax.Array:
 
 
 def _unit(weights: jax.Array) -> jax.Array:
-    """Return 1, or for weights whose squares could vanish or overflow a power of 2 of their size.
+    """Return the unit of squares, 1 unless these could vanish or overflow.
 
     Powers of 2 change no digit, so that usual tensors have the same results as without a unit.
     """

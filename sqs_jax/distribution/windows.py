@@ -1,4 +1,4 @@
-"""Windows: a tensor's weights split by value, so that a long tail gets components of its own."""
+"""Windows split a tensor's weights by value, so that long tails have own components."""
 
 import dataclasses
 import math

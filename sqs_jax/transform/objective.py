@@ -86,7 +86,7 @@ def elbo(
         differentiated in the means alone (use `refit` for scales and mixture weights).
       num_samples: draws per step, for "sample" only.
       kl_weight: weight of the KL; a number or a schedule of the step.
-      temperature: of the responsibilities; a number or a schedule of the step.
+      temperature: Temperature of the responsibilities; a number or a schedule of the step.
       relaxation: of the draws of "sample"; a number or a schedule of the step.
 
     Returns:

@@ -1,4 +1,4 @@
-"""spike_slab_gmm: a tree of weights becomes a tree of sub-distributions, and codes in the end."""
+"""Transform of a tree of weights into sub-distributions, and of these into codes."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -123,13 +123,13 @@ def spike_slab_gmm(
       4
 
     Args:
-      rules: which leaves are compressed, and how; the first that matches wins, and leaves that
-        none matches stay dense.
-      prior: of every compressed weight.
-      initialiser: how codebooks start, "kmeans" or "quantile".
-      gate_dtype: of the gates, floating; bfloat16 or 8 bits save memory where they are not trained.
-        float64 weights have float64 gates if this is float32.
-      evaluation: how `mean` and `kl` are computed: "table", "loop", or "auto", by platform (see
+      rules: Rules that say which leaves are compressed, and how; the first that matches wins, and
+        leaves that none matches stay dense.
+      prior: Spike-and-slab prior of every compressed weight.
+      initialiser: Initializer of codebooks, "kmeans" or "quantile".
+      gate_dtype: Floating dtype of the gates; bfloat16 or 8 bits save memory where they are not
+        trained. float64 weights have float64 gates if this is float32.
+      evaluation: Evaluation of `mean` and `kl`: "table", "loop", or "auto", by platform (see
         docs/performance.md).
 
     Returns:
@@ -265,7 +265,7 @@ def _sub_distributions(
 
 
 def _checked(rules: tuple[Rule, ...], posterior: Any) -> tuple[list[tuple[str, Any]], Any]:
-    """Flatten a posterior, or say by path why these rules did not make it."""
+    """Flatten a posterior, or raise an error if the rules did not make it."""
     pairs, treedef = flatten(posterior)
     for (path, leaf), rule in zip(pairs, assign(rules, [p for p, _ in pairs]), strict=True):
         if not is_sub_distribution(leaf):
@@ -276,16 +276,16 @@ def _checked(rules: tuple[Rule, ...], posterior: Any) -> tuple[list[tuple[str, A
                 )
             continue
         require_whole(path, leaf)
-        found = (*leaf.means.shape[-2:], leaf.stacked, leaf.prunable, leaf.structure)
-        wanted = None
+        actual = (*leaf.means.shape[-2:], leaf.stacked, leaf.prunable, leaf.structure)
+        expected = None
         if rule is not None and rule.compresses(leaf.loc):
-            wanted = (
+            expected = (
                 rule.windows.count, rule.components, rule.stacked, rule.prunable, rule.structure
             )  # fmt: skip
-        if found != wanted:
+        if actual != expected:
             raise ValueError(
                 f"{path}: this posterior was made by other rules: (windows, components, stacked, "
-                f"prunable, structure) is {found}, but these rules give {wanted or 'a dense leaf'}."
-                " Use the transform that made it."
+                f"prunable, structure) is {actual}, but these rules give "
+                f"{expected or 'a dense leaf'}. Use the transform that made it."
             )
     return pairs, treedef

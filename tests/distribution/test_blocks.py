@@ -1,5 +1,7 @@
 """Blocks give what the whole gives, in any shape, and hold little at a time."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,14 +29,14 @@ from sqs_jax.distribution.blocks import over_blocks, whole
         (2, 4099),
     ],
 )
-def test_blocks_give_what_the_whole_gives(shape, monkeypatch):
-    monkeypatch.setattr(blocks, "_SIZE", 128)
+def test_blocks_give_what_the_whole_gives(shape):
     x, y = (jax.random.normal(jax.random.key(i), shape) for i in range(2))
 
     def sums(_, x, y):
         return {"sum": x + y, "large": x > y}, [jnp.sum(jnp.abs(x * y))]
 
-    got, want = (jax.jit(lambda x, y, f=f: f(sums, x, y))(x, y) for f in (over_blocks, whole))
+    small = partial(over_blocks, size=128)
+    got, want = (jax.jit(lambda x, y, f=f: f(sums, x, y))(x, y) for f in (small, whole))
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
@@ -42,14 +44,14 @@ def test_blocks_give_what_the_whole_gives(shape, monkeypatch):
 
 @pytest.mark.parametrize("shape", [(1024, 1024), (3, 3, 512, 512), (1 << 20,), (50_000, 128)])
 def test_a_block_is_small(shape):
-    axis, number = blocks._split(shape)
+    axis, number = blocks._split(shape, blocks._SIZE)
     assert shape[axis] % number == 0
     assert np.prod(shape) / number <= 2 * blocks._SIZE
 
 
 @pytest.mark.parametrize("shape", [(65_537, 4), (65_537,), (32_771, 16), (3, 1 << 19)])
 def test_blocks_of_any_length_are_few(shape):
-    _, number = blocks._split(shape)
+    _, number = blocks._split(shape, blocks._SIZE)
     assert np.prod(shape) / number > blocks._SIZE / 4
 
 

@@ -11,8 +11,8 @@ from problems import FIELDS, KEY, PRIOR, reference_kl, reference_mean
 
 import sqs_jax
 from sqs_jax import SubDistribution, Windows
-from sqs_jax.distribution import cells, means_and_kls, modes, table, ways
-from sqs_jax.distribution.table import CUBIC, MIXED, NONE, PAIR
+from sqs_jax.distribution import lookup, means_and_kls, modes
+from sqs_jax.distribution.grid import grid_over, locate
 
 SHAPE = (192, 256)
 OUTLIER = Windows(kind="outlier", count=4)
@@ -37,10 +37,15 @@ def error(d, temperature):
     return np.abs(got - reference_mean(d, temperature)).max() / np.ptp(np.asarray(d.means))
 
 
-def kind(d, temperature):
-    inputs = ways.Inputs(d.loc, d.gate_logits, d.kept, d.mixture, d.means[..., None, :, :])
-    ((_, found),) = jax.jit(ways._tables)([inputs], jnp.float32(temperature)).lookups
-    return int(found)
+@jax.jit
+def is_looked_up(d, temperature):
+    """Whether the table of a tensor of one slice is accurate enough to be used."""
+    windows, components = d.means.shape
+    cells = lookup.cell_count(d.loc.size, components, windows)
+    grid, points = grid_over(d.latent, d.mixture, cells)
+    inputs = d.mixture, d.means[None], temperature
+    table = lookup.Table(lookup.entries(points, *inputs), grid, d.boundaries)
+    return lookup.is_accurate(table, points, *inputs)
 
 
 @pytest.mark.parametrize(
@@ -51,24 +56,24 @@ def test_soft_weights_are_within_the_tolerance_of_float64(components, windows):
     for wider in (0.0, 0.7):
         d = start(components=components, windows=windows, wider=wider)
         for temperature in (1.0, 0.5, 0.1, 0.03, 0.01, 1e-3):
-            assert error(d, temperature) < table.TOLERANCE / 4, (wider, temperature)
+            assert error(d, temperature) < lookup.TOLERANCE, (wider, temperature)
 
 
 @pytest.mark.parametrize(
-    ("components", "wider", "temperature", "expected"),
-    [(16, 0.0, 1.0, CUBIC), (16, 0.7, 0.05, PAIR), (64, 0.7, 0.3, MIXED), (256, 0.7, 0.5, NONE)],
+    ("components", "temperature", "expected"),
+    [(4, 1.0, True), (16, 0.5, True), (16, 0.05, True), (64, 1.0, True), (16, 1e-3, False)],
 )
-def test_each_kind_of_table_is_used(components, wider, temperature, expected):
-    d = start(components=components, wider=wider)
-    assert kind(d, temperature) == expected
-    assert error(d, temperature) < table.TOLERANCE / 4
+def test_tables_that_would_err_are_not_used(components, temperature, expected):
+    d = start(components=components, wider=0.7)
+    assert bool(is_looked_up(d, temperature)) == expected
+    assert error(d, temperature) < (lookup.TOLERANCE if expected else 1e-5)
 
 
 def test_a_needle_is_not_missed():
     # a third of the weights are one value: its component is far narrower than any cell
     needle = jnp.where(jax.random.uniform(KEY, SHAPE) < 1 / 3, 0.0123, heavy())
     for temperature in (1.0, 0.1, 1e-3):
-        assert error(start(needle), temperature) < table.TOLERANCE
+        assert error(start(needle), temperature) < lookup.TOLERANCE
 
 
 @pytest.mark.parametrize("width", [1e-2, 1e-4, 1e-6])
@@ -80,7 +85,7 @@ def test_a_narrow_component_anywhere_is_not_missed(width):
         d = d.replace(
             means=d.means.at[0, 3].set(at), log_scales=d.log_scales.at[0, 3].set(np.log(width))
         )
-        assert error(d, 1.0) < table.TOLERANCE
+        assert error(d, 1.0) < lookup.TOLERANCE
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
@@ -101,14 +106,14 @@ def test_half_precision_weights_are_averaged_in_float32(dtype):
 def test_extreme_scales(scale):
     d = start(heavy(scale=scale))
     for temperature in (1.0, 0.01):
-        assert error(d, temperature) < table.TOLERANCE
+        assert error(d, temperature) < lookup.TOLERANCE
 
 
 def test_extreme_weights():
     for value in (0.0, 0.3, -1e30):
         d = start(jnp.full(SHAPE, value))
         np.testing.assert_allclose(d.mean(1.0, "table"), reference_mean(d), rtol=1e-5)
-    assert error(start(heavy().at[3, 5].set(1e4)), 1.0) < table.TOLERANCE
+    assert error(start(heavy().at[3, 5].set(1e4)), 1.0) < lookup.TOLERANCE
 
 
 def test_a_single_component():
@@ -124,6 +129,11 @@ def test_what_is_not_finite_is_not_hidden(bad, temperature):
     d = start()
     d = d.replace(loc=d.loc.at[0, 0].set(bad))
     assert not np.isfinite(d.mean(temperature, "table")[0, 0])
+
+
+def apart(a, b):
+    """The difference of two arrays, root mean square, relative to the second."""
+    return np.sqrt(np.mean((a - b) ** 2) / np.mean(b**2))
 
 
 @partial(jax.jit, static_argnames="evaluation")
@@ -144,8 +154,9 @@ def test_gradients_are_those_of_the_loop(components, windows):
         got, want = (gradients(d, temperature, way) for way in ("table", "loop"))
         for field in FIELDS:
             a, b = np.asarray(getattr(got, field)), np.asarray(getattr(want, field))
-            off = np.sqrt(np.mean((a - b) ** 2) / np.mean(b**2))
-            assert off < 1e-2, (wider, temperature, field, off)
+            # the slope of a linear table jumps between cells
+            bound = 3e-2 if field == "loc" else 1e-2
+            assert apart(a, b) < bound, (wider, temperature, field)
 
 
 @pytest.mark.parametrize("windows", [None, OUTLIER])
@@ -168,7 +179,7 @@ def test_a_component_far_away_does_not_blur_the_others(windows, temperature):
     got, want = (gradients(d, temperature, way) for way in ("table", "loop"))
     for field in FIELDS:
         a, b = np.asarray(getattr(got, field)), np.asarray(getattr(want, field))
-        assert np.sqrt(np.mean((a - b) ** 2) / np.mean(b**2)) < 1e-2, field
+        assert apart(a, b) < 1e-2, field
 
 
 def test_the_gradient_is_that_of_float64_by_differences():
@@ -205,14 +216,15 @@ def test_only_what_is_asked_for_is_the_same_as_with_everything():
 
         some = jax.jit(jax.grad(total))([getattr(d, field) for field in fields])
         for field, got in zip(fields, some, strict=True):
-            np.testing.assert_allclose(got, getattr(every, field), rtol=1e-4, atol=1e-4)
+            # two programs round the place of a weight at a cell's end to either cell
+            assert apart(np.asarray(got), np.asarray(getattr(every, field))) < 1e-4, field
 
 
 def test_values_share_the_pass_and_agree_with_it_apart():
     d = start()
     (weight,), (bound,) = means_and_kls([d], PRIOR, 0.5, "table")
     alone = d.mean(0.5, "table")
-    np.testing.assert_allclose(weight, alone, atol=table.TOLERANCE * np.ptp(np.asarray(d.means)))
+    np.testing.assert_allclose(weight, alone, atol=lookup.TOLERANCE * np.ptp(np.asarray(d.means)))
     np.testing.assert_allclose(bound, d.kl(PRIOR, 0.5, "table"), rtol=1e-4)
     np.testing.assert_allclose(bound, reference_kl(d, 0.5).sum(), rtol=1e-4)
 
@@ -222,10 +234,10 @@ def test_tensors_together_and_slices_are_as_alone():
     others = [start(heavy((40, 50), seed=5)), start(heavy((3, 2), seed=6), components=2)]
     stack = jax.tree.map(lambda *x: jnp.stack(x), *alone)
     weights, bounds = means_and_kls([*alone, stack, *others], PRIOR, 0.3, "table")
-    np.testing.assert_allclose(weights[3], jnp.stack(weights[:3]), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(weights[3], jnp.stack(weights[:3]), rtol=1e-4, atol=1e-7)
     np.testing.assert_allclose(bounds[3], sum(bounds[:3]), rtol=1e-5)
     for d, weight in zip([*alone, *others], [*weights[:3], *weights[4:]], strict=True):
-        np.testing.assert_allclose(weight, d.mean(0.3, "table"), rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(weight, d.mean(0.3, "table"), rtol=1e-4, atol=1e-7)
     deployed = modes([*alone, stack])
     np.testing.assert_array_equal(deployed[3], jnp.stack(deployed[:3]))
 
@@ -255,14 +267,34 @@ def test_the_platform_chooses_and_the_caller_may():
 @pytest.mark.parametrize("components", [1, 16, 256, 20_000])
 def test_a_table_is_small_beside_its_tensor(size, components):
     for windows in (1, 4):
-        count = table.cells(size, components, windows)
-        assert 4 * count * windows <= size and count <= cells.MOST_CELLS
+        count = lookup.cell_count(size, components, windows)
+        assert 4 * count * windows <= size and count <= 2048 * components
 
 
-def test_places_are_cells_and_the_rest():
-    places = jnp.concatenate([jnp.linspace(-0.5, 9.0, 4001), jnp.arange(9.0), jnp.array([1e30])])
-    cell, within = jax.jit(lambda p: cells._split(p, 8))(places)
-    np.testing.assert_allclose(cell.astype(within.dtype) + within, places, rtol=1e-6, atol=1e-6)
-    inside = (places >= 0) & (places < 8)
-    assert (within[inside] >= -(2**-11)).all() and (within[inside] < 1).all()
-    assert cell.min() == 0 and cell.max() == 7
+@pytest.mark.parametrize("windows", [None, OUTLIER])
+def test_cells_cover_the_weights_and_are_narrow_where_components_are_dense(windows):
+    d = start(windows=windows)
+    grid, points = jax.jit(grid_over, static_argnums=2)(d.latent, d.mixture, 512)
+    place = jax.jit(locate, static_argnums=2)(grid, d.boundaries, 512, d.latent)
+    window = np.zeros(SHAPE, int) if place.window is None else np.asarray(place.window)
+    start_, end = (np.asarray(points)[window, np.asarray(place.cell) + i] for i in (0, 1))
+    at = start_ + np.asarray(place.fraction) * (end - start_)
+    spread = float(np.ptp(np.asarray(d.loc)))
+    # in u = z / (1 + |z|) the place is exact; a cell is nearly linear in the weights
+    np.testing.assert_allclose(at, d.loc, atol=1e-3 * spread)
+    assert place.fraction.min() > -1e-2 and place.fraction.max() < 1 + 1e-2
+    if windows is None:
+        widths = np.diff(np.asarray(points)[0])
+        assert widths[256:].max() > 5 * np.min(widths) > 0
+
+
+def test_the_rate_is_the_derivative_of_the_place():
+    d = start()
+    grid, _ = grid_over(d.latent, d.mixture, 512)
+
+    def position(x):
+        place = locate(grid, d.boundaries, 512, x)
+        return jnp.sum(place.fraction)
+
+    rate = locate(grid, d.boundaries, 512, d.latent).rate
+    np.testing.assert_allclose(jax.grad(position)(d.latent), rate, rtol=1e-5)

@@ -64,6 +64,42 @@ def test_mean_and_kl_match_float64_and_compress_is_the_mode():
     np.testing.assert_array_equal(leaf(sqs_jax.materialize(t.compress(q))), leaf(t.mode(q)))
 
 
+@pytest.mark.parametrize("windows", [Windows(), Windows(kind="outlier", count=4)])
+def test_mode_and_kl_are_the_mode_and_the_limit_of_the_kl(windows):
+    t = transform(windows=windows)
+    q = generic(t.init(params((40, 30))))
+    weights, kl = t.mode_and_kl(q)
+    chex.assert_trees_all_equal(weights, t.mode(q))
+    assert float(kl) == pytest.approx(reference_kl(leaf(q), 1e-9).sum(), rel=1e-5)
+
+
+def test_the_kl_at_the_mode_has_a_gradient_in_the_means_alone():
+    t = transform()
+    q = generic(t.init(params((40, 30))))
+    gradient = leaf(jax.grad(lambda q: t.mode_and_kl(q)[1], allow_int=True)(q))
+    d = leaf(q)
+    inclusions = np.asarray(d.kept) / (1 + np.exp(-np.asarray(d.gate_logits, np.float64)))
+    sums = np.bincount(np.ravel(d.codes()), inclusions.ravel(), minlength=5)[1:]
+    want = sums * np.asarray(d.means)[0] / PRIOR.scale**2
+    np.testing.assert_allclose(gradient.means[0], want, rtol=1e-4)
+    for name in ("loc", "gate_logits", "log_scales", "mixture_logits"):
+        assert not np.any(getattr(gradient, name)), name
+
+
+def test_a_replaced_function_is_not_bypassed_by_a_pass_for_two():
+    t = transform()
+    assert t._replace(compress=None).mean_and_kl == t.mean_and_kl
+    for name, gone in (
+        ("mean", {"mean_and_kl"}),
+        ("mode", {"mode_and_kl"}),
+        ("kl", {"mean_and_kl", "mode_and_kl"}),
+    ):
+        other = t._replace(**{name: t.compress})
+        for pass_ in ("mean_and_kl", "mode_and_kl"):
+            assert (getattr(other, pass_) is None) == (pass_ in gone), (name, pass_)
+    assert t._replace(kl=t.mean, mode_and_kl=t.mode).mode_and_kl == t.mode
+
+
 def test_leaves_draw_noise_of_their_own():
     w = params()["a"]["kernel"]
     t = sqs_jax.spike_slab_gmm([Rule(components=4)], prior=PRIOR)

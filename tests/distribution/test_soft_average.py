@@ -5,9 +5,9 @@ import pytest
 from problems import KEY, generic, leaf, params, reference, transform
 
 from sqs_jax import Windows
-from sqs_jax.distribution import assignment, components
-from sqs_jax.distribution.components import Logits
+from sqs_jax.distribution import hard
 from sqs_jax.distribution.mixture import Mixture, responsibilities
+from sqs_jax.distribution.soft_average import Draw, average, highest
 from sqs_jax.distribution.windows import window_index
 
 WINDOWS = [Windows(), Windows(kind="equal", count=3), Windows(kind="outlier", count=4)]
@@ -20,14 +20,19 @@ def problem(windows=WINDOWS[0], shape=(12, 8), dtype=jnp.float32, number=4):
 
 def relaxed_component(key, loc, mixture, temperature, relaxation):
     """The means and scales of relaxed draws."""
-    logits = Logits.at(loc, mixture, temperature, relaxation=relaxation, key=key)
     values = jnp.stack([mixture.means, jnp.exp(mixture.log_scales)])
-    return components.average(logits, values).values
+    draw = Draw(key, jnp.asarray(relaxation, loc.dtype))
+    return average(loc, mixture, values, temperature, draw=draw)
 
 
 def most_probable(loc, mixture):
-    (found,) = assignment.candidates([loc], [mixture])
-    return assignment.most_probable(loc, mixture, found)
+    component, mean = hard.most_probable(loc, mixture)
+    np.testing.assert_array_equal(mean, np.asarray(mixture.means).ravel()[component])
+    return component
+
+
+def draw_component(key, loc, mixture, temperature):
+    return highest(loc, mixture, temperature, key=key)[0]
 
 
 @pytest.mark.parametrize("temperature", [1e-4, 1.0, 30.0])
@@ -51,7 +56,7 @@ def test_the_most_probable_component_does_not_depend_on_the_temperature(temperat
     ],
 )
 def test_the_most_probable_of_however_many_components(number, shape):
-    d = problem(number=number, shape=shape)  # the last two are looked up, on a CPU
+    d = problem(number=number, shape=shape)
     best = np.asarray(most_probable(d.loc, d.mixture)).ravel()
     phi = reference(d)[0]
     gap = phi.max(axis=1) - phi[np.arange(phi.shape[0]), best]
@@ -85,15 +90,16 @@ def test_averages_and_their_gradients_are_those_of_the_definition(number, window
             found = by_definition(*inputs)
             return sum(jnp.sum(g * f) for g, f in zip(upstream, found, strict=True)), found
 
+        def exactly(*inputs):
+            found = average(*inputs, at_once=at_once)
+            return sum(jnp.sum(g * f) for g, f in zip(upstream, found, strict=True)), tuple(found)
+
         inputs = (d.loc, d.mixture, values, jnp.float64(0.6))
-        gradient = jax.value_and_grad(total, argnums=(0, 1, 2, 3), has_aux=True)
-        (_, want), slopes = gradient(*inputs)
-        logits = Logits.at(d.loc, d.mixture, 0.6, at_once=at_once)
-        found = components.average(logits, values, slopes=True)
-        pulled = components.pull(logits, values, found, tuple(upstream))
-        d_loc = sum(g * slope for g, slope in zip(upstream, found.slopes, strict=True))
-        got = found.values, (d_loc, *pulled[:3])
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves((want, slopes)), strict=True):
+        want, got = (
+            jax.value_and_grad(function, argnums=(0, 1, 2, 3), has_aux=True)(*inputs)
+            for function in (total, exactly)
+        )
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10)
 
 
@@ -102,7 +108,7 @@ def test_drawn_components_have_the_frequencies_phi(temperature):
     d = problem()
     size, draws = d.loc.size, 4000
     keys = jax.random.split(KEY, draws)
-    drawn = jax.vmap(lambda k: assignment.draw_component(k, d.loc, d.mixture, temperature))(keys)
+    drawn = jax.vmap(lambda k: draw_component(k, d.loc, d.mixture, temperature))(keys)
     phi = reference(d, temperature)[0]
     for k in range(4):
         share = np.mean(np.asarray(drawn) == k, axis=0).ravel()
@@ -114,7 +120,7 @@ def test_every_weight_and_component_draws_noise_of_its_own():
     table = jnp.zeros((1, 4))
     flat = Mixture(jnp.arange(4.0)[None], table + 50.0, table, jnp.zeros(0))
     loc = jnp.zeros((8, 16))  # equal weights
-    drawn = np.asarray(assignment.draw_component(KEY, loc, flat, 1.0))
+    drawn = np.asarray(draw_component(KEY, loc, flat, 1.0))
     relaxed = np.asarray(relaxed_component(KEY, loc, flat, 1.0, 0.5)[0])
     assert len(np.unique(drawn, axis=0)) == len(np.unique(relaxed, axis=0)) == 8
     assert len(np.unique(drawn)) == 4
@@ -142,23 +148,20 @@ def test_sums_by_component_are_numpys():
     x = jnp.asarray(rng.normal(size=(50, 33)), jnp.float32)
     component = jnp.asarray(rng.integers(0, 7, x.shape), jnp.int32)  # 6 is outside
     want = np.bincount(np.ravel(component), np.ravel(x), 7)[:6]
-    np.testing.assert_allclose(assignment.sum_by_component(x, component, 6), want, atol=1e-5)
-    assert (
-        assignment.sum_by_component(jnp.zeros((0, 3)), jnp.zeros((0, 3), jnp.int32), 2).sum() == 0
-    )
+    np.testing.assert_allclose(hard.sum_by_component(x, component, 6), want, atol=1e-5)
+    assert hard.sum_by_component(jnp.zeros((0, 3)), jnp.zeros((0, 3), jnp.int32), 2).sum() == 0
 
 
 def test_many_equal_terms_are_counted_exactly():
     ones = jnp.ones((1 << 9, 1 << 16))  # 2^25 terms: a running float32 sum stops at 2^24
     held = jnp.zeros(ones.shape, jnp.int32)
-    assert int(assignment.sum_by_component(ones, held, 2)[0]) == ones.size
+    assert int(hard.sum_by_component(ones, held, 2)[0]) == ones.size
 
 
 def test_an_empty_tensor_has_empty_results():
     d = problem()
     loc = jnp.zeros((0, 3))
-    logits = Logits.at(loc, d.mixture, 1.0)
-    assert components.average(logits, d.means[None]).values[0].shape == (0, 3)
+    assert average(loc, d.mixture, d.means[None], 1.0)[0].shape == (0, 3)
     assert most_probable(loc, d.mixture).shape == (0, 3)
     assert relaxed_component(KEY, loc, d.mixture, 1.0, 0.5)[1].shape == (0, 3)
 
@@ -176,16 +179,14 @@ def test_weights_that_are_far_from_every_component_have_the_nearest_ones_values(
     clear = two[:, 1] - two[:, 0] > 1e-3
     nearest = np.asarray(means)[np.argmin(distance, axis=1)]
 
-    def averages(key, loc):
-        logits = Logits.at(loc, mixture, temperature, relaxation=relaxation, key=key)
-        return components.average(logits, means[None, None], slopes=True)
+    def averages(loc, means, key):
+        moved = mixture._replace(means=means)
+        draw = None if key is None else Draw(key, jnp.float32(relaxation))
+        return average(loc, moved, means[None], temperature, draw=draw)[0]
 
     for key in (None, KEY):
         for function in (averages, jax.jit(averages)):
-            found = function(key, loc)
-            (values,), (slopes,) = found.values, found.slopes
+            values, pull = jax.vjp(lambda *x: function(*x, key), loc, mixture.means)  # noqa: B023
             np.testing.assert_allclose(values[clear], nearest[clear], atol=1e-5)
-            assert jnp.isfinite(values).all() and jnp.isfinite(slopes).all()
-            logits = Logits.at(loc, mixture, temperature, relaxation=relaxation, key=key)
-            pulled = components.pull(logits, means[None, None], found, [jnp.ones_like(loc)])
-            assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(pulled))
+            assert jnp.isfinite(values).all()
+            assert all(bool(jnp.isfinite(x).all()) for x in pull(jnp.ones_like(loc)))

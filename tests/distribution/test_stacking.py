@@ -7,20 +7,26 @@ import pytest
 from problems import generic, leaf, params, transform
 
 from sqs_jax import SpikeSlabPrior, Windows
-from sqs_jax.distribution import groups, together
-from sqs_jax.distribution.alike import alike, widen
-from sqs_jax.distribution.mixture import responsibilities
+from sqs_jax.distribution import (
+    code_lengths,
+    codes,
+    means_and_kls,
+    modes,
+    modes_and_kls,
+    stacking,
+)
+from sqs_jax.distribution.stacking import by_shape, per_slice
 
 PRIOR = SpikeSlabPrior(inclusion=0.2, scale=0.5)
 
 
 def tensors():
-    """Three of one shape and different K, one of another shape, two with windows."""
+    """Two of one shape and K, one of that shape and another K, one of another shape, windows."""
     made = []
     for seed, (shape, components, windows) in enumerate(
         [
             ((6, 8), 3, Windows()),
-            ((6, 8), 17, Windows()),
+            ((6, 8), 3, Windows()),
             ((4, 5), 3, Windows()),
             ((6, 8), 9, Windows()),
             ((6, 8), 4, Windows(kind="equal", count=2)),
@@ -32,31 +38,46 @@ def tensors():
     return made
 
 
-def test_groups_are_tensors_of_one_shape():
-    leaves = tensors()
-    found = alike([d.loc for d in leaves], [d.mixture for d in leaves], [None] * len(leaves))
-    assert found == [[0, 1, 3], [2], [4, 5]]
-    apart = alike([d.loc for d in leaves], [d.mixture for d in leaves], [0, 1, 0, 0, 0, 0])
-    assert [0, 3] in apart and [1] in apart
+def test_trees_of_equal_shapes_are_one_call_and_results_keep_their_order():
+    trees = [{"a": jnp.full(shape, i), "b": jnp.arange(3)} for i, shape in enumerate([2, 4, 2, 2])]
+    calls = []
+
+    def function(tree):
+        calls.append(tree["a"].shape)
+        return tree["a"] + 1, jnp.sum(tree["a"], axis=-1)
+
+    results = by_shape(function, trees)
+    assert sorted(calls) == [(3, 2), (4,)]
+    for i, (tree, (plus, total)) in enumerate(zip(trees, results, strict=True)):
+        np.testing.assert_array_equal(plus, tree["a"] + 1)
+        assert int(total) == i * len(tree["a"])
 
 
-def test_components_that_fill_up_are_never_responsible():
-    d = tensors()[0]
-    for temperature in (1e-3, 1.0, 5.0):
-        phi = responsibilities(d.loc.ravel() * 30, widen(d.mixture, 8), temperature)
-        np.testing.assert_array_less(np.asarray(phi)[:, 3:], 1e-15)
+def test_large_tensors_are_not_copied_to_a_stack(monkeypatch):
+    monkeypatch.setattr(stacking, "_STACKED", 3)
+    shapes = []
+    by_shape(lambda x: shapes.append(x.shape) or x, [jnp.ones(n) for n in (4, 4, 3, 3)])
+    assert sorted(shapes) == [(2, 3), (4,), (4,)]
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_every_slice_of_stacked_axes_is_evaluated_alone(at_once):
+    x, empty = jnp.arange(24.0).reshape(2, 3, 4), jnp.zeros((2, 3, 0))
+    total, order = per_slice(
+        lambda x, e: (jnp.sum(x) + e.size, jnp.sort(-x)), 2, x, empty, at_once=at_once
+    )
+    np.testing.assert_array_equal(total, np.sum(x, axis=2))
+    np.testing.assert_array_equal(order, np.sort(-np.asarray(x), axis=2))
 
 
 @pytest.mark.parametrize("temperature", [0.05, 1.0])
 def test_values_and_gradients_are_those_of_each_alone(temperature):
     def loss(leaves, one_by_one):
         if one_by_one:
-            parts = [
-                together.means_and_kls([d], PRIOR, temperature, evaluation="loop") for d in leaves
-            ]
+            parts = [means_and_kls([d], PRIOR, temperature, evaluation="loop") for d in leaves]
             weights, bounds = zip(*((w, k) for (w,), (k,) in parts), strict=True)
         else:
-            weights, bounds = together.means_and_kls(leaves, PRIOR, temperature, evaluation="loop")
+            weights, bounds = means_and_kls(leaves, PRIOR, temperature, evaluation="loop")
         total = sum(jnp.sum(jnp.sin(7 * w)) for w in weights) + sum(bounds) / 50
         return total, (list(weights), list(bounds))
 
@@ -71,36 +92,40 @@ def test_values_and_gradients_are_those_of_each_alone(temperature):
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
-def test_codes_and_sums_are_those_of_each_alone():
+def test_codes_and_gradients_of_means_are_those_of_each_alone():
     leaves = tensors()
-    locs, mixtures = [d.latent for d in leaves], [d.mixture for d in leaves]
-    kept = [(d.kept,) for d in leaves]
-    found = together.most_probable_by_shape(together._codes, locs, mixtures, kept)
-    for code, (mine, _) in zip(together.codes(leaves), found, strict=True):
-        np.testing.assert_array_equal(code, mine)
-        assert code.dtype == mine.dtype
-    more = [(d.kept, jnp.cos(d.loc)) for d in leaves]
-    sums = together.most_probable_by_shape(together._by_mean, locs, mixtures, more)
-    for d, (_, mine) in zip(leaves, sums, strict=True):
-        codes = np.asarray(together.codes([d])[0]).ravel()
-        wanted = np.bincount(
-            codes, weights=np.cos(np.asarray(d.loc)).ravel(), minlength=d.means.size + 1
-        )
-        np.testing.assert_allclose(np.asarray(mine).ravel(), wanted[1:], rtol=1e-4, atol=1e-4)
+
+    def loss(leaves):
+        return sum(jnp.sum(jnp.sin(d.loc) * w) for d, w in zip(leaves, modes(leaves), strict=True))
+
+    gradients = jax.grad(loss, allow_int=True)(leaves)
+    for d, code, gradient in zip(leaves, codes(leaves), gradients, strict=True):
+        np.testing.assert_array_equal(code, d.codes())
+        assert code.dtype == jnp.uint8
+        upstream, sizes = np.sin(np.asarray(d.loc)).ravel(), d.means.size + 1
+        wanted = np.bincount(np.ravel(code), weights=upstream, minlength=sizes)[1:]
+        np.testing.assert_allclose(np.ravel(gradient.means), wanted, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("at_once", [True, False])
 def test_what_accelerators_run_is_what_cpus_run(monkeypatch, at_once):
     def all_of(leaves):
-        weights, bounds = together.means_and_kls(leaves, PRIOR, 0.5)
-        lengths = together.code_lengths(leaves, 0.5)
-        gradients = jax.grad(
-            lambda d: sum(jnp.sum(jnp.sin(w)) for w in together.modes(d)), allow_int=True
-        )(leaves)
+        weights, bounds = means_and_kls(leaves, PRIOR, 0.5)
+        lengths = code_lengths(leaves, 0.5)
+        gradients = jax.grad(lambda d: sum(jnp.sum(jnp.sin(w)) for w in modes(d)), allow_int=True)(
+            leaves
+        )
         pruned = [d.replace(kept=d.kept & (jnp.abs(d.loc) > 0.3)) for d in leaves]
         refitted = [d.revive().refit() for d in pruned]
-        exact = together.codes(leaves), together.codes(refitted)
-        close = weights, bounds, lengths, [(g.loc, g.means) for g in gradients], refitted
+        exact = codes(leaves), codes(refitted)
+        close = (
+            weights,
+            bounds,
+            lengths,
+            modes_and_kls(leaves, PRIOR),
+            [(g.loc, g.means) for g in gradients],
+            refitted,
+        )
         return exact, close
 
     leaves = tensors()
@@ -108,7 +133,7 @@ def test_what_accelerators_run_is_what_cpus_run(monkeypatch, at_once):
     monkeypatch.setattr(
         jax.lax, "platform_dependent", lambda *args, default, **platforms: default(*args)
     )
-    monkeypatch.setattr(groups, "AT_ONCE", 1 << 24 if at_once else 0)
+    monkeypatch.setattr(stacking, "AT_ONCE", 1 << 24 if at_once else 0)
     jax.clear_caches()  # of what was traced for CPUs
     there = all_of(leaves)
     jax.clear_caches()
@@ -121,7 +146,7 @@ def test_what_accelerators_run_is_what_cpus_run(monkeypatch, at_once):
 @pytest.mark.parametrize("at_once", [True, False])
 def test_a_program_for_accelerators_does_not_grow_with_the_components(monkeypatch, at_once):
     """What was unrolled compiled for minutes on a GPU: here, its lines before it is compiled."""
-    monkeypatch.setattr(groups, "AT_ONCE", 1 << 24 if at_once else 0)
+    monkeypatch.setattr(stacking, "AT_ONCE", 1 << 24 if at_once else 0)
 
     def lines(components):
         leaves = [
@@ -130,9 +155,9 @@ def test_a_program_for_accelerators_does_not_grow_with_the_components(monkeypatc
         ]
 
         def loss(leaves):
-            weights, bounds = together.means_and_kls(leaves, PRIOR, 0.5)
-            modes = together.modes(leaves)
-            return sum(jnp.sum(jnp.sin(w)) for w in [*weights, *modes]) + sum(bounds)
+            weights, bounds = means_and_kls(leaves, PRIOR, 0.5)
+            deployed = modes(leaves)
+            return sum(jnp.sum(jnp.sin(w)) for w in [*weights, *deployed]) + sum(bounds)
 
         jax.clear_caches()
         lowered = jax.jit(jax.grad(loss, allow_int=True)).trace(leaves)
