@@ -24,28 +24,29 @@ def by_shape(function: Callable[[Any], Any], trees: Sequence[Any]) -> list[Any]:
     Args:
       function: Function of a tree whose arrays have any number of leading stacked axes; its
         results have the same stacked axes.
-      trees: Trees; the first array of each has the most elements.
+      trees: Trees of one structure; the first array of each has the most elements.
 
     Returns:
       Result for each tree.
     """
     groups: dict[Any, list[int]] = {}
     for i, tree in enumerate(trees):
-        leaves, treedef = jax.tree.flatten(tree)
+        leaves = jax.tree.leaves(tree)
         alone = i if leaves[0].size > _STACKED else None
         shapes = tuple((leaf.shape, jnp.result_type(leaf)) for leaf in leaves)
-        groups.setdefault((treedef, shapes, alone), []).append(i)
+        groups.setdefault((shapes, alone), []).append(i)
     results: list[Any] = [None] * len(trees)
     for members in groups.values():
         if len(members) == 1:
             results[members[0]] = function(trees[members[0]])
             continue
         stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(trees[i] for i in members))
-        leaves, treedef = jax.tree.flatten(function(stack))
+        result = function(stack)
         # a split has a concatenation as its transpose, where slices would be added up
-        parts = [jax.lax.split(leaf, [1] * len(members)) for leaf in leaves]
+        parts = [jax.lax.split(leaf, [1] * len(members)) for leaf in jax.tree.leaves(result)]
         for place, i in enumerate(members):
-            results[i] = jax.tree.unflatten(treedef, [part[place][0] for part in parts])
+            rest = iter(parts)
+            results[i] = jax.tree.map(lambda _: next(rest)[place][0], result)  # noqa: B023
     return results
 
 
