@@ -34,26 +34,33 @@ class Tensor(NamedTuple):
     more: tuple[jax.Array, ...] = ()
 
 
-# (component, its mean, kept, *more) of a block -> (tree of arrays shaped as it, tree of sums)
+# (W * K, component, its mean, kept, *more) of a block -> (tree of arrays, tree of sums)
 _Use = Callable[..., tuple[Any, Any]]
 
 
-def _with_most_probable(use: _Use, tensor: Tensor) -> tuple[Any, Any]:
-    """Apply a function to the most probable component of each weight, slice by slice."""
-    means = tensor.mixture.means
-    stacked, small = means.ndim - 2, fits_at_once(tensor.loc.size * means.shape[-1])
+def _with_most_probable(use: _Use, tensors: Sequence[Tensor]) -> list[tuple[Any, Any]]:
+    """Apply a function to the most probable components of each tensor, slice by slice."""
 
     def of_slice(over: Any, at_once: bool, tensor: Tensor) -> tuple[Any, Any]:
         def of_block(_: jax.Array, loc: jax.Array, kept: jax.Array, *more: jax.Array) -> Any:
-            latent = loc.astype(means.dtype)
+            latent = loc.astype(tensor.mixture.means.dtype)
             component, mean = highest(latent, tensor.mixture, at_once=at_once)
-            return use(component, mean, kept, *more)
+            return use(tensor.mixture.means.size, component, mean, kept, *more)
 
         return over(of_block, tensor.loc, tensor.kept, *tensor.more)
 
+    def on_cpu(tensor: Tensor) -> tuple[Any, Any]:
+        stacked = tensor.mixture.means.ndim - 2
+        return per_slice(partial(of_slice, over_blocks, False), stacked, tensor)
+
+    def elsewhere(tensor: Tensor) -> tuple[Any, Any]:
+        means = tensor.mixture.means
+        small = fits_at_once(tensor.loc.size * means.shape[-1])
+        return per_slice(partial(of_slice, whole, small), means.ndim - 2, tensor, at_once=small)
+
     return jax.lax.platform_dependent(
-        cpu=lambda: per_slice(partial(of_slice, over_blocks, False), stacked, tensor),
-        default=lambda: per_slice(partial(of_slice, whole, small), stacked, tensor, at_once=small),
+        cpu=lambda: by_shape(on_cpu, tensors, one_by_one=True),
+        default=lambda: by_shape(elsewhere, tensors, one_by_one=False),
     )
 
 
@@ -61,10 +68,11 @@ def _with_most_probable(use: _Use, tensor: Tensor) -> tuple[Any, Any]:
 def most_probable(loc: jax.Array, mixture: Mixture) -> tuple[jax.Array, jax.Array]:
     """Return the most probable component of each weight, window * K + k, and its mean."""
 
-    def itself(component: jax.Array, mean: jax.Array, _: jax.Array) -> Any:
+    def itself(_: int, component: jax.Array, mean: jax.Array, __: jax.Array) -> Any:
         return (component, mean), None
 
-    return _with_most_probable(itself, Tensor(loc, jnp.ones_like(loc, bool), mixture))[0]
+    ((found, _),) = _with_most_probable(itself, [Tensor(loc, jnp.ones_like(loc, bool), mixture)])
+    return found
 
 
 @jax.jit
@@ -75,16 +83,12 @@ def codes(tensors: Sequence[Tensor]) -> list[jax.Array]:
     uint16; shaped as `loc`.
     """
 
-    def of_tensor(tensor: Tensor) -> jax.Array:
-        *_, windows, components = tensor.mixture.means.shape
-        dtype = jnp.uint8 if windows * components <= 255 else jnp.uint16
+    def code(count: int, component: jax.Array, _: jax.Array, kept: jax.Array) -> Any:
+        return jnp.where(kept, 1 + component, 0).astype(
+            jnp.uint8 if count <= 255 else jnp.uint16
+        ), None
 
-        def code(component: jax.Array, _: jax.Array, kept: jax.Array) -> Any:
-            return jnp.where(kept, 1 + component, 0).astype(dtype), None
-
-        return _with_most_probable(code, tensor)[0]
-
-    return by_shape(of_tensor, list(tensors))
+    return [codes for codes, _ in _with_most_probable(code, tensors)]
 
 
 @jax.jit
@@ -95,7 +99,7 @@ def deployed_weights(tensors: Sequence[Tensor]) -> list[jax.Array]:
     gradient as it is, pruned weights too, and a mean the sum over its kept weights; scales and
     mixture weights receive none.
     """
-    return by_shape(lambda tensor: _straight_through(None, tensor)[0], list(tensors))
+    return [weights for weights, _ in _straight_through(None, list(tensors))]
 
 
 @partial(jax.jit, static_argnames="prior")
@@ -113,64 +117,84 @@ def deployed_weights_and_kl(
       prior: Spike-and-slab prior.
 
     Returns:
-      Pair of deployed weights and KL, nats, [*S], for each tensor.
+      Pair of deployed weights and KL, nats, for each tensor.
+    """
+    results = []
+    for tensor, (weights, sums) in zip(
+        tensors, _straight_through(prior, list(tensors)), strict=True
+    ):
+        assert sums is not None  # there is a prior
+        means, log_scales = tensor.mixture.means, jax.lax.stop_gradient(tensor.mixture.log_scales)
+        slab = gaussian_kl(means, log_scales, prior.scale)
+        bound = jnp.sum(sums.gate_kl) + jnp.sum(sums.inclusions.reshape(means.shape) * slab)
+        results.append((weights, bound))
+    return results
+
+
+class _Sums(NamedTuple):
+    """Sums over the weights of a slice.
+
+    Attributes:
+      inclusions: Inclusions of each component's weights, [W * K].
+      gate_kl: KL of the gates, nats, scalar.
     """
 
-    def of_tensor(tensor: Tensor) -> tuple[jax.Array, jax.Array]:
-        weights, inclusions, gate_kl = _straight_through(prior, tensor)
-        log_scales = jax.lax.stop_gradient(tensor.mixture.log_scales)
-        slab = gaussian_kl(tensor.mixture.means, log_scales, prior.scale)
-        return weights, gate_kl + jnp.sum(inclusions * slab, axis=(-2, -1))
-
-    return by_shape(of_tensor, list(tensors))
+    inclusions: jax.Array
+    gate_kl: jax.Array
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _straight_through(
-    prior: SpikeSlabPrior | None, tensor: Tensor
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return the deployed weights and, with a prior, the terms of the KL at the mode.
+    prior: SpikeSlabPrior | None, tensors: list[Tensor]
+) -> list[tuple[jax.Array, _Sums | None]]:
+    """Return the deployed weights of each tensor and, with a prior, sums of its slices, [*S, ...].
 
     Args:
       prior: Spike-and-slab prior; None for weights alone.
-      tensor: Tensor; `more` are the inclusion logits if there is a prior.
-
-    Returns:
-      Weights; sums of inclusions, [*S, W, K]; and the KL of the gates, nats, [*S].
+      tensors: Tensors; `more` are the inclusion logits if there is a prior.
     """
-    shape, dtype = tensor.mixture.means.shape, tensor.loc.dtype
 
-    def use(component: jax.Array, mean: jax.Array, kept: jax.Array, *gates: jax.Array) -> Any:
-        weight = jnp.where(kept, mean, 0).astype(dtype)
+    def use(
+        count: int, component: jax.Array, mean: jax.Array, kept: jax.Array, *gates: jax.Array
+    ) -> Any:
+        weight = jnp.where(kept, mean, 0)
         if prior is None:
             return weight, None
         logits = gates[0].astype(mean.dtype)
-        inclusion = jnp.where(kept, jax.nn.sigmoid(logits), 0)
+        inclusions = jnp.where(kept, jax.nn.sigmoid(logits), 0)
         gate_kl = jnp.sum(kl_bound(jnp.zeros((), mean.dtype), logits, kept, prior))
-        return weight, (sum_by_component(inclusion, component, shape[-2] * shape[-1]), gate_kl)
+        return weight, _Sums(sum_by_component(inclusions, component, count), gate_kl)
 
-    weights, sums = _with_most_probable(use, tensor)
-    inclusions, gate_kl = sums or (jnp.zeros(shape), jnp.zeros(shape[:-2]))
-    return weights, inclusions.reshape(shape), gate_kl
+    results = _with_most_probable(use, tensors)
+    pairs = zip(tensors, results, strict=True)
+    return [(weights.astype(tensor.loc.dtype), sums) for tensor, (weights, sums) in pairs]
 
 
-def _forward(prior: SpikeSlabPrior | None, tensor: Tensor) -> tuple[Any, Tensor]:
-    return _straight_through(prior, tensor), tensor
+def _forward(prior: SpikeSlabPrior | None, tensors: list[Tensor]) -> tuple[Any, list[Tensor]]:
+    return _straight_through(prior, tensors), tensors
 
 
 def _backward(
-    prior: SpikeSlabPrior | None, tensor: Tensor, cotangents: tuple[jax.Array, ...]
-) -> tuple[Tensor]:
-    shape, d_weights = tensor.mixture.means.shape, cotangents[0]
+    _: SpikeSlabPrior | None, tensors: list[Tensor], cotangents: list[Any]
+) -> tuple[list[Tensor]]:
     none: Any = None
 
-    def use(component: jax.Array, mean: jax.Array, kept: jax.Array, d_weight: jax.Array) -> Any:
+    def use(
+        count: int, component: jax.Array, mean: jax.Array, kept: jax.Array, d_weight: jax.Array
+    ) -> Any:
         kept_part = jnp.where(kept, d_weight.astype(mean.dtype), 0)
-        return None, sum_by_component(kept_part, component, shape[-2] * shape[-1])
+        return None, sum_by_component(kept_part, component, count)
 
     # The components are searched again: indices would take four bytes a weight.
-    _, d_means = _with_most_probable(use, tensor._replace(more=(d_weights,)))
-    return (Tensor(d_weights, none, Mixture(d_means.reshape(shape), none, none, none), none),)
+    upstream = [d_weights for d_weights, _ in cotangents]
+    again = [tensor._replace(more=(d,)) for tensor, d in zip(tensors, upstream, strict=True)]
+    gradients = []
+    for tensor, d_weights, (_, sums) in zip(
+        tensors, upstream, _with_most_probable(use, again), strict=True
+    ):
+        d_means = sums.reshape(tensor.mixture.means.shape)
+        gradients.append(Tensor(d_weights, none, Mixture(d_means, none, none, none), none))
+    return (gradients,)
 
 
 _straight_through.defvjp(_forward, _backward)

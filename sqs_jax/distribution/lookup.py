@@ -25,6 +25,10 @@ LEAST_WEIGHTS = 1 << 15
 # to the next of sixteen spans two or three cells.
 _CELLS_PER_COMPONENT = 1 << 11
 
+# Most cells of a window: more of them did not make K = 64 accurate at temperature 0.05, and a table
+# of all 2^17 took four times as long to make (`python -m benchmarks soft_weight`).
+_MOST_CELLS = 1 << 15
+
 # Points times components of a table that is made at once: the smaller program.
 _AT_ONCE = 1 << 20
 
@@ -64,7 +68,7 @@ def cell_count(size: int, components: int, windows: int) -> int:
     """
     if size < LEAST_WEIGHTS:
         return 0
-    return min(_CELLS_PER_COMPONENT * components, size // (4 * windows))
+    return min(_CELLS_PER_COMPONENT * components, _MOST_CELLS, size // (4 * windows))
 
 
 def entries(

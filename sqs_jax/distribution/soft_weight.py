@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 
 from sqs_jax.distribution import lookup
@@ -108,63 +109,59 @@ def soft_weights(
       V outputs of each tensor, differentiable in all but `kept` and the boundaries.
     """
 
-    def evaluate(tensor: Tensor) -> tuple[jax.Array, ...]:
-        at = jnp.asarray(temperature, tensor.mixture.means.dtype)
-        return _soft_weight(task, tensor, at)
-
-    return by_shape(evaluate, list(tensors))
+    tensors = [Tensor(*tensor) for tensor in tensors]
+    dtype = np.result_type(np.float32, *(tensor.mixture.means.dtype for tensor in tensors))
+    return _soft_weights(task, tensors, jnp.asarray(temperature, dtype))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _soft_weight(task: Task, tensor: Tensor, temperature: jax.Array) -> tuple[jax.Array, ...]:
-    dtype = tensor.mixture.means.dtype
-
+def _soft_weights(
+    task: Task, tensors: list[Tensor], temperature: jax.Array
+) -> list[tuple[jax.Array, ...]]:
     def evaluate(plan: _Plan, tensor: Tensor) -> tuple[jax.Array, ...]:
         def of_block(_: jax.Array, *arrays: jax.Array) -> Any:
-            latent = arrays[0].astype(dtype)
+            latent = arrays[0].astype(tensor.mixture.means.dtype)
             return _outputs(task, plan.averages(plan.parameters, latent), *arrays)
 
         weights, sums = plan.over(of_block, tensor.loc, tensor.gates, tensor.kept)
         soft, bounds = iter(weights), iter(sums)
         return tuple(next(soft if output == "weight" else bounds) for output in task.outputs)
 
-    return _by_platform(task, evaluate, tensor, temperature)
+    return _by_platform(task, evaluate, [(tensor,) for tensor in tensors], temperature)
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class _Needed:
-    """Gradients that the caller uses; the others are not computed."""
+    """Gradients that the caller uses, of any tensor; the others are not computed."""
 
     loc: bool
     gates: bool
     shared: bool
 
 
-def _forward(task: Task, tensor: Any, temperature: Any) -> tuple[tuple[jax.Array, ...], Any]:
+def _forward(task: Task, tensors: Any, temperature: Any) -> tuple[Any, Any]:
     def is_primal(x: Any) -> bool:
         return isinstance(x, CustomVJPPrimal)
 
     def asked(*trees: Any) -> bool:
         return any(x.perturbed for x in jax.tree.leaves(trees, is_leaf=is_primal))
 
-    shared = asked(tensor.mixture, temperature)
-    needed = _Needed(asked(tensor.loc), asked(tensor.gates), shared)
-    inputs = jax.tree.map(lambda x: x.value, (tensor, temperature), is_leaf=is_primal)
-    return _soft_weight(task, *inputs), (*inputs, needed)
+    needed = _Needed(
+        asked([tensor.loc for tensor in tensors]),
+        asked([tensor.gates for tensor in tensors]),
+        asked([tensor.mixture for tensor in tensors], temperature),
+    )
+    inputs = jax.tree.map(lambda x: x.value, (tensors, temperature), is_leaf=is_primal)
+    return _soft_weights(task, *inputs), (*inputs, needed)
 
 
-def _backward(task: Task, residuals: Any, cotangents: Any) -> tuple[Tensor, jax.Array | None]:
-    tensor, temperature, needed = residuals
-    dtype = tensor.mixture.means.dtype
-    cotangents = [
-        jnp.zeros(g.shape, g.dtype) if isinstance(g, SymbolicZero) else g for g in cotangents
-    ]
-    of_weights = [g for g, o in zip(cotangents, task.outputs, strict=True) if o == "weight"]
-    of_sums = [g for g, o in zip(cotangents, task.outputs, strict=True) if o != "weight"]
+def _backward(task: Task, residuals: Any, cotangents: Any) -> tuple[list[Tensor], Any]:
+    tensors, temperature, needed = residuals
+    used = needed.loc, needed.gates, needed.shared
 
     def evaluate(plan: _Plan, tensor: Tensor, of_weights: Any, of_sums: Any) -> Any:
-        def pull(used: tuple[bool, bool, bool], _: jax.Array, *arrays: jax.Array) -> Any:
+        def pull(_: jax.Array, *arrays: jax.Array) -> Any:
             """Pull the cotangents of a block back to locs, gates and parameters, as used."""
             loc, gates, kept, *upstream = arrays
             primals = loc, gates, plan.parameters
@@ -174,27 +171,37 @@ def _backward(task: Task, residuals: Any, cotangents: Any) -> tuple[Tensor, jax.
                 x, s, parameters = (
                     next(rest) if use else primal for use, primal in zip(used, primals, strict=True)
                 )
-                return _outputs(task, plan.averages(parameters, x.astype(dtype)), x, s, kept)
+                latent = x.astype(tensor.mixture.means.dtype)
+                return _outputs(task, plan.averages(parameters, latent), x, s, kept)
 
             live = [primal for use, primal in zip(used, primals, strict=True) if use]
             pulled = iter(jax.vjp(function, *live)[1]((upstream, of_sums)))
             d_loc, d_gates, d_parameters = (next(pulled) if use else None for use in used)
             return (d_loc, d_gates), d_parameters
 
-        arrays = tensor.loc, tensor.gates, tensor.kept, *of_weights
-        used = needed.loc, needed.gates, needed.shared
-        return plan.over_backward(partial(pull, used), *arrays)
+        return plan.over_backward(pull, tensor.loc, tensor.gates, tensor.kept, *of_weights)
 
-    (d_loc, d_gates), shared = _by_platform(
-        task, evaluate, tensor, temperature, of_weights, of_sums, pulled=needed.shared
-    )
-    none: Any = None
-    if shared is None:
-        return Tensor(d_loc, d_gates, none, none), None
-    return Tensor(d_loc, d_gates, none, shared.mixture), jnp.sum(shared.temperature)
+    def split(cotangents: Any) -> tuple[list[jax.Array], list[jax.Array]]:
+        """Return the cotangents of weights and of sums."""
+        weights: list[jax.Array] = []
+        sums: list[jax.Array] = []
+        for g, output in zip(cotangents, task.outputs, strict=True):
+            array = jnp.zeros(g.shape, g.dtype) if isinstance(g, SymbolicZero) else g
+            (weights if output == "weight" else sums).append(array)
+        return weights, sums
+
+    trees = [(tensor, *split(g)) for tensor, g in zip(tensors, cotangents, strict=True)]
+    results = _by_platform(task, evaluate, trees, temperature, pulled=needed.shared)
+    gradients, d_temperature, none = [], jnp.zeros_like(temperature), None
+    for (d_loc, d_gates), shared in results:
+        mixture: Any = shared.mixture if needed.shared else none
+        gradients.append(Tensor(d_loc, d_gates, none, mixture))  # type: ignore[arg-type]
+        if needed.shared:
+            d_temperature += jnp.sum(shared.temperature).astype(temperature.dtype)
+    return gradients, d_temperature
 
 
-_soft_weight.defvjp(_forward, _backward, symbolic_zeros=True)
+_soft_weights.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _values(task: Task, mixture: Mixture) -> jax.Array:
@@ -230,73 +237,75 @@ def _outputs(
 def _by_platform(
     task: Task,
     evaluate: Callable[..., Any],
-    tensor: Tensor,
+    trees: list[Any],
     temperature: jax.Array,
-    *trees: Any,
+    *,
     pulled: bool = False,
-) -> Any:
-    """Evaluate every slice of a tensor: looked up on CPUs, exactly elsewhere.
+) -> list[Any]:
+    """Evaluate every slice of tensors: looked up on CPUs, exactly elsewhere.
 
     Args:
       task: What is computed.
-      evaluate: Function of (plan, slice of the tensor, slices of the trees).
-      tensor: Tensor with stacked axes.
+      evaluate: Function of (plan, slice of a tensor, slices of its further arrays).
+      trees: Tuple of a tensor and trees of further arrays, with its stacked axes, for each.
       temperature: Softmax temperature of the responsibilities, positive scalar.
-      *trees: Further trees of arrays with the stacked axes.
       pulled: Whether the second result of `evaluate` is the gradient of the plan's parameters,
         which becomes one of _Shared.
     """
-    means = tensor.mixture.means
-    stacked, small = means.ndim - 2, fits_at_once(tensor.loc.size * means.shape[-1])
 
-    def exact(over: Any, at_once: bool, tensor: Tensor, *trees: Any) -> Any:
+    def shared_by(tensor: Tensor) -> _Shared:
+        return _Shared(tensor.mixture, temperature.astype(tensor.mixture.means.dtype))
+
+    def exact(over: Any, at_once: bool, tensor: Tensor, *more: Any) -> Any:
         def averages(shared: _Shared, loc: jax.Array) -> list[jax.Array]:
             mixture, values = shared.mixture, _values(task, shared.mixture)
             return average(loc, mixture, values, shared.temperature, at_once=at_once)
 
-        plan = _Plan(averages, _Shared(tensor.mixture, temperature), over, over)
-        return evaluate(plan, tensor, *trees)
+        return evaluate(_Plan(averages, shared_by(tensor), over, over), tensor, *more)
 
-    def looked_up(cells: int, tensor: Tensor, *trees: Any) -> Any:
-        grid, points = grid_over(tensor.loc.astype(means.dtype), tensor.mixture, cells)
+    def looked_up(cells: int, tensor: Tensor, *more: Any) -> Any:
+        mixture, shared = tensor.mixture, shared_by(tensor)
+        grid, points = grid_over(tensor.loc.astype(mixture.means.dtype), mixture, cells)
 
         def entries_of(shared: _Shared) -> jax.Array:
             values = _values(task, shared.mixture)
             return lookup.entries(points, shared.mixture, values, shared.temperature)
 
         def averages(entries: jax.Array, loc: jax.Array) -> list[jax.Array]:
-            return look_up(Table(entries, grid, tensor.mixture.boundaries), loc)
+            return look_up(Table(entries, grid, mixture.boundaries), loc)
 
-        shared = _Shared(tensor.mixture, temperature)
-        entries, pull_entries = (
-            jax.vjp(entries_of, shared) if pulled else (entries_of(shared), None)
-        )
+        entries, pull_entries = entries_of(shared), None
+        if pulled:
+            entries, pull_entries = jax.vjp(entries_of, shared)
         plan = _Plan(averages, entries, whole, partial(over_blocks, size=_COLLECTED))
 
         def by_table() -> Any:
-            results = evaluate(plan, tensor, *trees)
+            results = evaluate(plan, tensor, *more)
             return (results[0], *pull_entries(results[1])) if pull_entries else results
 
-        table, values = (
-            Table(entries, grid, tensor.mixture.boundaries),
-            _values(task, tensor.mixture),
+        table = Table(entries, grid, mixture.boundaries)
+        accurate = lookup.is_accurate(
+            table, points, mixture, _values(task, mixture), shared.temperature
         )
-        accurate = lookup.is_accurate(table, points, tensor.mixture, values, temperature)
-        return jax.lax.cond(accurate, by_table, lambda: exact(over_blocks, False, tensor, *trees))
+        return jax.lax.cond(accurate, by_table, lambda: exact(over_blocks, False, tensor, *more))
 
-    def on_cpu() -> Any:
+    def on_cpu(tree: Any) -> Any:
+        means = tree[0].mixture.means
         *stack, windows, components = means.shape
-        size = tensor.loc.size // max(1, math.prod(stack))
+        size = tree[0].loc.size // max(1, math.prod(stack))
         cells = lookup.cell_count(size, components, windows)
-        if cells and means.dtype == jnp.float32:
-            return per_slice(partial(looked_up, cells), stacked, tensor, *trees)
-        return per_slice(partial(exact, over_blocks, False), stacked, tensor, *trees)
+        if cells and means.dtype == jnp.float32 and task.evaluation != "loop":
+            return per_slice(partial(looked_up, cells), len(stack), *tree)
+        return per_slice(partial(exact, over_blocks, False), len(stack), *tree)
 
-    def elsewhere() -> Any:
-        return per_slice(partial(exact, whole, small), stacked, tensor, *trees, at_once=small)
+    def elsewhere(tree: Any) -> Any:
+        means = tree[0].mixture.means
+        small = fits_at_once(tree[0].loc.size * means.shape[-1])
+        return per_slice(partial(exact, whole, small), means.ndim - 2, *tree, at_once=small)
 
     if task.evaluation == "table":
-        return on_cpu()
-    if task.evaluation == "loop":
-        return elsewhere()
-    return jax.lax.platform_dependent(cpu=on_cpu, default=elsewhere)
+        return by_shape(on_cpu, trees, one_by_one=True)
+    return jax.lax.platform_dependent(
+        cpu=lambda: by_shape(on_cpu, trees, one_by_one=True),
+        default=lambda: by_shape(elsewhere, trees, one_by_one=False),
+    )

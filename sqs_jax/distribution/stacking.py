@@ -11,20 +11,29 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# Largest tensor that is stacked with others, in weights: a stack is a copy.
-_STACKED = 1 << 20
+# Weights from which on a tensor has a program of its own: tensors that share one are copied from a
+# stack of results, which a step of large layers holds beside them (`python -m benchmarks memory`).
+_LARGE = 1 << 18
+
+# Most weights of all tensors of a program.
+_SHARED = 1 << 20
 
 # Weights times components that are evaluated at once: 64 MB of float32, several times.
 AT_ONCE = 1 << 24
 
 
-def by_shape(function: Callable[[Any], Any], trees: Sequence[Any]) -> list[Any]:
-    """Apply a function to trees of arrays, in a single call where shapes are equal.
+def by_shape(
+    function: Callable[[Any], Any], trees: Sequence[Any], *, one_by_one: bool
+) -> list[Any]:
+    """Apply a function to trees of arrays, in a single program where shapes are equal.
 
     Args:
       function: Function of a tree whose arrays have any number of leading stacked axes; its
         results have the same stacked axes.
       trees: Trees of one structure; the first array of each has the most elements.
+      one_by_one: Whether a loop goes from tree to tree, without derivative, instead of one call
+        for the stack: on a CPU it copies one tree at a time; an accelerator would wait for the
+        host, which chooses the tree.
 
     Returns:
       Result for each tree.
@@ -32,21 +41,28 @@ def by_shape(function: Callable[[Any], Any], trees: Sequence[Any]) -> list[Any]:
     groups: dict[Any, list[int]] = {}
     for i, tree in enumerate(trees):
         leaves = jax.tree.leaves(tree)
-        alone = i if leaves[0].size > _STACKED else None
         shapes = tuple((leaf.shape, jnp.result_type(leaf)) for leaf in leaves)
-        groups.setdefault((shapes, alone), []).append(i)
+        size = max(1, leaves[0].size)
+        most, number = 1 if size >= _LARGE else _SHARED // size, 0
+        while len(groups.get((shapes, number), [])) == most:
+            number += 1
+        groups.setdefault((shapes, number), []).append(i)
     results: list[Any] = [None] * len(trees)
     for members in groups.values():
         if len(members) == 1:
             results[members[0]] = function(trees[members[0]])
             continue
-        stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(trees[i] for i in members))
-        result = function(stack)
-        # a split has a concatenation as its transpose, where slices would be added up
-        parts = [jax.lax.split(leaf, [1] * len(members)) for leaf in jax.tree.leaves(result)]
+        group = [trees[i] for i in members]
+        if one_by_one:
+            branches = [lambda tree=tree: tree for tree in group]
+            result = jax.lax.map(
+                lambda i: function(jax.lax.switch(i, branches)),  # noqa: B023
+                jnp.arange(len(group)),
+            )
+        else:
+            result = function(jax.tree.map(lambda *leaves: jnp.stack(leaves), *group))
         for place, i in enumerate(members):
-            rest = iter(parts)
-            results[i] = jax.tree.map(lambda _: next(rest)[place][0], result)  # noqa: B023
+            results[i] = jax.tree.map(lambda leaf: leaf[place], result)  # noqa: B023
     return results
 
 
