@@ -27,7 +27,8 @@ from sqs_jax.artifact import (
     summarize,
 )
 from sqs_jax.budget import BudgetError, compress_to_budget, predicted_loss, rules_for
-from sqs_jax.distribution import InputMoments, SpikeSlabPrior, SubDistribution, Windows
+from sqs_jax.calibration import InputMoments, recode
+from sqs_jax.distribution import SpikeSlabPrior, SubDistribution, Windows
 from sqs_jax.transform import (
     DEFAULT_RULES,
     ElboAux,
@@ -43,7 +44,6 @@ from sqs_jax.transform import (
     param_labels,
     partition,
     prune,
-    recode,
     refit,
     revive,
     round_to_tolerance,

@@ -1,7 +1,6 @@
 """The mathematics of a tensor's sub-distribution. Arrays in, arrays out."""
 
 from sqs_jax.distribution.codebook import Initialiser
-from sqs_jax.distribution.feedback import InputMoments
 from sqs_jax.distribution.kl import SpikeSlabPrior
 from sqs_jax.distribution.sub_distribution import SubDistribution
 from sqs_jax.distribution.together import code_lengths, codes, kls, means, means_and_kls, modes
@@ -12,7 +11,6 @@ __all__ = [
     "EVALUATIONS",
     "Evaluation",
     "Initialiser",
-    "InputMoments",
     "SpikeSlabPrior",
     "SubDistribution",
     "Windows",

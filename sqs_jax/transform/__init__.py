@@ -7,7 +7,6 @@ from sqs_jax.transform.partition import combine, param_labels, partition
 from sqs_jax.transform.postprocess import fold_batch_norm, round_to_tolerance
 from sqs_jax.transform.pruning import at_price, prune, refit, revive
 from sqs_jax.transform.rate import code_length
-from sqs_jax.transform.recoding import recode
 from sqs_jax.transform.rules import DEFAULT_RULES, Rule
 from sqs_jax.transform.sharding import fully_sharded, shardings, state_shardings
 from sqs_jax.transform.transform import Transform, spike_slab_gmm
@@ -27,7 +26,6 @@ __all__ = [
     "param_labels",
     "partition",
     "prune",
-    "recode",
     "refit",
     "revive",
     "round_to_tolerance",
