@@ -17,6 +17,7 @@ MAX_LINES = 500
 
 PUBLIC = {
     "sqs_jax.baselines",
+    "sqs_jax.budget",
     "sqs_jax.checkpoints",
     "sqs_jax.linen",
     "sqs_jax.nnx",
@@ -24,7 +25,6 @@ PUBLIC = {
 }
 INTERNAL = {
     "sqs_jax.artifact",
-    "sqs_jax.budget",
     "sqs_jax.calibration",
     "sqs_jax.cli",
     "sqs_jax.distribution",
