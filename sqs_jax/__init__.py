@@ -26,10 +26,11 @@ from sqs_jax.artifact import (
     save,
     summarize,
 )
-from sqs_jax.distribution import InputMoments, SpikeSlabPrior, SubDistribution, Windows
+from sqs_jax.budget import BudgetError, compress_to_budget, predicted_loss, rules_for
+from sqs_jax.calibration import InputMoments, recode
+from sqs_jax.distribution import SpikeSlabPrior, SubDistribution, Windows
 from sqs_jax.transform import (
     DEFAULT_RULES,
-    BudgetError,
     ElboAux,
     Rule,
     Transform,
@@ -37,19 +38,15 @@ from sqs_jax.transform import (
     bayesian_average,
     code_length,
     combine,
-    compress_to_budget,
     elbo,
     fold_batch_norm,
     fully_sharded,
     param_labels,
     partition,
-    predicted_loss,
     prune,
-    recode,
     refit,
     revive,
     round_to_tolerance,
-    rules_for,
     saliency,
     shardings,
     spike_slab_gmm,

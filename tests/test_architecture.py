@@ -4,7 +4,8 @@ docs/architecture.md draws the picture; `forbidden` below is its machine-readabl
 """
 
 import ast
-from collections.abc import Iterator
+import graphlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -16,6 +17,7 @@ MAX_LINES = 500
 
 PUBLIC = {
     "sqs_jax.baselines",
+    "sqs_jax.budget",
     "sqs_jax.checkpoints",
     "sqs_jax.linen",
     "sqs_jax.nnx",
@@ -23,6 +25,7 @@ PUBLIC = {
 }
 INTERNAL = {
     "sqs_jax.artifact",
+    "sqs_jax.calibration",
     "sqs_jax.cli",
     "sqs_jax.distribution",
     "sqs_jax.transform",
@@ -32,8 +35,15 @@ FLOORS = {
     "sqs_jax/distribution/": {"sqs_jax.distribution"},
     "sqs_jax/artifact/": {"sqs_jax.artifact"},
     "sqs_jax/checkpoints/": {"sqs_jax.artifact", "sqs_jax.checkpoints"},
+    "sqs_jax/budget/": {
+        "sqs_jax.distribution", "sqs_jax.artifact", "sqs_jax.budget", "sqs_jax.transform.rules",
+    },
     "sqs_jax/transform/": {"sqs_jax.distribution", "sqs_jax.artifact", "sqs_jax.transform"},
-}
+    "sqs_jax/calibration/": {
+        "sqs_jax.distribution", "sqs_jax.artifact", "sqs_jax.budget", "sqs_jax.transform",
+        "sqs_jax.calibration",
+    },
+}  # fmt: skip
 # The two files that may use flax, and the parts of it that each leaves to another.
 FLAX = {
     "sqs_jax/linen.py": {"flax.nnx", "flax.serialization"},
@@ -124,6 +134,35 @@ def violations(path: str, source: str) -> list[str]:
     return broken
 
 
+def imports(sources: Mapping[str, str]) -> dict[str, set[str]]:
+    """Return the modules that each module imports, under TYPE_CHECKING included.
+
+    An import of a module counts for that module, not for the packages around it: a package that
+    lists its modules would always close a circle.
+    """
+    modules = {
+        path: path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        for path in sources
+    }
+    graph = {}
+    for path, source in sources.items():
+        used = set()
+        for _, name in reached(path, ast.parse(source)):
+            prefixes = (name.rsplit(".", i)[0] for i in range(name.count(".") + 1))
+            used.add(next((prefix for prefix in prefixes if prefix in modules.values()), None))
+        graph[modules[path]] = {module for module in used - {modules[path]} if module}
+    return graph
+
+
+def circle(graph: Mapping[str, set[str]]) -> list[str]:
+    """Return the modules of an import circle; an empty list if there is no circle."""
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return []
+
+
 @pytest.mark.parametrize("path", FILES)
 def test_file_keeps_to_its_floor(path: str) -> None:
     broken = violations(path, (ROOT / path).read_text(encoding="utf-8"))
@@ -136,6 +175,23 @@ def test_every_module_of_the_library_has_a_floor() -> None:
     }
     unknown = modules - PUBLIC - INTERNAL - {"sqs_jax.__init__"}
     assert not unknown, f"{sorted(unknown)}: add each to PUBLIC or INTERNAL above"
+
+
+def test_no_module_of_the_library_imports_itself_by_way_of_others() -> None:
+    library = [path for path in FILES if path.startswith("sqs_jax/")]
+    graph = imports({path: (ROOT / path).read_text(encoding="utf-8") for path in library})
+    assert not circle(graph), " <- ".join(circle(graph))
+
+
+def test_the_check_sees_a_circle() -> None:
+    guarded = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from sqs_jax.a.x import X"
+    inside = "def f():\n    from sqs_jax import a\n    return a.x.X"
+    straight = {"sqs_jax/a/__init__.py": "from sqs_jax.a.x import X", "sqs_jax/a/x.py": "X = 1"}
+    for closing in (guarded, inside):
+        sources = {**straight, "sqs_jax/b.py": closing}
+        assert not circle(imports(sources))
+        sources["sqs_jax/a/x.py"] = "from ..b import f"
+        assert "sqs_jax.b" in circle(imports(sources))
 
 
 @pytest.mark.parametrize(
@@ -151,6 +207,9 @@ def test_every_module_of_the_library_has_a_floor() -> None:
         ("sqs_jax/distribution/kl.py", "from jax import tree as trees"),
         ("sqs_jax/artifact/file.py", "import sqs_jax.distribution.kl"),
         ("sqs_jax/artifact/file.py", "def f():\n    import pickle"),
+        ("sqs_jax/budget/options.py", "from ..transform import pruning"),
+        ("sqs_jax/transform/rules.py", "from ..budget import BudgetError"),
+        ("sqs_jax/budget/options.py", "from ..calibration import InputMoments"),
         ("sqs_jax/transform/rules.py", "from ..linen import Dense"),
         ("sqs_jax/transform/rules.py", "from flax import traverse_util"),
         (
@@ -194,6 +253,7 @@ def test_the_check_sees_a_breach(path: str, source: str) -> None:
             "sqs_jax/transform/rules.py",
             "import jax\nfrom ..artifact import spec\njax.tree.map(0)",
         ),
+        ("sqs_jax/budget/options.py", "from ..transform.rules import Rule"),
         ("sqs_jax/checkpoints/npz_file.py", "from sqs_jax.artifact.dtypes import DTYPES"),
         ("sqs_jax/checkpoints/msgpack_file.py", "def f():\n    from flax import serialization"),
         ("sqs_jax/checkpoints/orbax_folder.py", "def f():\n    import orbax.checkpoint as ocp"),

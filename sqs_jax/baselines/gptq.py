@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from sqs_jax.baselines.grids import Kernel, lay_grids, per_kernel
 from sqs_jax.baselines.round_to_nearest import round_kernel
-from sqs_jax.distribution.feedback import inverse_factor, round_rows
+from sqs_jax.calibration.error_compensation import inverse_factor, round_rows
 from sqs_jax.transform.rules import DEFAULT_RULES, Rule
 
 

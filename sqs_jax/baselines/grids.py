@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sqs_jax.artifact import GridLeaf, TransposedLeaf
-from sqs_jax.distribution.feedback import InputMoments, unusable
+from sqs_jax.calibration.moments import InputMoments, unusable
 from sqs_jax.transform.rules import Rule, assign, check_rules, flatten, path_string
 
 

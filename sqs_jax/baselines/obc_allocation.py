@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sqs_jax.transform.budget import BudgetError
+from sqs_jax.budget import BudgetError
 
 _BUCKETS = 10_000  # equal parts of the budget in which the program counts
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from sqs_jax.baselines import wanda
 from sqs_jax.baselines.grids import Kernel, lay_grids, per_kernel
-from sqs_jax.distribution.feedback import inverse_factor, round_rows
+from sqs_jax.calibration.error_compensation import inverse_factor, round_rows
 from sqs_jax.transform.rules import DEFAULT_RULES, Rule
 
 _BLOCK = 128  # number of inputs whose mask is chosen together

@@ -16,7 +16,7 @@ import numpy as np
 from sqs_jax.artifact import GridLeaf, OverlayLeaf, TransposedLeaf, materialize
 from sqs_jax.baselines.grids import Kernel, lay_grids, nearest, on_grids, per_kernel
 from sqs_jax.baselines.round_to_nearest import round_kernel
-from sqs_jax.distribution.feedback import inverse_factor, round_rows
+from sqs_jax.calibration.error_compensation import inverse_factor, round_rows
 from sqs_jax.transform.rules import DEFAULT_RULES, Rule
 
 _SCALE_LEVELS, _SCALE_GROUP = 16, 16

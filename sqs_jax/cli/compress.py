@@ -11,6 +11,7 @@ import sqs_jax
 from sqs_jax.artifact.atomic import replacing_folder
 from sqs_jax.artifact.dtypes import rounding_dtype
 from sqs_jax.artifact.text_table import printable
+from sqs_jax.budget.distortion import HARMLESS_LOSS, bits_below
 from sqs_jax.checkpoints import Checkpoint, copy_other_files, flat_names, open_checkpoint
 from sqs_jax.checkpoints.huggingface_folder import layout_without
 from sqs_jax.checkpoints.other_files import list_other_files
@@ -28,7 +29,6 @@ from sqs_jax.cli.selection import (
     without,
 )
 from sqs_jax.progress import progress, tracked
-from sqs_jax.transform.distortion import HARMLESS_LOSS, bits_below
 
 __all__ = ["add_compress"]
 

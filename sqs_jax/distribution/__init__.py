@@ -1,7 +1,6 @@
 """The mathematics of a tensor's sub-distribution. Arrays in, arrays out."""
 
 from sqs_jax.distribution.codebook import Initialiser
-from sqs_jax.distribution.feedback import InputMoments
 from sqs_jax.distribution.kl import SpikeSlabPrior
 from sqs_jax.distribution.soft_weight import EVALUATIONS, Evaluation
 from sqs_jax.distribution.sub_distribution import (
@@ -20,7 +19,6 @@ __all__ = [
     "EVALUATIONS",
     "Evaluation",
     "Initialiser",
-    "InputMoments",
     "SpikeSlabPrior",
     "SubDistribution",
     "Windows",

@@ -14,9 +14,9 @@ import pytest
 import safetensors.numpy
 
 import sqs_jax
+from sqs_jax.budget.distortion import HARMLESS_LOSS
 from sqs_jax.checkpoints import write_safetensors
 from sqs_jax.cli import main
-from sqs_jax.transform.distortion import HARMLESS_LOSS
 
 ROOT = Path(__file__).resolve().parents[2]
 

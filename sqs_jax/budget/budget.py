@@ -18,9 +18,10 @@ from numpy.typing import DTypeLike
 from sqs_jax.artifact import CompressedLeaf, summarize
 from sqs_jax.artifact.dtypes import DTYPES, rounding_dtype
 from sqs_jax.artifact.file import SHARED_FROM
-from sqs_jax.transform.allocation import Allocation
-from sqs_jax.transform.budget_error import BudgetError, infeasible_budget
-from sqs_jax.transform.options import Option, Tensor, as_array, read_tensor
+from sqs_jax.budget.allocation import Allocation
+from sqs_jax.budget.budget_error import infeasible_budget
+from sqs_jax.budget.options import Option, Tensor, as_array, read_tensor
+from sqs_jax.budget.stacked_axes import stacked_axes
 from sqs_jax.transform.rules import (
     DEFAULT_RULES,
     Rule,
@@ -30,9 +31,8 @@ from sqs_jax.transform.rules import (
     is_sub_distribution,
     path_string,
 )
-from sqs_jax.transform.stacked_axes import stacked_axes
 
-__all__ = ["BudgetError", "compress_to_budget", "rules_for"]
+__all__ = ["compress_to_budget", "rules_for"]
 
 _AIM = 0.995  # share of the budget
 _GOOD_SHARE, _LEAST_SHARE = 0.99, 0.98  # of the budget: ends the search early; the guarantee

@@ -13,19 +13,19 @@ import numpy as np
 
 from sqs_jax.artifact import CompressedLeaf
 from sqs_jax.artifact.dtypes import NARROW, narrow, round_dense
-from sqs_jax.distribution.points import Source, read_sources
-from sqs_jax.distribution.power_diagram import side_by_side
-from sqs_jax.distribution.quantiser import (
+from sqs_jax.budget.power_diagram import side_by_side
+from sqs_jax.budget.quantizer import (
     TABLE_BITS,
-    Quantiser,
+    Quantizer,
     assign,
     grid_bits,
     lossless,
-    quantise,
-    quantise_all,
+    quantize,
+    quantize_all,
     split,
     thin,
 )
+from sqs_jax.budget.sorted_weights import Source, read_sources
 from sqs_jax.transform.rules import Rule, require_finite
 
 _GRID_SHARE = 0.8  # lower bound of a quantizer's code bits over those of a uniform grid
@@ -51,7 +51,7 @@ class Option(NamedTuple):
     distortion: float
     bits: float
     codebook: np.ndarray | None = None
-    quantizer: Quantiser | None = None
+    quantizer: Quantizer | None = None
     rounding: np.dtype | None = None
 
 
@@ -107,7 +107,7 @@ class Tensor(NamedTuple):
 
     def coded(self, slope: float) -> Option:
         """Return the coded option of least distortion + slope * bits."""
-        quantizer = quantise(self.sources, slope, prunable=self.rule.prunable)
+        quantizer = quantize(self.sources, slope, prunable=self.rule.prunable)
         return _store_levels([self], [quantizer])[0]
 
     def refined(self, option: Option, most_bits: float) -> Option:
@@ -265,7 +265,7 @@ def coded_options(
             prunable = np.array([tensor.rule.prunable for tensor in group])
             mask = np.zeros(len(chunk), bool)
             mask[chosen] = True
-            quantizers = quantise_all(batch.take(mask), slope, prunable)
+            quantizers = quantize_all(batch.take(mask), slope, prunable)
             for i, option in zip(chosen.tolist(), _store_levels(group, quantizers), strict=True):
                 options[start + i] = option
     return options
@@ -375,7 +375,7 @@ def _rounded(array: Any, dtype: np.dtype | None) -> Any:
         return np.asarray(array).astype(dtype).astype(array.dtype)
 
 
-def _store_levels(tensors: Sequence[Tensor], quantizers: Sequence[Quantiser]) -> list[Option]:
+def _store_levels(tensors: Sequence[Tensor], quantizers: Sequence[Quantizer]) -> list[Option]:
     """Choose the dtype that stores each tensor's levels; return the options."""
     options: dict[int, Option] = {}
     by_dtype: dict[np.dtype, list[int]] = {}
@@ -393,7 +393,7 @@ def _store_levels(tensors: Sequence[Tensor], quantizers: Sequence[Quantiser]) ->
 
 
 def _store_levels_of_dtype(
-    tensors: Sequence[Tensor], quantizers: Sequence[Quantiser], dtype: np.dtype
+    tensors: Sequence[Tensor], quantizers: Sequence[Quantizer], dtype: np.dtype
 ) -> list[Option]:
     """Choose the stored dtype of levels, for tensors of equal dtype that have levels."""
     shapes = [quantizer.levels.shape for quantizer in quantizers]

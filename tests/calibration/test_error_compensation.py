@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sqs_jax.distribution.feedback import code_bits, inverse_factor, recode
+from sqs_jax.calibration.error_compensation import code_bits, inverse_factor, recode_kernel
 
 
 def correlated(inputs, seed=0, samples=400):
@@ -52,12 +52,12 @@ def test_outputs_are_nearer_at_no_more_bits(inputs, outputs):
     weights = rng.laplace(0, 0.6, (inputs, outputs)).astype(np.float32)
     codes, moments = rounded(weights, LEVELS), correlated(inputs)
     feedback = inverse_factor(jnp.asarray(moments))
-    again, levels = recode(jnp.asarray(weights), codes, LEVELS, feedback)
+    again, levels = recode_kernel(jnp.asarray(weights), codes, LEVELS, feedback)
     before = loss(weights, codes, LEVELS, moments)
     assert loss(weights, again, levels, moments) < 0.7 * before
     assert code_bits(np.bincount(again.ravel())) <= code_bits(np.bincount(codes.ravel()))
     assert again.dtype == codes.dtype and levels.dtype == LEVELS.dtype
-    twice = recode(jnp.asarray(weights), codes, LEVELS, feedback)
+    twice = recode_kernel(jnp.asarray(weights), codes, LEVELS, feedback)
     assert (twice[0] == again).all() and (twice[1] == levels).all()
 
 
@@ -66,7 +66,7 @@ def test_inputs_without_correlation_leave_nothing_to_make_good():
     weights = rng.laplace(0, 0.6, (40, 50)).astype(np.float32)
     codes = rounded(weights, LEVELS)
     feedback = inverse_factor(jnp.eye(40))
-    again, levels = recode(jnp.asarray(weights), codes, LEVELS, feedback)
+    again, levels = recode_kernel(jnp.asarray(weights), codes, LEVELS, feedback)
     before = loss(weights, codes, LEVELS, np.eye(40))
     # the same trade of error against length, by levels that have moved a little
     assert loss(weights, again, levels, np.eye(40)) < 1.1 * before
@@ -77,10 +77,10 @@ def test_what_loses_nothing_or_is_all_pruned_stays():
     codes = np.random.default_rng(3).integers(0, 7, (12, 10)).astype(np.uint8)
     feedback = inverse_factor(jnp.asarray(correlated(12)))
     weights = jnp.asarray(values[codes], jnp.float32)
-    same, levels = recode(weights, codes, LEVELS, feedback)
+    same, levels = recode_kernel(weights, codes, LEVELS, feedback)
     assert (same == codes).all() and (levels == LEVELS).all()
     none = np.zeros_like(codes)
-    same, _ = recode(weights, none, LEVELS, feedback)
+    same, _ = recode_kernel(weights, none, LEVELS, feedback)
     assert (same == 0).all()
 
 
@@ -89,6 +89,6 @@ def test_inputs_that_are_never_seen_do_no_harm():
     codes, moments = rounded(weights, LEVELS), correlated(10)
     moments[:, 3:5] = moments[3:5] = 0
     feedback = inverse_factor(jnp.asarray(moments))
-    again, levels = recode(jnp.asarray(weights), codes, LEVELS, feedback)
+    again, levels = recode_kernel(jnp.asarray(weights), codes, LEVELS, feedback)
     assert np.isfinite(levels).all()
     assert loss(weights, again, levels, moments) <= loss(weights, codes, LEVELS, moments)

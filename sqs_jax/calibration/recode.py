@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from sqs_jax.artifact import CompressedLeaf
-from sqs_jax.distribution.feedback import InputMoments, inverse_factor, unusable
-from sqs_jax.distribution.feedback import recode as recode_kernel
+from sqs_jax.calibration.error_compensation import inverse_factor, recode_kernel
+from sqs_jax.calibration.moments import InputMoments, unusable
 from sqs_jax.transform.rules import path_string
 
 # Share of the least-squares correction for differing inputs. The full correction fits their noise.
@@ -100,13 +100,13 @@ def _recode(path: str, leaf: Any, weights: Any, moments: InputMoments) -> Any:
             raise ValueError(f"{path}: {name} moments are not finite.")
     if reason := unusable(second):
         raise ValueError(f"{path}: {reason}.")
-    feedback = inverse_factor(second)
+    compensation = inverse_factor(second)
     target = jnp.asarray(np.asarray(weights), jnp.float32).reshape(rows, -1)
     deviation = jnp.zeros_like(target) if missing is None else missing
     if cross is not None:
         deviation += (cross - second) @ target
-    target += _CORRECTION * jnp.linalg.solve(feedback.moments, deviation)
+    target += _CORRECTION * jnp.linalg.solve(compensation.moments, deviation)
     old_levels = np.asarray(leaf.codebook)
     codes = np.asarray(leaf.codes).reshape(rows, -1)
-    codes, levels = recode_kernel(target, codes, old_levels.reshape(-1), feedback)
+    codes, levels = recode_kernel(target, codes, old_levels.reshape(-1), compensation)
     return CompressedLeaf(codes.reshape(shape), levels.reshape(old_levels.shape))

@@ -86,6 +86,6 @@ def test_leaves_that_are_no_arrays_are_named_before_any_work(leaf, words, monkey
     def refuse(*_):
         raise AssertionError("weights were read")
 
-    monkeypatch.setattr("sqs_jax.transform.budget.read_tensor", refuse)
+    monkeypatch.setattr("sqs_jax.budget.budget.read_tensor", refuse)
     with pytest.raises(TypeError, match=rf"a/odd: .*{words}"):
         compress_to_budget({"a": {"odd": leaf, "w": WEIGHTS}}, target_ratio=4)

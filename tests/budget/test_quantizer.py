@@ -1,22 +1,22 @@
-"""Closed forms of entropy-constrained quantisation, its descent, and plain k-means beside it."""
+"""Closed forms of entropy-constrained quantization, its descent, and plain k-means beside it."""
 
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from sqs_jax.distribution.points import read_sources
-from sqs_jax.distribution.power_diagram import cells, side_by_side
-from sqs_jax.distribution.quantiser import (
+from sqs_jax.budget.power_diagram import cells, side_by_side
+from sqs_jax.budget.quantizer import (
     LEVEL_BITS,
     assign,
     entropy_bits,
     lossless,
-    quantise,
-    quantise_all,
+    quantize,
+    quantize_all,
     split,
     thin,
 )
+from sqs_jax.budget.sorted_weights import read_sources
 
 
 def laplace(*shape, seed=0):
@@ -24,14 +24,14 @@ def laplace(*shape, seed=0):
     return (weights / np.sqrt(np.mean(weights**2))).astype(np.float32)
 
 
-def measure(weights, sources, quantiser, sensitivity=None):
-    """D and bits of codes from scratch: nothing of what the quantiser says of itself."""
-    codes = assign(weights, sources, quantiser, sensitivity)
+def measure(weights, sources, quantizer, sensitivity=None):
+    """D and bits of codes from scratch: nothing of what the quantizer says of itself."""
+    codes = assign(weights, sources, quantizer, sensitivity)
     values = np.take_along_axis(
-        np.concatenate([np.zeros((len(weights), 1)), quantiser.levels], 1), codes.astype(int), 1
+        np.concatenate([np.zeros((len(weights), 1)), quantizer.levels], 1), codes.astype(int), 1
     )
     s = 1.0 if sensitivity is None else sensitivity
-    counts = np.bincount(codes.ravel(), minlength=quantiser.levels.shape[1] + 1)
+    counts = np.bincount(codes.ravel(), minlength=quantizer.levels.shape[1] + 1)
     return float(np.sum(s * (weights - values) ** 2)), entropy_bits(counts.astype(float))
 
 
@@ -39,7 +39,7 @@ def test_a_low_slope_recovers_distinct_values():
     values = np.array([-0.5, -0.125, 0.25, 0.75], np.float32)
     weights = np.random.default_rng(0).choice(values, size=(1, 1000))
     sources = read_sources(weights)
-    found = quantise(sources, 1e-12)
+    found = quantize(sources, 1e-12)
     np.testing.assert_array_equal(found.levels[0].astype(np.float32), values)
     assert measure(weights, sources, found)[0] == pytest.approx(0, abs=1e-20)
 
@@ -47,7 +47,7 @@ def test_a_low_slope_recovers_distinct_values():
 def test_a_high_slope_prunes_everything():
     weights = laplace(1, 1000)
     sources = read_sources(weights)
-    found = quantise(sources, 1e3)
+    found = quantize(sources, 1e3)
     assert found.levels.shape == (1, 0)
     assert not assign(weights, sources, found).any()
     assert found.distortion == pytest.approx(float(np.sum(weights.astype(np.float64) ** 2)))
@@ -56,7 +56,7 @@ def test_a_high_slope_prunes_everything():
 def test_a_high_slope_without_zero_gives_the_mean():
     weights = laplace(1, 1000) + np.float32(3)
     sources = read_sources(weights)
-    found = quantise(sources, 1e3, prunable=False)
+    found = quantize(sources, 1e3, prunable=False)
     np.testing.assert_allclose(found.levels, [[np.mean(weights, dtype=np.float64)]])
     assert (assign(weights, sources, found) == 1).all()
 
@@ -65,7 +65,7 @@ def test_a_high_slope_without_zero_gives_the_mean():
 def test_what_it_says_is_what_the_codes_have(slope):
     weights = laplace(1, 5000)
     sources = read_sources(weights)
-    found = quantise(sources, slope)
+    found = quantize(sources, slope)
     distortion, bits = measure(weights, sources, found)
     assert distortion == pytest.approx(found.distortion, rel=0.02)
     table = (LEVEL_BITS - 16) * found.levels.shape[1]
@@ -77,7 +77,7 @@ def test_what_it_says_is_what_the_codes_have(slope):
 def test_no_small_change_of_levels_lowers_the_objective(slope):
     weights = laplace(1, 4000)
     sources = read_sources(weights)
-    found = quantise(sources, slope)
+    found = quantize(sources, slope)
     least, _ = measure(weights, sources, found)
     rng = np.random.default_rng(1)
     codes = assign(weights, sources, found)
@@ -91,7 +91,7 @@ def test_its_codes_minimise_distortion_and_rate_of_each_weight():
     weights = laplace(1, 3000)
     sources = read_sources(weights)
     slope = 0.05
-    found = quantise(sources, slope)
+    found = quantize(sources, slope)
     levels = np.append(0.0, found.levels)
     cost = (weights[0, :, None] - levels) ** 2 + slope * found.lengths
     chosen = np.take_along_axis(cost, assign(weights, sources, found).T.astype(int), 1)[:, 0]
@@ -104,8 +104,8 @@ def test_steps_lower_the_objective(monkeypatch):
     slope = 0.02
     objectives = []
     for steps in (1, 2, 4, 8, 16, 100):
-        monkeypatch.setattr("sqs_jax.distribution.quantiser._STEPS", steps)
-        found = quantise(sources, slope)
+        monkeypatch.setattr("sqs_jax.budget.quantizer._STEPS", steps)
+        found = quantize(sources, slope)
         whole = found.bits + 16 * found.levels.shape[1]
         objectives.append(found.distortion + slope * whole)
     assert all(b <= a * (1 + 1e-3) for a, b in pairwise(objectives))
@@ -119,7 +119,7 @@ def test_high_rates_meet_the_theory(source, factor):
     weights = rng.uniform(-(3**0.5), 3**0.5, (1, 200_000)) if source == "uniform" else None
     weights = laplace(1, 200_000) if weights is None else weights.astype(np.float32)
     sources = read_sources(weights)
-    found = quantise(sources, 1e-3)
+    found = quantize(sources, 1e-3)
     distortion, bits = measure(weights, sources, found)
     rate = bits / weights.size
     assert distortion / weights.size * 4**rate == pytest.approx(factor, rel=0.02)
@@ -143,7 +143,7 @@ def test_it_beats_k_means_on_the_survivors_at_the_same_entropy(components):
     low, high = 1e-8, 1e2
     for _ in range(60):
         slope = np.sqrt(low * high)
-        distortion, bits = measure(weights, sources, quantise(sources, slope))
+        distortion, bits = measure(weights, sources, quantize(sources, slope))
         low, high = (slope, high) if bits > entropy else (low, slope)
     assert bits == pytest.approx(entropy, rel=0.02)
     assert distortion < 0.9 * plain
@@ -155,7 +155,7 @@ def test_many_weights_as_points_cost_nothing_measurable():
     sources = read_sources(weights)
     assert sources[0].values.size < 40_000
     assert {40, -50, 60} <= set(sources[0].values.tolist())
-    found = quantise(sources, 1e-4)
+    found = quantize(sources, 1e-4)
     distortion, _ = measure(weights, sources, found)
     assert distortion == pytest.approx(found.distortion, rel=0.01)
 
@@ -166,7 +166,7 @@ def test_slices_share_code_lengths_and_have_their_own_levels():
     scaled = [
         s._replace(sensitivity=1 / np.mean(w**2)) for s, w in zip(sources, weights, strict=True)
     ]
-    found = quantise(scaled, 0.05)
+    found = quantize(scaled, 0.05)
     assert found.levels.shape[0] == 2
     assert found.lengths.shape == (found.levels.shape[1] + 1,)
     np.testing.assert_allclose(100 * found.levels[0, [1, -2]], found.levels[1, [1, -2]], rtol=0.2)
@@ -176,9 +176,9 @@ def test_sensitivity_moves_precision_to_where_it_counts():
     weights = laplace(1, 10_000)
     sensitivity = np.where(np.arange(10_000) < 1000, 100.0, 1.0)[None]
     sources = read_sources(weights, sensitivity)
-    found = quantise(sources, 0.5)
+    found = quantize(sources, 0.5)
     plain_sources = read_sources(weights)
-    plain = quantise(plain_sources, 0.05)
+    plain = quantize(plain_sources, 0.05)
     codes = assign(weights, sources, found, sensitivity)
     error = (weights - np.append(0.0, found.levels)[codes]) ** 2
     assert error[0, :1000].mean() < 0.3 * error[0, 1000:].mean()
@@ -192,7 +192,7 @@ def test_sensitivity_moves_precision_to_where_it_counts():
 def test_equal_sensitivities_are_none():
     weights = laplace(1, 2000)
     one, same = read_sources(weights), read_sources(weights, np.full((1, 2000), 1.0))
-    np.testing.assert_array_equal(quantise(one, 0.1).levels, quantise(same, 0.1).levels)
+    np.testing.assert_array_equal(quantize(one, 0.1).levels, quantize(same, 0.1).levels)
 
 
 def test_weights_of_no_sensitivity_are_cheap():
@@ -200,7 +200,7 @@ def test_weights_of_no_sensitivity_are_cheap():
     sensitivity = np.zeros((1, 2000))
     sensitivity[0, 0] = 1
     sources = read_sources(weights, sensitivity)
-    codes = assign(weights, sources, quantise(sources, 1e-3), sensitivity)
+    codes = assign(weights, sources, quantize(sources, 1e-3), sensitivity)
     assert entropy_bits(np.bincount(codes[0]).astype(float)) < 50
 
 
@@ -226,7 +226,7 @@ def test_thinning_reaches_any_size(kind, share):
     if kind == "equal shares":
         weights = np.tile(np.float32([-1, 1, 2, 3]), 5000)[None]
     sources = read_sources(weights)
-    found = quantise(sources, 1e-3)
+    found = quantize(sources, 1e-3)
     _, bits = measure(weights, sources, found)
     thinned = thin(sources, found, (1 - share) * bits)
     _, fewer = measure(weights, sources, thinned)
@@ -242,9 +242,9 @@ def batch_of(weights):
 def test_a_batch_has_what_its_tensors_have_alone(prunable):
     tensors = [laplace(1, 700), laplace(1, 40, seed=1), np.stack([laplace(300), 9 * laplace(300)])]
     tensors.append(np.zeros((1, 50), np.float32))
-    together = quantise_all(batch_of(tensors), 0.03, np.full(len(tensors), prunable))
+    together = quantize_all(batch_of(tensors), 0.03, np.full(len(tensors), prunable))
     for weights, found in zip(tensors, together, strict=True):
-        alone = quantise(read_sources(weights), 0.03, prunable=prunable)
+        alone = quantize(read_sources(weights), 0.03, prunable=prunable)
         np.testing.assert_allclose(found.levels, alone.levels, rtol=1e-9)
         np.testing.assert_allclose(found.lengths, alone.lengths, rtol=1e-9)
         assert found.bits == pytest.approx(alone.bits, rel=1e-9)
@@ -277,7 +277,7 @@ def test_splitting_spends_bits_on_a_smaller_error(kind, spare):
     if kind == "two sensitivities":
         sensitivity = np.where(np.arange(8000) < 2000, 20.0, 1.0)[None]
     sources = read_sources(weights, sensitivity)
-    found = quantise(sources, 0.03)
+    found = quantize(sources, 0.03)
     finer = split(sources, found, spare)
     before, _ = measure(weights, sources, found, sensitivity)
     after, bits = measure(weights, sources, finer, sensitivity)
@@ -297,7 +297,7 @@ def test_thinning_says_what_it_costs(kind, share):
     if kind == "few values":
         weights = np.random.default_rng(0).choice(np.float32([-1, 1, 2]), (1, 20_000))
     sources = read_sources(weights)
-    found = quantise(sources, 1e-3)
+    found = quantize(sources, 1e-3)
     before, bits = measure(weights, sources, found)
     thinned = thin(sources, found, (1 - share) * bits)
     after, _ = measure(weights, sources, thinned)

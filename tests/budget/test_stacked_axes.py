@@ -5,7 +5,7 @@ import pytest
 
 import sqs_jax
 from sqs_jax import Rule, compress_to_budget
-from sqs_jax.transform.stacked_axes import stacked_axes
+from sqs_jax.budget.stacked_axes import stacked_axes
 
 
 def stack(shape, scales, axes=1, seed=0):

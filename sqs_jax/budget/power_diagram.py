@@ -1,4 +1,4 @@
-"""Compute power diagrams in one dimension, of many tensors together.
+"""Power diagrams in 1-D, for a batch of tensors.
 
 Code c costs (w - level_c)^2 + penalty_c at a weight w. Without w^2 that is a line in w, so the
 weights that prefer a code form an interval: a cell of the power diagram (Aurenhammer 1987) of the
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sqs_jax.distribution.points import Source
+from sqs_jax.budget.sorted_weights import Source
 
 __all__ = ["Batch", "cells", "grid_counts", "pack", "side_by_side"]
 
@@ -23,10 +23,10 @@ class Batch(NamedTuple):
     """The sources of P tensors: R sources in S slices, in the order of the tensors.
 
     Attributes:
-      sources: The sources of all tensors, R in all.
-      slices: Number of the slice that each source belongs to, [R], ascending.
-      tensors: Number of the tensor that each slice belongs to, [S], ascending.
-      sensitivities: Sensitivity of each source, [R].
+        sources: The sources of all tensors, R in all.
+        slices: Number of the slice that each source belongs to, [R], ascending.
+        tensors: Number of the tensor that each slice belongs to, [S], ascending.
+        sensitivities: Sensitivity of each source, [R].
     """
 
     sources: list[Source]
@@ -65,12 +65,13 @@ class Batch(NamedTuple):
         """Give every point its best code and sum over the points of each code.
 
         Args:
-          levels: [S, K].
-          lengths: Bits of each code, [P, K + 1]; inf for codes that must not be used.
-          slope: Distortion that is worth one bit.
+            levels: Levels of each slice, [S, K].
+            lengths: Bits of each code, [P, K + 1]; inf for codes that must not be used.
+            slope: Distortion that is worth one bit.
 
         Returns:
-          Number of weights per code, [P, K + 1]; sums of s and of s w per slice and level, [S, K].
+            Number of weights per code, [P, K + 1]; sums of s and of s w per slice and level,
+            [S, K].
         """
         order, (number, total, _) = self._cell_sums(levels, lengths, slope)
         count = self._by_code(number, order, self.tensors[self.slices], lengths.shape)
@@ -116,7 +117,7 @@ class Batch(NamedTuple):
 
 
 def side_by_side(tensors: Sequence[Sequence[Source]]) -> Batch:
-    """Make a batch of the sources of tensors, at least one."""
+    """Return the batch of the sources of several tensors."""
     sources = [source for tensor in tensors for source in tensor]
     owners = np.repeat(np.arange(len(tensors)), [len(tensor) for tensor in tensors])
     rows = np.array([source.row for source in sources])
@@ -129,12 +130,12 @@ def cells(levels: np.ndarray, penalties: np.ndarray) -> tuple[np.ndarray, np.nda
     """Compute power diagrams of levels, with the value 0 as code 0.
 
     Args:
-      levels: [R, K], one diagram per row.
-      penalties: [R, K + 1] of code 0 and the levels; inf for codes without a cell.
+        levels: Levels of one diagram per row, [R, K].
+        penalties: Penalties of code 0 and of the levels, [R, K + 1]; inf for codes without a cell.
 
     Returns:
-      Codes by ascending level, [R, K + 1]; the edges between their cells, [R, K]; and the number
-      of cells in each row, [R]. Entries past that number have no meaning.
+        Codes by ascending level, [R, K + 1]; the edges between their cells, [R, K]; and the number
+        of cells in each row, [R]. Entries past that number have no meaning.
     """
     levels = np.concatenate([np.zeros((len(levels), 1)), levels], axis=1)
     heights = levels**2 + penalties
@@ -164,8 +165,8 @@ def pack(keep: np.ndarray, *arrays: np.ndarray) -> list[np.ndarray]:
     """Move chosen columns to the left and drop columns that are unused in all rows.
 
     Args:
-      keep: [R, K], bool.
-      *arrays: [R, K]; the other columns are padding afterwards.
+        keep: Chosen columns of each row, bool [R, K].
+        *arrays: Arrays [R, K]; in the results the other columns are padding.
     """
     width = int(keep.sum(axis=1).max())
     if keep[:, :width].all():
@@ -178,11 +179,11 @@ def grid_counts(batch: Batch, widths: np.ndarray) -> tuple[np.ndarray, np.ndarra
     """Count the weights in each cell of uniform grids.
 
     Args:
-      batch: P tensors in S slices.
-      widths: Width of the cells of each slice, [S]; a cell is around a multiple of that.
+        batch: P tensors in S slices.
+        widths: Width of the cells of each slice, [S]; a cell is around a multiple of that.
 
     Returns:
-      Tensor, multiple and number of weights of each cell that has any, by tensor and multiple.
+        Tensor, multiple and number of weights of each cell that has any, by tensor and multiple.
     """
     owners, multiples, numbers = [], [], []
     for source, width, owner in zip(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sqs_jax.artifact import is_compressed, materialize
-from sqs_jax.transform.options import as_array
+from sqs_jax.budget.options import as_array
 
 _CHUNK = 1 << 22  # weights in float64 at a time
 

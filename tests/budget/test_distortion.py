@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import sqs_jax
-from sqs_jax.transform import distortion
-from sqs_jax.transform.distortion import HARMLESS_LOSS, bits_below
+from sqs_jax.budget import distortion
+from sqs_jax.budget.distortion import HARMLESS_LOSS, bits_below
 
 A, B = np.array([[3.0, 4.0]]), np.array([[0.6, 0.0, 0.8]], np.float32)
 

@@ -9,8 +9,8 @@ import pytest
 import sqs_jax
 from benchmarks.networks import load_network
 from sqs_jax import compress_to_budget
+from tests.budget.test_budget_monotone import MOST_RISE
 from tests.conftest import REAL_DATA
-from tests.transform.test_budget_monotone import MOST_RISE
 
 
 @pytest.mark.real_data

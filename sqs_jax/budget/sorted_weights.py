@@ -1,4 +1,4 @@
-"""The weights of a tensor as points on a line, sorted: what a scalar quantiser works on."""
+"""Sorted weights of a tensor, as points on a line: the input of a scalar quantizer."""
 
 from typing import NamedTuple
 
@@ -9,20 +9,21 @@ __all__ = ["Source", "group_by_sensitivity", "read_sources"]
 _MAX_POINTS = 1 << 15
 _TAIL_POINTS = 1 << 11
 
-# Sensitivities are rounded: groups an octave wide, the last with all that is smaller still.
+# Sensitivities are rounded to groups an octave wide; the last group has all smaller ones.
 _MAX_GROUPS = 20
 
 
 class Source(NamedTuple):
-    """The weights of one slice that share a sensitivity, as points on a line.
+    """Weights of a slice with a common sensitivity, as sorted points on a line.
 
     Attributes:
-      row: of the weights, which slice they are from.
-      sensitivity: s of each of these weights, > 0.
-      values: the points, [M], ascending: the distinct weights, or means of neighbours where there
-        are too many of those.
-      sums: number, sum and sum of squares of the weights before each point and in all, [3, M + 1].
-      spread: squared distance of the weights from their points, summed; 0 for distinct weights.
+        row: Index of the slice of the weights.
+        sensitivity: Sensitivity s of each weight, > 0.
+        values: Points, [M], ascending: the distinct weights, or means of neighbors where the
+            distinct weights are too many.
+        sums: Number, sum and sum of squares of the weights before each point, and of all weights,
+            [3, M + 1].
+        spread: Sum of squared distances of the weights from their points; 0 for distinct weights.
     """
 
     row: int
@@ -33,7 +34,7 @@ class Source(NamedTuple):
 
     @property
     def energy(self) -> float:
-        """Sum of s w^2: the distortion of pruning all."""
+        """Return the sum of s w^2, the distortion of pruning all weights."""
         return self.sensitivity * float(self.sums[2, -1])
 
 
@@ -41,11 +42,11 @@ def read_sources(weights: np.ndarray, sensitivity: np.ndarray | None = None) -> 
     """Sort a tensor's weights.
 
     Args:
-      weights: [T, N], T slices, floating, finite, N > 0.
-      sensitivity: [T, N], finite, >= 0; 1 by default.
+        weights: Weights of T slices, [T, N], floating, finite, N > 0.
+        sensitivity: Sensitivities of the weights, [T, N], finite, >= 0; 1 by default.
 
     Returns:
-      The sources of all slices, in their order.
+        List of the sources of all slices, in the order of the slices.
     """
     if weights.dtype.itemsize < 4:
         weights = weights.astype(np.float32)  # numpy sorts it ten times faster
@@ -56,28 +57,28 @@ def read_sources(weights: np.ndarray, sensitivity: np.ndarray | None = None) -> 
         group = group_by_sensitivity(s)
         for g in range(int(group.max()) + 1):
             mean = float(s[group == g].mean(dtype=np.float64))
-            # above 0, which would divide by it: such weights go to the cheapest code all the same
+            # A sensitivity of 0 would divide by zero; these weights get the cheapest code anyway.
             mean = max(mean, 1e-12 * float(s.max()), 1e-200)
             sources.append(Source(t, mean, *_points(row[group == g])))
     return sources
 
 
 def group_by_sensitivity(sensitivity: np.ndarray) -> np.ndarray:
-    """Number the groups of about equal sensitivity, 0, 1, ..., none of them empty; [N]."""
+    """Return the group of each weight by sensitivity, [N]: 0, 1, ...; no group is empty."""
     with np.errstate(divide="ignore", invalid="ignore"):
         octaves = np.log2(sensitivity.max() / sensitivity.astype(np.float64))
-    octaves = np.nan_to_num(octaves, nan=0.0)  # all are zero
+    octaves = np.nan_to_num(octaves, nan=0.0)  # NaN if all sensitivities are 0
     group = np.minimum(octaves, _MAX_GROUPS - 1).astype(np.int8)
     occupied = np.bincount(group) > 0
     return (np.cumsum(occupied) - 1).astype(np.int8)[group]
 
 
 def _points(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """Sort weights [N] and put them together to points; returns values, sums and spread."""
+    """Sort weights [N] and group them to points; return values, sums and spread."""
     ordered = np.sort(weights)
     starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
     distinct = starts.size <= _MAX_POINTS
-    if not distinct:  # equal numbers of weights, fewer toward the ends: tails matter most
+    if not distinct:  # equal numbers of weights per point, fewer in the tails, which matter most
         size = ordered.size
         tail = np.geomspace(1, size, _TAIL_POINTS).astype(np.int64)
         body = np.arange(_MAX_POINTS - 2 * _TAIL_POINTS) * size // (_MAX_POINTS - 2 * _TAIL_POINTS)

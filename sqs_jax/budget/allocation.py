@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sqs_jax.transform.options import Option, Tensor, coded_options
+from sqs_jax.budget.options import Option, Tensor, coded_options
 
 _CODER_RATIO = 0.97  # bits of a stream over their estimate, before a file has been coded
 _RELIABLE_BITS = 2048  # length from which one stream alone measures the coder's ratio
