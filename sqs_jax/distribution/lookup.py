@@ -29,9 +29,6 @@ _CELLS_PER_COMPONENT = 1 << 11
 # of all 2^17 took four times as long to make (`python -m benchmarks soft_weight`).
 _MOST_CELLS = 1 << 15
 
-# Points times components of a table that is made at once: the smaller program.
-_AT_ONCE = 1 << 20
-
 # Bins of a cell, in which cotangents are collected; their middles stand for the weights' places.
 _BINS = 4
 
@@ -86,8 +83,7 @@ def entries(
       Array of shape [V, W, C + 1].
     """
     window = _windows(points) if points.shape[0] > 1 else None
-    at_once = points.size * mixture.means.shape[-1] <= _AT_ONCE
-    return jnp.stack(average(points, mixture, values, temperature, window=window, at_once=at_once))
+    return jnp.stack(average(points, mixture, values, temperature, window=window))
 
 
 def look_up(table: Table, loc: jax.Array) -> list[jax.Array]:

@@ -88,7 +88,7 @@ class _Plan(NamedTuple):
 
 
 # Weights of a block of the backward pass through a table: each block adds up all of its bins.
-_COLLECTED = 1 << 18
+_COLLECTED = 1 << 16
 
 
 # Compiled as a whole: outside of jit both platforms' branches would be.
