@@ -1,6 +1,8 @@
 """Bit allocation to a file size, then codes chosen for the outputs of layers."""
 
+import math
 from collections.abc import Callable
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,13 @@ from experiments.calibration.sensitivity import sensitivities
 from experiments.data import Dataset
 from experiments.export import shipped
 from experiments.trees import flat_leaves, map_leaves, other_collections
+from sqs_jax.budget import fit_bytes
 from sqs_jax.progress import progress, tracked
 
-# Fractions of the budget that an allocation takes. The rest is for codebooks, which may grow by a
-# few bytes when codes are chosen anew.
-_LEAST, _AIM, _MOST = 0.993, 0.997, 0.998
-_ENOUGH = 0.99  # fraction of the budget; a smaller file is made again from a larger allocation
-_TRIALS = 4
+# Fraction of the budget for an allocation. The rest is for codebooks, which may grow by a few bytes
+# when codes are chosen anew.
+_MOST = 0.998
+_TRIALS = 4  # calibrations of the whole network; one is usual
 _READS = 3  # approximate reads of each weight in an allocation, for its progress bar
 
 
@@ -54,13 +56,15 @@ def compress(
         may change these to values that take more bytes than the present values.
 
     Raises:
-      sqs_jax.BudgetError: No file is that small.
-      ValueError: The file is too large after every trial, with the newly chosen codes.
+      sqs_jax.BudgetError: No file is that small, or all files with newly chosen codes are too
+        large.
     """
-    budget = allowance = config.sqs.target_bytes
-    largest, best = 0, None  # bytes and params of the largest file that fits
-    for trial in range(_TRIALS):
-        folder = workdir / f"trial_{trial}" if trial else workdir
+    budget = config.sqs.target_bytes
+    folders = chain([workdir], (workdir / f"trial_{trial}" for trial in count(1)))
+
+    def measure(x: float) -> tuple[Any, int]:
+        """Give the allocation exp(x) budgets, as new codes take more or fewer bytes."""
+        folder, allowance = next(folders), round(budget * math.exp(x))
         allocated = run("allocation", allocate, model, variables, train, config, folder, allowance)
         compressed = run(
             "blocks", recode_stages, model, variables, allocated, batches, folder / "blocks"
@@ -69,21 +73,10 @@ def compress(
         tree, options = shipped(measured, other_collections(variables), config)
         with progress("size of the file"):
             size = sqs_jax.summarize(jax.tree.map(np.asarray, tree), **options).file_bytes
-        if size <= budget:
-            if size <= largest:  # No file lies between: a larger allowance changed nothing.
-                break
-            largest, best = size, compressed
-            if size >= _ENOUGH * budget:
-                break
-        allowance += budget - size
-        if size > budget:
-            allowance = int(0.999 * allowance)  # New codes are less ordered and take more bytes.
-    if best is None:
-        raise ValueError(
-            f"The file takes {size} bytes, config.sqs.target_bytes is {budget}, after {_TRIALS} "
-            "trials; give a little less."
-        )
-    return best
+        return compressed, size
+
+    name, remedy = "config.sqs.target_bytes", "give a little more"
+    return fit_bytes(measure, budget, tries=_TRIALS, name=name, remedy=remedy).candidate
 
 
 def with_any_values(compressed: Any) -> Any:
@@ -109,7 +102,7 @@ def allocate(
       train: Training examples, for the sensitivities.
       config: Config of the experiment.
       folder: Folder of allocation.sqs; an existing file is loaded.
-      budget: Bytes of the whole file; the allocation takes 99.3 to 99.8 %, where it can.
+      budget: Bytes of the whole file; the allocation takes at most 99.8 %.
 
     Returns:
       The compressed params.
@@ -120,26 +113,17 @@ def allocate(
     folder.mkdir(parents=True, exist_ok=True)
     sensitivity = sensitivities(model, variables, train, config)
     tree, options = shipped(variables["params"], other_collections(variables), config)
-    rest = other_collections(tree)
     reads = _READS * sum(leaf.nbytes for leaf in jax.tree.leaves(tree["params"]))
-    target, best_size, best = _AIM * budget, 0, None
-    for _ in range(_TRIALS):
-        with progress("allocation", reads, percent=True) as advance:
-            compressed = sqs_jax.compress_to_budget(
-                {"params": tracked(tree["params"], advance)},
-                target_bytes=int(target),
-                sensitivity={"params": sensitivity},
-                rules=[sqs_jax.Rule(pattern=f"params/(?:{config.sqs.pattern})")],
-                stacked=0,
-                **options,
-            )["params"]
-        size = sqs_jax.summarize({"params": compressed, **rest}, **options).file_bytes
-        if best_size < size <= _MOST * budget:
-            best_size, best = size, compressed
-        if _LEAST * budget <= size <= _MOST * budget:
-            break
-        target *= _AIM * budget / size
-    kept = flat_leaves(best or compressed)  # the last one if no trial is in the range
+    with progress("allocation", reads, percent=True) as advance:
+        compressed = sqs_jax.compress_to_budget(
+            {**tree, "params": tracked(tree["params"], advance)},
+            target_bytes=int(_MOST * budget),
+            sensitivity={"params": sensitivity},
+            rules=[sqs_jax.Rule(pattern=f"params/(?:{config.sqs.pattern})")],
+            stacked=0,
+            **options,
+        )["params"]
+    kept = flat_leaves(compressed)
 
     def unfolded(path: str, leaf: Any) -> Any:
         return kept[path] if isinstance(kept[path], sqs_jax.CompressedLeaf) else np.asarray(leaf)

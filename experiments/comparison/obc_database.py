@@ -4,6 +4,7 @@ Frantar & Alistarh 2022, arXiv:2208.11580, compress each layer with several sett
 setting per layer.
 """
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,6 +16,7 @@ import sqs_jax
 from experiments.calibration.blockwise import Batches, recode_stages
 from experiments.trees import map_leaves
 from sqs_jax.baselines import obc, obc_allocation, round_to_nearest
+from sqs_jax.budget import fit_bytes
 from sqs_jax.progress import progress
 
 SETTINGS: tuple[dict[str, Any], ...] = tuple(
@@ -93,17 +95,18 @@ def compress(
     rest = size(assembled(first)) - sum(database[path][0].size for path in paths)
     errors = [[entry.error for entry in database[path]] for path in paths]
     sizes = [[entry.size for entry in database[path]] for path in paths]
-    kernel_budget = budget - rest
-    for _ in range(_TRIALS):
-        try:
-            compressed = assembled(obc_allocation.allocate(errors, sizes, kernel_budget))
-        except sqs_jax.BudgetError as error:  # the message gives the least size
-            print(error)
-            return None
-        if (file_size := size(compressed)) <= budget:
-            return compressed
-        kernel_budget -= file_size - budget
-    return None
+    kernel_bytes = budget - rest
+
+    def measure(x: float) -> tuple[Any, int]:
+        choice = obc_allocation.allocate(errors, sizes, kernel_bytes * math.exp(x))
+        compressed = assembled(choice)
+        return compressed, size(compressed)
+
+    try:
+        return fit_bytes(measure, budget, tries=_TRIALS).candidate
+    except sqs_jax.BudgetError as error:  # the message gives the least size
+        print(error)
+        return None
 
 
 def _entries(weights: Any, second: Any) -> list[Entry]:

@@ -3,8 +3,10 @@
 Each published method has one setting that determines the size of its file.
 """
 
+import math
 from collections.abc import Callable
 from functools import cache, partial
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,11 +32,11 @@ from sqs_jax.baselines import (
     spqr,
     wanda,
 )
+from sqs_jax.budget import fit_bytes
 from sqs_jax.progress import track
 
 _GROUP, _SMALL_GROUP = 32, 16  # inputs per group, or the nearest divisor of a kernel's inputs
 _SPARSITY_STEPS = 256
-_MARGIN = 0.01  # share of the budget by which the first trial's file without inputs may exceed it
 _TRIALS = 6
 
 
@@ -198,42 +200,37 @@ def _fitting(
 ) -> tuple[Any, Any] | None:
     """Return params and settings of the largest file of a ladder that fits in a budget."""
     params = variables["params"]
+    last = len(ladder) - 1
 
     @cache
-    def uninformed(number: int) -> Any:
-        """Compress without inputs, and return the params and the size of their file."""
-        leaves = peer.compress(kernels, ladder[number], None)
+    def uninformed(x: float) -> tuple[Any, int]:
+        """Compress by settings x of the reversed ladder, and return params and file size."""
+        leaves = peer.compress(kernels, ladder[last - round(x)], None)
         compressed = map_leaves(lambda path, leaf: leaves.get(path, leaf), params)
         return compressed, size(compressed)
 
-    def largest(limit: float) -> int:
-        """Return the index of the first settings whose file without inputs fits in a limit."""
-        low, high = 0, len(ladder)
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if uninformed(middle)[1] <= limit else (middle + 1, high)
-        return low
+    trials = count()
 
-    # Error compensation changes codes, so that the file may be larger or smaller than without
-    # inputs. The limit of the search without inputs therefore moves until the file fits.
-    limit = budget * (1 + _MARGIN if peer.informed else 1)
-    for trial in range(_TRIALS):
-        number = largest(limit)
-        if number == len(ladder):
-            return None
-        settings, (compressed, uninformed_size) = ladder[number], uninformed(number)
+    def informed(x: float) -> tuple[Any, int]:
+        """Compress by the layers' inputs: the file may be larger or smaller than without them."""
+
+        def by_inputs(_: Any, weights: Any, moments: Any) -> Any:
+            return peer.compress(weights, ladder[last - round(x)], moments)
+
+        folder, start = workdir / f"trial_{next(trials)}", uninformed(x)[0]
+        compressed = recode_stages(model, variables, start, batches, folder, by_inputs)
+        return compressed, size(compressed)
+
+    steps = partial(fit_bytes, bracket=(0, last), resolution=1, tolerance=0)
+    try:
+        fit = steps(uninformed, budget, start=last // 2, slope=1 / len(ladder))
         if peer.informed:
-
-            def by_inputs(_: Any, weights: Any, moments: Any, settings: Any = settings) -> Any:
-                return peer.compress(weights, settings, moments)
-
-            folder = workdir / f"trial_{trial}"
-            compressed = recode_stages(model, variables, compressed, batches, folder, by_inputs)
-        file_size = size(compressed)
-        if file_size <= budget:
-            return compressed, settings
-        limit = min(limit, uninformed_size - 1, 0.999 * uninformed_size * budget / file_size)
-    return None
+            # The settings of a slightly larger file may fit by inputs.
+            start, slope = min(fit.x + 1, last), 1 / len(ladder)
+            fit = steps(informed, budget, start=start, slope=slope, tries=_TRIALS)
+    except sqs_jax.BudgetError:
+        return None
+    return fit.candidate, ladder[last - round(fit.x)]
 
 
 def compress_to_train(
@@ -250,22 +247,24 @@ def compress_to_train(
     Raises:
       sqs_jax.BudgetError: If the method makes no file of this size.
     """
-    budget = reduced_budget = config.sqs.target_bytes
+    budget = config.sqs.target_bytes
     reduced = config.copy_and_resolve_references()
-    for trial in range(_TRIALS):
-        reduced.sqs.target_bytes = reduced_budget
-        result = compress(method, problem, variables, reduced, workdir / f"room_{trial}")
+    trials = count()
+
+    def measure(x: float) -> tuple[Any, int]:
+        reduced.sqs.target_bytes = round(budget * math.exp(x))
+        folder = workdir / f"room_{next(trials)}"
+        result = compress(method, problem, variables, reduced, folder)
         if result is None:
-            break
-        params, _ = result
-        size = file_bytes(ours.with_any_values(params), variables, config)
-        if size <= budget:
-            return params
-        reduced_budget -= size - budget
-    raise sqs_jax.BudgetError(
-        f"config.sqs.target_bytes is {budget}: {method} makes no file that small of this network; "
-        "give more."
-    )
+            raise sqs_jax.BudgetError(
+                f"config.sqs.target_bytes is {budget}: {method} makes no file that small of this "
+                "network; give more."
+            )
+        return result[0], file_bytes(ours.with_any_values(result[0]), variables, config)
+
+    name = "config.sqs.target_bytes"
+    fit = fit_bytes(measure, budget, bracket=(-math.inf, 0), tries=_TRIALS, name=name)
+    return fit.candidate
 
 
 def file_bytes(params: Any, variables: Any, config: Any) -> int:

@@ -30,14 +30,14 @@ from experiments.training.phases import MaskSchedule, Phase
 from experiments.training.sharding import fetch
 from experiments.training.warm_start import at_codes, start_near
 from experiments.trees import flat_leaves, map_leaves, sparsity, sub_distributions
+from sqs_jax.budget import TOLERANCE, Fit, fit_bytes
 
-# Fractions of the budget. The final file takes at least the first. While the network trains, the
-# search accepts the second and aims at the third: settled codes take about a percent less.
-_PROMISED, _LEAST, _AIM = 0.98, 0.99, 0.996
-_STEP, _MOST = 6.0, 40.0  # largest change of a strength; largest strength for too large a file
+# Fraction of the budget that the final file takes at least. While the network trains, files take
+# more: settled codes take about a percent less.
+_PROMISED = 0.98
+_MOST, _RESOLUTION = 40.0, 0.01  # of the strength
 _MOST_PRUNED = 0.999  # largest sparsity
-_SLOPE = -0.3  # first guess: derivative of the logarithm of the size by the strength
-_TRIALS = 24
+_SLOPE = 0.3  # first guess: minus the derivative of the logarithm of the size by the strength
 
 
 def priced(posterior: Any, strength: float) -> Any:
@@ -101,53 +101,34 @@ class Budget(NamedTuple):
         Raises:
           sqs_jax.BudgetError: The file is too large at every strength.
         """
-        best, size, larger = self._search(posterior, model_state)
-        if best is None:
-            raise sqs_jax.BudgetError(
-                f"config.sqs.target_bytes is {self.target}: with as few codes as can be, the file "
-                f"still takes {self.file_bytes(larger, model_state)} bytes; raise it, or round "
-                "more (config.sqs.dense_dtype)."
-            )
-        if self.assign is not priced or larger is None or size >= _LEAST * self.target:
-            return best
-        filled, *_ = self._replace(assign=_dearest_pruned(larger))._search(larger, model_state)
-        if filled is None or _error(filled, posterior) > _error(best, posterior):
-            return best
-        return filled
+        fit = self._largest(posterior, model_state)
+        full = fit.bytes >= (1 - TOLERANCE) * self.target
+        if self.assign is not priced or fit.above is None or full:
+            return fit.candidate
+        pruning = self._replace(assign=_dearest_pruned(fit.above))
+        try:
+            filled = pruning._largest(fit.above, model_state).candidate
+        except sqs_jax.BudgetError:
+            return fit.candidate
+        best = _error(fit.candidate, posterior)
+        return fit.candidate if _error(filled, posterior) > best else filled
 
-    def _search(self, posterior: Any, model_state: Any) -> tuple[Any, int, Any]:
-        """Search the largest file that fits.
+    def _largest(self, posterior: Any, model_state: Any) -> Fit[Any]:
+        """Find the largest file that fits, by the strength."""
 
-        Returns:
-          The posterior of the largest file that fits, or None; its bytes, or 0; and the posterior
-          of the last file that is too large, or None.
-        """
-        low, high, strength = -math.inf, math.inf, 0.0
-        best, best_size, larger, before = None, 0, None, None
-        for _ in range(_TRIALS):
-            candidate = self.assign(posterior, strength)
-            size, width = self.file_bytes(candidate, model_state), high - low
-            if size > self.target:
-                low, larger = strength, candidate
-            else:
-                high = strength
-                if size == best_size and low == -math.inf:
-                    break  # The levels cannot fill more bytes: a lower price changes nothing.
-                if size > best_size:
-                    best, best_size = candidate, size
-            if _LEAST * self.target <= size <= self.target or high - low < 1e-2:
-                break
-            if best is None and strength > _MOST:
-                break
-            # Regula falsi on the logarithms. Bisection where the secant leaves the bracket or
-            # shrinks it by less than half, as happens beside a jump of the size.
-            here, slope = (strength, math.log(size / (_AIM * self.target))), _SLOPE
-            if before and before[1] != here[1]:
-                slope = min((here[1] - before[1]) / (here[0] - before[0]), -1e-3)
-            before, strength = here, strength + min(max(-here[1] / slope, -_STEP), _STEP)
-            if not low < strength < high or width / 2 < high - low < math.inf:
-                strength = (low + high) / 2
-        return best, best_size, larger
+        def measure(weakness: float) -> tuple[Any, int]:
+            candidate = self.assign(posterior, -weakness)
+            return candidate, self.file_bytes(candidate, model_state)
+
+        return fit_bytes(
+            measure,
+            self.target,
+            slope=_SLOPE,
+            bracket=(-_MOST, math.inf),
+            resolution=_RESOLUTION,
+            name="config.sqs.target_bytes",
+            remedy="raise it, or round more (config.sqs.dense_dtype)",
+        )
 
     def land(self, posterior: Any, model_state: Any, scores: Any) -> Any:
         """Return the trained posterior with codes that fit the budget.

@@ -13,9 +13,9 @@ Candidate = TypeVar("Candidate")
 TOLERANCE = 0.01
 """Share of the bytes that the search may leave unused."""
 
+_AIM = 0.4  # share of the tolerance that the search leaves unused, if the size is smooth
 _LARGEST_CHANGE = 2.0  # of the logarithm of the size, in one step, by the first guess of its slope
 _LEAST_SLOPE = 0.01  # share of the first guess, for a finite step where the size is constant
-_PLATEAU = 2  # equal sizes after which no larger file is expected; the last step is the longest
 
 
 class Fit(NamedTuple, Generic[Candidate]):
@@ -52,8 +52,9 @@ def fit_bytes(
     The size should increase with the scalar; it may be noisy, and constant or discontinuous in
     places. The method is the secant method on the logarithm of the size, with bisection where the
     secant leaves the bracket of a fitting and a too large file, or halves that bracket too slowly.
-    The search ends at a file of (1 - tolerance) * target to target bytes; at neighboring scalars;
-    and where much larger scalars give the same size while no file is too large.
+    The search ends at a file of (1 - tolerance) * target to target bytes, and at neighboring
+    scalars. Without an upper bound of the scalar it also ends if a larger scalar gives the same
+    size while no file is too large.
 
     Args:
         measure: Function from the scalar to a candidate and the bytes of its file, > 0.
@@ -93,49 +94,46 @@ def fit_bytes(
         if not in_range:
             raise ValueError(f"fit_bytes: {argument}, which is out of range.")
 
-    # Scalars are counted in units of the resolution. The bounds are exclusive.
-    low, high = (
-        bound if math.isinf(bound) else round(bound / resolution) + outwards
-        for bound, outwards in zip(bracket, (-1, 1), strict=True)
-    )
+    # Scalars are counted in units of the resolution.
+    first, last = (x if math.isinf(x) else round(x / resolution) for x in bracket)
     unit_slope = slope * resolution
     longest = max(1, round(_LARGEST_CHANGE / unit_slope))
-    aim = (1 - tolerance / 2) * target
+    aim = (1 - _AIM * tolerance) * target
     best: Fit[Candidate] | None = None
-    above, smallest, measured, unchanged = None, math.inf, 0, 0
+    above, smallest, measured = None, math.inf, 0
+    low, high = -math.inf, math.inf  # measured: the last that fits, the first that is too large
     before: tuple[int, float] | None = None
     unit = round(start / resolution)
     while measured < tries:
         candidate, size = measure(unit * resolution)
         measured += 1
-        smallest, width = min(smallest, size), high - low
-        if size > target:
-            high, above = unit, candidate
-        else:
+        smallest, width, fits = min(smallest, size), high - low, size <= target
+        if fits:
             low = unit
-            unchanged += best is not None and size == best.bytes
-            if unchanged == _PLATEAU and high == math.inf:
+            if best is not None and size == best.bytes and high == last == math.inf:
                 break
             if best is None or size > best.bytes:
                 best = Fit(unit * resolution, candidate, size, None)
-        if (1 - tolerance) * target <= size <= target or high - low <= 1:
+        else:
+            high, above = unit, candidate
+        least, most = max(low + 1, first), min(high - 1, last)  # next unit
+        if (fits and size >= (1 - tolerance) * target) or least > most:
             break
         distance, secant = math.log(size / aim), unit_slope
         if before is not None:
             secant = (distance - before[1]) / (unit - before[0])
             secant = max(secant, _LEAST_SLOPE * unit_slope)
         before = unit, distance
-        step = min(max(-distance / secant, -longest), longest)
-        if unchanged and high == math.inf:
-            step = longest
-        unit += (math.floor(step) or 1) if size <= target else (math.ceil(step) or -1)
-        slow = width / 2 < high - low
-        if high - low < math.inf and (slow or not low < unit < high):
+        step = min(round(abs(distance) / secant), longest)
+        step = max(step, 1 << (measured - 1))  # finds the other side in a few files
+        unit += step if fits else -step
+        if high - low < math.inf and (width / 2 < high - low or not least <= unit <= most):
             unit = int((low + high) // 2)
+        unit = int(min(max(unit, least), most))
     if best is None:
         raise BudgetError(
-            f"The smallest of {measured} files takes {smallest:.0f} bytes, {name} is {target:.0f}; "
-            f"{remedy}.",
+            f"{name} is {target:.0f}, but the smallest of {measured} files still takes "
+            f"{smallest:.0f} bytes; {remedy}.",
             budget=int(target),
             least=int(smallest),
         )

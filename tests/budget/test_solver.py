@@ -72,7 +72,7 @@ def test_noise_larger_than_the_tolerance_costs_no_more_than_itself(seed):
 
 def test_at_a_jump_both_sides_are_returned():
     measure, measured = counted(lambda x: 800 if x < 0.3 else 1300)
-    fit = fit_bytes(measure, 1000, tries=60)
+    fit = fit_bytes(measure, 1000, bracket=(-1, 1), tries=60)
     assert fit.bytes == 800 and measured.count(fit.x) == 1
     assert fit.x < 0.3 <= fit.above
     assert min(x for x in measured if x >= 0.3) == fit.above
@@ -81,7 +81,7 @@ def test_at_a_jump_both_sides_are_returned():
 def test_a_size_that_cannot_grow_ends_the_search():
     measure, measured = counted(lambda x: min(600, 1000 * math.exp(x)))
     assert fit_bytes(measure, 5000).bytes == 600
-    assert len(measured) == 3
+    assert len(measured) == 2
 
 
 def test_files_at_most_are_the_tries():
@@ -92,12 +92,12 @@ def test_files_at_most_are_the_tries():
 
 def test_a_target_that_nothing_meets_names_the_least_size_and_the_remedy():
     measure, measured = counted(lambda x: 500 + math.exp(x))
-    message = r"The smallest of 6 files takes 50\d bytes, budget is 300; prune more\."
+    message = r"budget is 300, but the smallest of 6 files still takes 50\d bytes; prune more\."
     with pytest.raises(BudgetError, match=message) as caught:
         fit_bytes(measure, 300, start=2, tries=6, name="budget", remedy="prune more")
     assert caught.value.budget == 300 and 500 <= caught.value.least <= 507
     measure, measured = counted(lambda x: 500)
-    with pytest.raises(BudgetError, match="takes 500 bytes, target is 300; give more bytes"):
+    with pytest.raises(BudgetError, match=r"target is 300, .* takes 500 bytes; give more bytes\."):
         fit_bytes(measure, 300, bracket=(0, 2), resolution=1)
     assert measured == [0]
 
