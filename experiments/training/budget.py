@@ -77,12 +77,14 @@ class Budget(NamedTuple):
       config: Config of the experiment.
       assign: Function (posterior, strength) -> posterior with new codes. A larger strength gives
         fewer bytes; strength 0 gives the codes that are due at this step.
+      at_price: Whether `assign` chooses codes at a price, and zeros with them.
     """
 
     target: int
     transform: sqs_jax.Transform
     config: Any
     assign: Callable[[Any, float], Any]
+    at_price: bool
 
     def fit(self, posterior: Any, model_state: Any) -> Any:
         """Choose codes that take as many bytes as the budget allows.
@@ -103,9 +105,9 @@ class Budget(NamedTuple):
         """
         fit = self._largest(posterior, model_state)
         full = fit.bytes >= (1 - TOLERANCE) * self.target
-        if self.assign is not priced or fit.above is None or full:
+        if not self.at_price or fit.above is None or full:
             return fit.candidate
-        pruning = self._replace(assign=_dearest_pruned(fit.above))
+        pruning = self._replace(assign=_dearest_pruned(fit.above), at_price=False)
         try:
             filled = pruning._largest(fit.above, model_state).candidate
         except sqs_jax.BudgetError:
@@ -139,7 +141,7 @@ class Budget(NamedTuple):
         """
         if _PROMISED * self.target <= self.file_bytes(posterior, model_state) <= self.target:
             return posterior
-        if self.assign is priced:
+        if self.at_price:
             return self.fit(posterior, model_state)
         kept = {path: leaf.kept for path, leaf in sub_distributions(posterior).items()}
         ranked = map_leaves(lambda path, s: jnp.where(kept[path], s, s / (1 + s) - 1), scores)
@@ -148,7 +150,7 @@ class Budget(NamedTuple):
         def assign(posterior: Any, strength: float) -> Any:
             return sqs_jax.prune(posterior, _scale_odds(start, strength), scores=ranked)
 
-        return self._replace(assign=assign).fit(posterior, model_state)
+        return self._replace(assign=assign, at_price=False).fit(posterior, model_state)
 
     def file_bytes(self, posterior: Any, model_state: Any) -> int:
         """Measure the bytes of model.sqs of a posterior."""
@@ -253,7 +255,7 @@ def with_budget(phase: Phase, dense: Any, config: Any, compressed: Any) -> Phase
     ramp = mask.sparsity  # from 0 to 1, see phases.py and, for pruning first, sequential.py
     mask = mask._replace(sparsity=lambda step: overall * ramp(step), scores=scores, scope="global")
     assign = priced if calibrated else pruned(mask)
-    budget = Budget(config.sqs.target_bytes, transform, config, assign)
+    budget = Budget(config.sqs.target_bytes, transform, config, assign, at_price=calibrated)
     return phase._replace(transform=transform, mask=mask._replace(budget=budget))
 
 
