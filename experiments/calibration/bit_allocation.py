@@ -113,10 +113,11 @@ def allocate(
     folder.mkdir(parents=True, exist_ok=True)
     sensitivity = sensitivities(model, variables, train, config)
     tree, options = shipped(variables["params"], other_collections(variables), config)
+    rest = sqs_jax.materialize(other_collections(tree))  # constants ship as codes
     reads = _READS * sum(leaf.nbytes for leaf in jax.tree.leaves(tree["params"]))
     with progress("allocation", reads, percent=True) as advance:
         compressed = sqs_jax.compress_to_budget(
-            {**tree, "params": tracked(tree["params"], advance)},
+            {**rest, "params": tracked(tree["params"], advance)},
             target_bytes=int(_MOST * budget),
             sensitivity={"params": sensitivity},
             rules=[sqs_jax.Rule(pattern=f"params/(?:{config.sqs.pattern})")],
