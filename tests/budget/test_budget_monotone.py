@@ -5,7 +5,7 @@ import pytest
 
 import sqs_jax
 from sqs_jax import compress_to_budget
-from sqs_jax.transform import budget as budget_module
+from sqs_jax.budget import budget as budget_module
 
 MOST_RISE = 1.05
 SAMPLERS = {
