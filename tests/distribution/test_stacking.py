@@ -38,7 +38,8 @@ def tensors():
     return made
 
 
-def test_trees_of_equal_shapes_are_one_call_and_results_keep_their_order():
+@pytest.mark.parametrize("one_by_one", [True, False])
+def test_trees_of_equal_shapes_are_one_call_and_results_keep_their_order(one_by_one):
     trees = [{"a": jnp.full(shape, i), "b": jnp.arange(3)} for i, shape in enumerate([2, 4, 2, 2])]
     calls = []
 
@@ -46,18 +47,20 @@ def test_trees_of_equal_shapes_are_one_call_and_results_keep_their_order():
         calls.append(tree["a"].shape)
         return tree["a"] + 1, jnp.sum(tree["a"], axis=-1)
 
-    results = by_shape(function, trees)
-    assert sorted(calls) == [(3, 2), (4,)]
+    results = by_shape(function, trees, one_by_one=one_by_one)
+    assert sorted(calls) == [(2,) if one_by_one else (3, 2), (4,)]
     for i, (tree, (plus, total)) in enumerate(zip(trees, results, strict=True)):
         np.testing.assert_array_equal(plus, tree["a"] + 1)
         assert int(total) == i * len(tree["a"])
 
 
-def test_large_tensors_are_not_copied_to_a_stack(monkeypatch):
-    monkeypatch.setattr(stacking, "_STACKED", 3)
+def test_large_tensors_have_programs_of_their_own_and_stacks_are_bounded(monkeypatch):
+    monkeypatch.setattr(stacking, "_LARGE", 4)
+    monkeypatch.setattr(stacking, "_SHARED", 6)
     shapes = []
-    by_shape(lambda x: shapes.append(x.shape) or x, [jnp.ones(n) for n in (4, 4, 3, 3)])
-    assert sorted(shapes) == [(2, 3), (4,), (4,)]
+    trees = [jnp.ones(n) for n in (4, 4, 3, 3, 3)]
+    by_shape(lambda x: shapes.append(x.shape) or x, trees, one_by_one=False)
+    assert sorted(shapes) == [(2, 3), (3,), (4,), (4,)]
 
 
 @pytest.mark.parametrize("at_once", [True, False])
